@@ -1,0 +1,3 @@
+"""jaxgen: class-conditional generative modelling in JAX."""
+
+__version__ = "0.1.0"
