@@ -1,0 +1,328 @@
+"""Configs: load, override, validate, build.
+
+A config section is the keyword arguments of the function that it configures, so the function's
+signature is the schema: an unknown key is an error that names the section, the closest key and what
+is allowed. A section's `name` is a module and a function in it, found by import in the room of the
+section's key (`ROOMS`); a full dotted path reaches any other installed module.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jaxgen.errors import UsageError, invalid, unknown
+
+ROOMS = {
+    "source": "jaxgen.data",
+    "model": "jaxgen.nn",
+    "method": "jaxgen.families",
+    "path": "jaxgen.families.diffusion.path",
+    "solver": "jaxgen.families.diffusion.solvers",
+    "grid": "jaxgen.families.diffusion.grids",
+    "times": "jaxgen.families.diffusion.times",
+    "weighting": "jaxgen.families.diffusion.weighting",
+    "guidance": "jaxgen.families.diffusion.guidance",
+}
+"""Where the `name` of a section with this key is looked for."""
+
+
+def load(path: str) -> ml_collections.ConfigDict:
+    """Load a config from a Python file; `file.py:ARG` calls its `get_config("ARG")`.
+
+    Raises UsageError if the file is missing, cannot be imported or has no `get_config`.
+    """
+    file, _, argument = path.partition(":")
+    if not Path(file).is_file():
+        raise invalid("--config", path, "an existing Python file with get_config()")
+    spec = importlib.util.spec_from_file_location("jaxgen_user_config", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, NameError) as error:
+        raise UsageError(f"--config {file}: cannot be imported: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise invalid("--config", file, "a Python file that defines get_config()")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"--config {path}: get_config failed: {error}") from error
+    return ml_collections.ConfigDict(_plain(config))
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote."""
+    return ml_collections.ConfigDict(json.loads(text))
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """A config as JSON with sorted keys; tuples become lists, which `build` takes as tuples."""
+    return json.dumps(_plain(config), indent=2, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """A nested config as plain dicts, lists and numbers."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> None:
+    """Apply `a.b.c=value` assignments in place.
+
+    Values are Python literals (`200_000`, `True`, `(1, 2)`) or else strings. A key that the config
+    does not have yet is set where its section is a named one (its callable may take it: `validate`
+    says); elsewhere it is an error that names the closest key.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise invalid("--config", assignment, "--config.section.key=value")
+        *parents, last = key.split(".")
+        section: Any = config
+        seen: list[str] = []
+        for part in parents:
+            seen.append(part)
+            if not isinstance(section, ml_collections.ConfigDict) or part not in section:
+                names = section.keys() if isinstance(section, ml_collections.ConfigDict) else []
+                raise unknown("config." + ".".join(seen), part, names)
+            section = section[part]
+        if not isinstance(section, ml_collections.ConfigDict):
+            raise invalid(f"config.{key}", text, f"a value for config.{'.'.join(parents)} itself")
+        value = _literal(text)
+        if last in section:
+            current = section[last]
+            if isinstance(current, ml_collections.ConfigDict) and isinstance(value, str):
+                # One word swaps the part: the old part's keywords do not fit the new one.
+                with section.unlocked():
+                    section[last] = ml_collections.ConfigDict({"name": value})
+                continue
+            if not _compatible(current, value):
+                raise invalid(f"config.{key}", value, f"a {type(current).__name__}")
+        elif not parents:
+            raise unknown(f"config.{key}", last, section.keys())
+        with section.ignore_type(), section.unlocked():
+            section[last] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _compatible(current: Any, value: Any) -> bool:
+    """Whether an override may replace `current`: same kind; int for float; anything for None."""
+    if current is None or value is None:
+        return True
+    if isinstance(current, bool) or isinstance(value, bool):
+        return isinstance(current, bool) and isinstance(value, bool)
+    if isinstance(current, float):
+        return isinstance(value, (int, float, list, tuple))
+    if isinstance(current, int):
+        return isinstance(value, int)
+    if isinstance(current, (list, tuple)):
+        return isinstance(value, (list, tuple, int, float))
+    if isinstance(current, ml_collections.ConfigDict):
+        return isinstance(value, (dict, str))
+    return isinstance(value, type(current))
+
+
+def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
+    """The callable that `name` stands for: `room.name`, or `name` itself as a full dotted path.
+
+    Raises UsageError that names the option and the closest existing name.
+    """
+    if not isinstance(name, str) or not name:
+        raise invalid(f"{option}.name", name, f"the name of a function in {room}")
+    for full in (f"{room}.{name}", name):
+        module_name, _, attribute = full.rpartition(".")
+        try:
+            if not module_name or importlib.util.find_spec(module_name) is None:
+                continue
+        except (ModuleNotFoundError, ValueError):
+            continue
+        found = getattr(importlib.import_module(module_name), attribute, None)
+        if callable(found):
+            return found
+    raise unknown(f"{option}.name", name, _names_in(room))
+
+
+def _names_in(room: str) -> list[str]:
+    """Public callables of a room: `function` of a module, `module.function` of a package."""
+    module = importlib.import_module(room)
+    names = _callables(module)
+    for path in getattr(module, "__path__", []):
+        for file in sorted(Path(path).glob("*.py")):
+            if not file.stem.startswith("_"):
+                inner = importlib.import_module(f"{room}.{file.stem}")
+                names += [f"{file.stem}.{n}" for n in _callables(inner)]
+    return names
+
+
+def _callables(module: types.ModuleType) -> list[str]:
+    return [
+        n
+        for n, v in vars(module).items()
+        if callable(v) and not n.startswith("_") and getattr(v, "__module__", "") == module.__name__
+    ]
+
+
+def build(section: Any, room: str, option: str, **given: Any) -> Any:
+    """Call what a section names with the section's keywords and `given` (what the caller supplies).
+
+    A plain string stands for a section with only a name. Nested sections whose key is in `ROOMS`
+    are built first. Keywords are checked against the signature (name, then plain type).
+    """
+    return partial(section, room, option, **given)()
+
+
+def partial(section: Any, room: str, option: str, **given: Any) -> Callable[..., Any]:
+    """As `build`, without the call: the callable with its keywords bound and checked."""
+    if isinstance(section, str):
+        section = {"name": section}
+    if not isinstance(section, (Mapping, ml_collections.ConfigDict)):
+        raise invalid(option, section, "a name or a section with a name")
+    keywords = _shallow(section)
+    if "name" not in keywords:
+        raise invalid(option, sorted(keywords), "a section with a name", f"Rooms: {room}.")
+    function = resolve(keywords.pop("name"), room, option)
+    built = {}
+    for key, value in keywords.items():
+        if key in ROOMS and _is_section(value):
+            value = build(value, ROOMS[key], f"{option}.{key}")
+        built[key] = value
+    return functools.partial(function, **check(function, built, option, given), **given)
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, (Mapping, ml_collections.ConfigDict)) and "name" in value
+    )
+
+
+def _shallow(section: Any) -> dict[str, Any]:
+    """The items of a section; nested sections stay as they are."""
+    return {str(k): section[k] for k in section}
+
+
+def check(
+    function: Callable[..., Any],
+    keywords: Mapping[str, Any],
+    option: str,
+    given: Collection[str] = (),
+) -> dict[str, Any]:
+    """Keywords checked against a function's signature; lists become tuples where it wants tuples.
+
+    `given` are keywords that the caller supplies itself and a config may not set. Raises UsageError
+    for an unknown keyword, a wrong plain type, or a required keyword that is missing.
+    """
+    signature = inspect.signature(function)
+    parameters = {
+        n: p
+        for n, p in signature.parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        # Flax adds these two to every module; they are not the user's.
+        and n not in ("parent", "name")
+    }
+    hints = _hints(function)
+    allowed = [n for n in parameters if n not in given]
+    checked = {}
+    for key, value in keywords.items():
+        if key not in allowed:
+            raise unknown(f"{option}.{key}", key, allowed)
+        value = _tuples(_plain(value)) if isinstance(value, (list, tuple)) else value
+        hint = hints.get(key)
+        if hint is not None and not _matches(value, hint):
+            raise invalid(f"{option}.{key}", value, _describe(hint))
+        checked[key] = value
+    missing = [
+        n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in checked
+    ]
+    if missing:
+        raise invalid(option, sorted(keywords), f"a section that also sets {', '.join(missing)}")
+    return checked
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    target: Any = function
+    if isinstance(function, type) and not dataclasses.is_dataclass(function):
+        target = function.__init__  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError):
+        return {}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a plain value fits a type hint; hints that are not plain types accept anything."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, a) for a in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    if hint is tuple or origin is tuple or origin is collections.abc.Sequence:
+        if not isinstance(value, (tuple, list)):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_matches(v, arguments[0]) for v in value)
+        if origin is tuple and arguments:
+            return len(value) == len(arguments) and all(map(_matches, value, arguments))
+        return True
+    return True
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(repr(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if a is type(None) else _describe(a) for a in arguments)
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old, new) for every leaf where two configs differ; absent is None."""
+    old, new = _plain(old), _plain(new)
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        name = f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{name}.")
+        elif a != b:
+            yield name, a, b
