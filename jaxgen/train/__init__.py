@@ -1,0 +1,1 @@
+"""Training: the loop, optimizers, averages, sharding, checkpoints, logging, interruption."""

@@ -1,0 +1,107 @@
+"""Optimizers and schedules from a config's `optimizer` section, with warm-up in images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxgen.errors import invalid
+
+ScheduleName = Literal["constant", "cosine", "linear", "inverse_sqrt"]
+OptimizerName = Literal["adamw", "adam", "muon", "sgd"]
+
+
+def schedule(
+    name: ScheduleName,
+    *,
+    learning_rate: float,
+    warmup_images: int,
+    decay_images: int | None,
+    final_fraction: float,
+    images: int,
+    batch_size: int,
+) -> Callable[[Array], Array]:
+    """Learning rate as a function of the number of updates done.
+
+    All lengths are in images seen, so that they mean the same at any batch size. Linear warm-up
+    over `warmup_images`, then: constant; cosine or linear from `learning_rate` to `final_fraction`
+    of it at `images` seen; or inverse_sqrt, `learning_rate / sqrt(max(seen / decay_images, 1))`
+    (EDM2, Karras et al. 2024, eq. 67), which needs `decay_images`.
+    """
+    if name == "inverse_sqrt" and not decay_images:
+        raise invalid("config.optimizer.decay_images", decay_images, "images > 0 (inverse_sqrt)")
+
+    def rate(count: Array) -> Array:
+        seen = jnp.asarray(count, jnp.float32) * batch_size
+        warm = jnp.minimum((seen + batch_size) / max(warmup_images, batch_size), 1.0)
+        part = jnp.clip((seen - warmup_images) / max(images - warmup_images, 1), 0.0, 1.0)
+        shape = {
+            "constant": lambda: 1.0,
+            "cosine": lambda: (
+                final_fraction + (1 - final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * part))
+            ),
+            "linear": lambda: 1 - (1 - final_fraction) * part,
+            "inverse_sqrt": lambda: 1 / jnp.sqrt(jnp.maximum(seen / (decay_images or 1), 1.0)),
+        }[name]()
+        return learning_rate * warm * shape
+
+    return rate
+
+
+def optimizer(
+    name: OptimizerName = "adamw",
+    *,
+    learning_rate: float = 1e-4,
+    schedule: ScheduleName = "constant",
+    warmup_images: int = 0,
+    decay_images: int | None = None,
+    final_fraction: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    clip_norm: float | None = None,
+    images: int,
+    batch_size: int,
+) -> optax.GradientTransformation:
+    """The optax optimizer of a config: global-norm clipping, then the named optimizer.
+
+    weight_decay is decoupled and only `adamw` and `muon` have it; momentum is `sgd`'s alone.
+    `images` and `batch_size` come from the run. Raises UsageError for values out of range.
+    """
+    if learning_rate <= 0:
+        raise invalid("config.optimizer.learning_rate", learning_rate, "a number > 0")
+    if weight_decay and name in ("adam", "sgd"):
+        raise invalid(
+            "config.optimizer.weight_decay", weight_decay, f"0 for {name}", "Use name='adamw'."
+        )
+    rate = _schedule(
+        schedule,
+        learning_rate=learning_rate,
+        warmup_images=warmup_images,
+        decay_images=decay_images,
+        final_fraction=final_fraction,
+        images=images,
+        batch_size=batch_size,
+    )
+    core = {
+        "adamw": lambda: optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        "adam": lambda: optax.adam(rate, b1=b1, b2=b2, eps=eps),
+        "muon": lambda: optax.contrib.muon(
+            rate, adam_b1=b1, adam_b2=b2, eps=eps, weight_decay=weight_decay
+        ),
+        "sgd": lambda: optax.sgd(rate, momentum=momentum),
+    }[name]()
+    if clip_norm is None:
+        return core
+    if clip_norm <= 0:
+        raise invalid("config.optimizer.clip_norm", clip_norm, "a number > 0, or None")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), core)
+
+
+_schedule = schedule
