@@ -1,0 +1,246 @@
+"""From a config to the parts of a run: sources, networks, method, averages, sizes.
+
+Everything that a config says is checked here, before a workdir is touched or anything compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import ml_collections
+
+from jaxgen import config as configs
+from jaxgen.data import Source
+from jaxgen.errors import invalid, unknown
+from jaxgen.method import Method, Spec
+from jaxgen.train.ema import Averages
+from jaxgen.train.optim import optimizer
+from jaxgen.train.sharding import check_batch, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """`config.data`: a source, how it is split, and the pipeline's settings.
+
+    source: a section or a name in `jaxgen.data`. train, test: the source's names of its halves.
+    batch_size: global. flip: random horizontal flips. workers: reader processes (0: threads).
+    prefetch: batches kept on the device ahead of the step.
+    """
+
+    source: Any
+    batch_size: int = 256
+    train: str = "train"
+    test: str = "test"
+    flip: bool = False
+    workers: int = 0
+    prefetch: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """`config.train`: all lengths in images seen.
+
+    images: the whole run. accumulate: microbatches per update. log_every, sample_every: how often
+    a line of metrics and a sample grid are written (0: never). preview_per_label: rows of the grid.
+    """
+
+    images: int
+    accumulate: int = 1
+    log_every: int = 10_000
+    sample_every: int = 0
+    preview_per_label: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """`config.checkpoint`: every: images between saves (0: only at the end).
+
+    keep_last, keep_best (by training loss), keep_every (images): what stays. snapshot_every:
+    images between snapshots of the power-function averages (0: none).
+    """
+
+    every: int = 0
+    keep_last: int = 2
+    keep_best: int = 0
+    keep_every: int = 0
+    snapshot_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """`config.log`: TensorBoard events in the workdir; W&B project name, or None."""
+
+    tensorboard: bool = True
+    wandb: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """`config.evaluate`: at_end: part of `train`. guidance: scales to score at, one receipt each.
+
+    samples: how many, labels balanced. batch_size: images per call of the compiled sampler.
+    """
+
+    at_end: bool = True
+    samples: int = 2000
+    guidance: tuple[float, ...] = (1.0,)
+    batch_size: int = 200
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyOptions:
+    """`config.classify`: at_end: part of `train`. draws: noise draws per class at most.
+
+    limit: images of the split to classify (0: all). batch_size: images per compiled call.
+    """
+
+    at_end: bool = True
+    draws: int = 16
+    limit: int = 0
+    batch_size: int = 100
+    seed: int = 0
+
+
+SECTIONS = {
+    "data": DataOptions,
+    "train": TrainOptions,
+    "checkpoint": CheckpointOptions,
+    "log": LogOptions,
+    "ema": Averages,
+    "evaluate": EvaluateOptions,
+    "classify": ClassifyOptions,
+}
+"""Sections that are plain options; the other keys of `TOP` name callables."""
+
+TOP = ("seed", "model", "method", "optimizer", "sample", "mesh", *SECTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A checked config and what it says, as objects."""
+
+    config: ml_collections.ConfigDict
+    data: DataOptions
+    train: TrainOptions
+    checkpoint: CheckpointOptions
+    log: LogOptions
+    ema: Averages
+    evaluate: EvaluateOptions
+    classify: ClassifyOptions
+    source: Source
+    spec: Spec
+    method: Method
+    modules: Any
+    mesh: jax.sharding.Mesh
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return math.ceil(self.train.images / self.data.batch_size)
+
+    def every(self, images: int) -> int:
+        """A period in images as a period in steps; 0 stays 0 (never)."""
+        return 0 if images <= 0 else max(1, round(images / self.data.batch_size))
+
+    @functools.cached_property
+    def test_source(self) -> Source:
+        """The test half, opened when first asked for."""
+        return open_source(self.data, self.data.test)
+
+
+def open_source(data: DataOptions, split: str) -> Source:
+    """The source of a data section, at one of its splits."""
+    return configs.build(data.source, configs.ROOMS["source"], "config.data.source", split=split)
+
+
+def setup(config: ml_collections.ConfigDict) -> Setup:
+    """Build and check all parts of a config. Raises UsageError naming the option at fault."""
+    for key in config:
+        if key not in TOP:
+            raise unknown(f"config.{key}", key, TOP)
+    for key in ("data", "model", "method", "train"):
+        if key not in config:
+            raise invalid(f"config.{key}", "nothing", f"a section (all: {', '.join(TOP)})")
+    options: dict[str, Any] = {}
+    for key, cls in SECTIONS.items():
+        section = config.get(key, {"half_life": (50_000,)} if key == "ema" else {})
+        keywords = configs.check(cls, dict(section), f"config.{key}")
+        options[key] = cls(**keywords)
+    data, train = options["data"], options["train"]
+    if train.images < 1:
+        raise invalid("config.train.images", train.images, "images >= 1")
+    if train.accumulate < 1:
+        raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
+    mesh = make_mesh(**configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh"))
+    check_batch(data.batch_size, mesh, train.accumulate)
+    source = open_source(data, data.train)
+    spec = Spec(tuple(source.shape), source.num_classes)
+    given = dict(num_classes=spec.num_classes, out_channels=spec.shape[-1])
+    modules = _each(
+        config.model, lambda s, o: configs.build(s, configs.ROOMS["model"], o, **given), "model"
+    )
+    run = dict(images=train.images, batch_size=data.batch_size)
+
+    def make_optimizer(section: Any, option: str) -> Any:
+        keywords = {k: section[k] for k in section}
+        label = keywords.pop("name", "adamw")
+        return optimizer(
+            **configs.check(optimizer, {"name": label, **keywords}, option, run), **run
+        )
+
+    tx = _each(config.get("optimizer", {"name": "adamw"}), make_optimizer, "optimizer")
+    method = configs.build(
+        config.method,
+        configs.ROOMS["method"],
+        "config.method",
+        spec=spec,
+        model=modules,
+        optimizer=tx,
+        averages=options["ema"],
+        accumulate=train.accumulate,
+    )
+    parts = Setup(
+        config=config,
+        source=source,
+        spec=spec,
+        method=method,
+        modules=modules,
+        mesh=mesh,
+        **options,
+    )
+    # A bad sampler, an image size that a network cannot take: said now, not after training.
+    method.sampler(**sample_options(parts, {}))
+    jax.eval_shape(method.init, jax.random.key(0))
+    return parts
+
+
+def sample_options(parts: Setup, changes: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of `method.sampler`: the config's `sample` section with changes, checked."""
+    section = dict(parts.config.get("sample", {}))
+    for key, value in changes.items():
+        # A number is the scale of plain classifier-free guidance, whatever the config composes.
+        section[key] = value
+    return configs.check(parts.method.sampler, section, "config.sample")
+
+
+def _each(section: Any, make: Any, option: str) -> Any:
+    """Build one section, or each of a dict of sections (families with several networks)."""
+    if (
+        isinstance(section, str)
+        or "name" in section
+        or option == "optimizer"
+        and not _nested(section)
+    ):
+        return make(
+            section if not isinstance(section, str) else {"name": section}, f"config.{option}"
+        )
+    return {k: make(section[k], f"config.{option}.{k}") for k in section}
+
+
+def _nested(section: Any) -> bool:
+    return bool(section) and all(hasattr(section[k], "keys") for k in section)
