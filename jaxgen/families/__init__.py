@@ -1,0 +1,1 @@
+"""Families of generative models; each gives the training loop a `Method`."""

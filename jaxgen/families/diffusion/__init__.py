@@ -1,0 +1,5 @@
+"""Diffusion and flow matching: paths, predictions, losses, solvers, guidance, likelihood."""
+
+from jaxgen.families.diffusion.method import denoising
+
+__all__ = ["denoising"]

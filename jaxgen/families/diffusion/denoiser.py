@@ -1,0 +1,162 @@
+"""Denoisers: pure functions (keys, x, t, memory) -> (Prediction, memory) that hold their label.
+
+Guidance maps denoisers to a denoiser; solvers consume one. `memory` is () for almost all; momentum,
+caches and adaptive switches live there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.families.diffusion.path import Path
+from jaxgen.families.diffusion.prediction import (
+    Prediction,
+    input_scale,
+    noise_condition,
+    to_prediction,
+)
+
+PyTree = Any
+Memory = Any
+
+
+def _no_memory(x: jax.Array) -> Memory:
+    return ()
+
+
+def _one_call(t: float) -> float:
+    return 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoiser:
+    """call(keys[B], x[B, ...], t, memory) -> (Prediction, memory).
+
+    t is one time () for the batch, or [B] where a solver gives each image its own. init(x) ->
+    memory. calls(t): network evaluations that one call at time t costs, a plain number; a denoiser
+    that cannot be had raises its UsageError there.
+    """
+
+    call: Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[Prediction, Memory]]
+    init: Callable[[jax.Array], Memory] = _no_memory
+    calls: Callable[[float], float] = _one_call
+
+    def __call__(
+        self, keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory = ()
+    ) -> tuple[Prediction, Memory]:
+        """Estimate both end points from x [B, ...] at time t."""
+        return self.call(keys, x, t, memory)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A Flax network as a source of Predictions: how its input and output are to be read.
+
+    model: module(x, noise, labels, *, train) -> [B, ..., C], or [..., 2 C] where the second half
+    are logits of a learned variance. kind: one of `prediction.KINDS`.
+    """
+
+    model: Any
+    path: Path
+    kind: str
+    sigma_data: float = 0.5
+    learned_variance: bool = False
+
+    def output(
+        self,
+        params: PyTree,
+        x: jax.Array,
+        t: jax.Array,
+        labels: jax.Array,
+        dropout: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The network at x [B, ...], t [B], labels [B]: (its output, variance logits or None).
+
+        dropout: a key; given, the network runs in training mode.
+        """
+        scale = input_scale(self.kind, t, self.path, sigma_data=self.sigma_data)
+        scaled = scale.reshape(scale.shape + (1,) * (x.ndim - 1)) * x
+        noise = noise_condition(self.kind, t, self.path)
+        rngs = None if dropout is None else {"dropout": dropout}
+        out = self.model.apply(
+            {"params": params}, scaled, noise, labels, train=dropout is not None, rngs=rngs
+        ).astype(jnp.float32)
+        if not self.learned_variance:
+            return out, None
+        mean, variance = jnp.split(out, 2, axis=-1)
+        return mean, variance
+
+    def predict(self, params: PyTree, x: jax.Array, t: jax.Array, labels: jax.Array) -> Prediction:
+        """The Prediction at x [B, ...], t [] or [B], labels [B]."""
+        out, variance = self.output(params, x, jnp.broadcast_to(t, x.shape[:1]), labels)
+        return to_prediction(
+            self.kind, out, x, t, self.path, sigma_data=self.sigma_data, variance=variance
+        )
+
+    def denoiser(self, params: PyTree, labels: jax.Array) -> NetworkDenoiser:
+        """The denoiser of these parameters for labels [B]."""
+
+        def call(
+            keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
+        ) -> tuple[Prediction, Memory]:
+            return self.predict(params, x, t, labels), memory
+
+        return NetworkDenoiser(call, network=self, params=params, labels=labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class NetworkDenoiser(Denoiser):
+    """A denoiser that is one network at one set of parameters: `together` can batch such."""
+
+    network: Network
+    params: PyTree
+    labels: jax.Array
+
+
+def together(
+    denoisers: Sequence[Denoiser],
+    keys: jax.Array,
+    x: jax.Array,
+    t: jax.Array,
+    memories: Sequence[Memory],
+) -> tuple[list[Prediction], list[Memory]]:
+    """Call several denoisers at the same (x, t): one batched call where they share a network.
+
+    Networks with the same parameters run once on the concatenation of their batches; all others
+    run one after the other.
+    """
+    first = denoisers[0]
+    shared = all(
+        isinstance(d, NetworkDenoiser)
+        and isinstance(first, NetworkDenoiser)
+        and d.network is first.network
+        and d.params is first.params
+        for d in denoisers
+    )
+    if not shared or not isinstance(first, NetworkDenoiser):
+        pairs = [d(keys, x, t, m) for d, m in zip(denoisers, memories, strict=True)]
+        return [p for p, _ in pairs], [m for _, m in pairs]
+    count = len(denoisers)
+    labels = jnp.concatenate([d.labels for d in denoisers if isinstance(d, NetworkDenoiser)])
+    times = jnp.tile(t, count) if t.ndim else t
+    both = first.network.predict(first.params, jnp.concatenate([x] * count), times, labels)
+    parts = [
+        jax.tree.map(lambda a, i=i: a[i * x.shape[0] : (i + 1) * x.shape[0]], both)
+        for i in range(count)
+    ]
+    return parts, list(memories)
+
+
+def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Standard normal [B, *shape], each example from its own key alone."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
+
+
+def fold(keys: jax.Array, number: int | jax.Array) -> jax.Array:
+    """fold_in of one number into each of keys [B]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

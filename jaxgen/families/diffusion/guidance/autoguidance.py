@@ -1,0 +1,15 @@
+"""Autoguidance: away from a worse version of the model itself (Karras et al. 2024)."""
+
+from __future__ import annotations
+
+from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.guidance.cfg import extrapolate
+
+
+def autoguidance(cond: Denoiser, weak: Denoiser, *, weight: float = 1.0) -> Denoiser:
+    """weak + weight (cond - weak), both for the label (their eq. 2).
+
+    weight = 1 is `cond` itself. The weak model is the same network with the parameters at
+    `params["weak"]`, or whatever the sampler's `branches` calls "weak" (a smaller network).
+    """
+    return extrapolate(cond, weak, weight)

@@ -1,0 +1,205 @@
+"""`denoising`: diffusion and flow matching as a Method, from a path, a prediction and a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.config import ROOMS, build
+from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.families.diffusion.denoiser import Network
+from jaxgen.families.diffusion.label_error import label_error
+from jaxgen.families.diffusion.likelihood import log_prob
+from jaxgen.families.diffusion.loss import denoising_loss
+from jaxgen.families.diffusion.path import Path
+from jaxgen.families.diffusion.prediction import KINDS, noise_condition
+from jaxgen.families.diffusion.sampler import Branch, build_sampler, unavailable
+from jaxgen.method import Averages, Method, Sampler, Spec, TrainState, gradient_update
+
+PyTree = Any
+
+
+class Uncertainty(nn.Module):
+    """u, the log variance of the loss at each noise level (Karras et al. 2024, appendix B.2).
+
+    Random Fourier features of the noise number, then one linear layer that starts at 0.
+    """
+
+    features: int = 128
+
+    @nn.compact
+    def __call__(self, noise: jax.Array) -> jax.Array:
+        """noise [B] -> u [B]."""
+        # Fixed, not trained: frequencies N(0, 1) cycles per unit and uniform phases, as EDM2's.
+        random = jax.random.split(jax.random.key(0))
+        frequency = jax.random.normal(random[0], (self.features,))
+        phase = jax.random.uniform(random[1], (self.features,))
+        h = jnp.cos(2 * jnp.pi * (noise[:, None] * frequency + phase)) * 2**0.5
+        zeros = nn.initializers.zeros
+        return nn.Dense(1, use_bias=False, kernel_init=zeros, name="out")(h)[:, 0]
+
+
+def denoising(
+    spec: Spec,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Averages,
+    *,
+    path: Path | str = "linear",
+    prediction: str = "velocity",
+    weighting: Any = "simple",
+    times: Any = "uniform",
+    label_dropout: float = 0.1,
+    learned_variance: bool = False,
+    learned_uncertainty: bool = False,
+    sigma_data: float = 0.5,
+    accumulate: int = 1,
+) -> Method:
+    """Train a network to denoise; sample, score and classify with it.
+
+    spec: the data. model: a Flax module(x, noise, labels, *, train); where it has a
+    `project(params)` that is applied after each update (EDM2's forced weight normalisation).
+    path, weighting, times: sections or names in `families.diffusion` (or already built).
+    prediction: one of `prediction.KINDS`. label_dropout: share of labels dropped in training, which
+    guidance needs. learned_variance: the network also predicts the reverse variance (ADM, DiT); it
+    gets twice the channels. learned_uncertainty: EDM2's u(noise), in params["uncertainty"].
+    sigma_data: the data's standard deviation, for prediction="edm".
+
+    Parameters are {"net": ..., "uncertainty": ...?}. Sampling with autoguidance takes
+    {"net": ..., "weak": ...}: the same network's worse parameters (an earlier or longer average).
+
+    Raises UsageError for values out of range. Its parts' sources are in their own files.
+    """
+    path = _part(path, "path")
+    if prediction not in KINDS:
+        raise unknown("method.prediction", prediction, KINDS)
+    if not 0 <= label_dropout < 1:
+        raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
+    if sigma_data <= 0:
+        raise invalid("method.sigma_data", sigma_data, "sigma_data > 0")
+    times, weighting = _part(times, "times"), _part(weighting, "weighting")
+    model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
+    network = Network(model, path, prediction, sigma_data, learned_variance)
+    spread = Uncertainty()
+
+    def uncertainty(params: PyTree, t: jax.Array) -> jax.Array:
+        return spread.apply({"params": params}, noise_condition(prediction, t, path))
+
+    loss = denoising_loss(
+        network,
+        times,
+        weighting,
+        num_classes=spec.num_classes,
+        label_dropout=label_dropout,
+        uncertainty=uncertainty if learned_uncertainty else None,
+    )
+    projection = getattr(model, "project", None)
+
+    def project(params: PyTree) -> PyTree:
+        return {**params, "net": projection(params["net"])}
+
+    def init(key: jax.Array) -> TrainState:
+        x, one = jnp.zeros((1, *spec.shape)), jnp.zeros(1)
+        params = {"net": model.init(key, x, one, jnp.zeros(1, jnp.int32))["params"]}
+        if learned_uncertainty:
+            params["uncertainty"] = spread.init(jax.random.fold_in(key, 1), one)["params"]
+        if projection is not None:
+            params = project(params)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=averages.init(params),
+            extra={"times": times.init()},
+        )
+
+    def sampler(
+        *,
+        solver: Any = "heun",
+        steps: int = 18,
+        grid: Any = "uniform",
+        guidance: float | Sequence[Any] = 1.0,
+        clip: str = "none",
+        preview: int = 0,
+        branches: Mapping[str, Branch] | None = None,
+    ) -> Sampler:
+        """Samples by integrating from noise to data.
+
+        solver, grid: names or sections. steps: solver steps. guidance: the weight of
+        classifier-free guidance, or sections applied in order, e.g. [dict(name="cfg.cfg",
+        weight=3.0), dict(name="interval.limit", low=.2, high=.8)]. clip: thresholding of x0,
+        "none", "static" or "dynamic". preview = k > 0: fn returns (samples, states after every k-th
+        step). branches: further denoisers or functions for guidance, name -> (params, labels[B]) -> object.
+
+        Raises UsageError: steps < 1, guidance that this model was not trained for.
+        """
+        return build_sampler(
+            path,
+            tuple(spec.shape),
+            {**standard, **(branches or {})},
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            guidance=guidance,
+            clip=clip,
+            preview=preview,
+        )
+
+    def cond(params: PyTree, labels: jax.Array) -> Any:
+        return network.denoiser(params and params["net"], labels)
+
+    def uncond(params: PyTree, labels: jax.Array) -> Any:
+        if label_dropout == 0:
+            return unavailable(
+                invalid(
+                    "guidance",
+                    "a scale other than 1",
+                    "1: this model was trained without label dropout",
+                    "Train with method.label_dropout=0.1 to guide it.",
+                )
+            )
+        null = None if labels is None else jnp.full_like(labels, spec.null_label)
+        return network.denoiser(params and params["net"], null)
+
+    def weak(params: PyTree, labels: jax.Array) -> Any:
+        if params is not None and "weak" not in params:
+            return unavailable(
+                UsageError('guidance: autoguidance needs params = {"net": ..., "weak": ...}.')
+            )
+        return network.denoiser(params and params["weak"], labels)
+
+    standard: dict[str, Branch] = {"cond": cond, "uncond": uncond, "weak": weak}
+
+    return Method(
+        spec=spec,
+        init=init,
+        update=gradient_update(
+            loss,
+            optimizer,
+            averages,
+            accumulate=accumulate,
+            project=None if projection is None else project,
+        ),
+        sampler=sampler,
+        log_prob=lambda **options: log_prob(network, tuple(spec.shape), **options),
+        label_error=label_error(network),
+    )
+
+
+def _part(value: Any, key: str) -> Any:
+    """A section or name built in its room; anything already built as it is."""
+    if isinstance(value, (str, Mapping)):
+        return build(value, ROOMS[key], f"method.{key}")
+    return value
+
+
+def _sized(model: Any, channels: int) -> Any:
+    """The model with the number of output channels that the prediction needs."""
+    if getattr(model, "out_channels", channels) == channels:
+        return model
+    return model.clone(out_channels=channels)

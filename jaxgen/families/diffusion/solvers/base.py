@@ -1,0 +1,81 @@
+"""What a solver is, and the handful of helpers that all of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.families.diffusion.denoiser import Denoiser, fold
+from jaxgen.families.diffusion.path import Path
+from jaxgen.families.diffusion.prediction import Prediction
+
+History = Any
+Carry = tuple[History, Any]
+Step = Callable[
+    [Denoiser, jax.Array, jax.Array, jax.Array, Carry, jax.Array], tuple[jax.Array, Carry]
+]
+
+
+def _no_history(x: jax.Array) -> History:
+    return ()
+
+
+def _at_start(t: np.ndarray, s: np.ndarray) -> list[float]:
+    return [float(t)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solver:
+    """One step of a sampler, from time t down to s < t.
+
+    step(denoiser, x[B, ...], t, s, carry, keys[B]) -> (x, carry); carry is (history, memory), the
+    solver's own history and the denoiser's memory. init(x) -> history. order: global order of
+    convergence (of the mean and covariance where `stochastic`; 0 where no order is claimed).
+    times(t, s): at which times a step from t to s calls the denoiser, None if it depends on x.
+    """
+
+    step: Step
+    order: int
+    stochastic: bool = False
+    init: Callable[[jax.Array], History] = _no_history
+    times: Callable[[np.ndarray, np.ndarray], list[float]] | None = _at_start
+
+    def calls(self, denoiser: Denoiser, grid: np.ndarray) -> float:
+        """Network evaluations for one sample on a grid; NaN where they depend on the sample."""
+        if self.times is None:
+            return float("nan")
+        return float(
+            sum(
+                denoiser.calls(at)
+                for t, s in zip(grid, grid[1:], strict=False)
+                for at in self.times(t, s)
+            )
+        )
+
+
+def predict(
+    denoiser: Denoiser, x: jax.Array, t: jax.Array, memory: Any, keys: jax.Array, stage: int = 0
+) -> tuple[Prediction, Any]:
+    """The denoiser's estimate, with keys of its own for each stage of a step."""
+    return denoiser(fold(keys, stage + 1), x, t, memory)
+
+
+def ddim_step(p: Prediction, path: Path, s: jax.Array) -> jax.Array:
+    """alpha_s x0 + sigma_s eps: exact where the estimate does not change (DDIM, eta = 0)."""
+    return p.mix(path, s)
+
+
+def half_log_snr(path: Path, t: jax.Array) -> jax.Array:
+    """lambda of the DPM-Solver papers, ln(alpha / sigma)."""
+    return path.log_snr(t) / 2
+
+
+def safe_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b where both are finite and b is not 0, else 0."""
+    good = jnp.isfinite(a) & jnp.isfinite(b) & (b != 0)
+    return jnp.where(good, jnp.where(good, a, 0.0) / jnp.where(good, b, 1.0), 0.0)
