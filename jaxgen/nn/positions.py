@@ -36,7 +36,7 @@ def rope_2d(rows: int, columns: int, size: int, *, base: float = 10_000.0) -> ja
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turn the pairs (x[..., i], x[..., i + D / 2]) by angles[..., i]; x [..., N, D] -> the same."""
+    """Turn the pairs (x[..., i], x[..., i + D / 2]) of x [..., N, D] by angles [N, D / 2]."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, first * sin + second * cos]

@@ -1,0 +1,115 @@
+"""DiT weights between diffusers' `DiTTransformer2DModel` and `jaxgen.nn.dit.DiT`.
+
+The two compute the same function of the same weights, with these differences of convention:
+diffusers keeps a copy of the noise and label embedding in every block (ours is one; converted
+checkpoints have equal copies), and channels come first there. Its sinusoidal frequencies are
+10000 ** (-i / 127), where the DiT paper's code and ours have 10000 ** (-i / 128); its norm_eps
+defaults to 1e-5, where the paper's code and ours have 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxgen.errors import invalid
+
+# ours -> theirs, for one block, and outside of the blocks. qkv is made of three of theirs.
+_BLOCK = {
+    "modulation": "norm1.linear",
+    "proj": "attn1.to_out.0",
+    "expand": "ff.net.0.proj",
+    "contract": "ff.net.2",
+}
+_QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
+_HIDDEN, _OUT = "timestep_embedder.linear_1", "timestep_embedder.linear_2"
+_LABELS = "class_embedder.embedding_table.weight"
+
+
+def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int) -> dict[str, Any]:
+    """Parameters of `DiT` (float32) from the state dict of a `DiTTransformer2DModel`.
+
+    state: name -> array, as `{k: v.numpy() for k, v in model.state_dict().items()}` or a
+    safetensors file gives it. UsageError for a missing weight, and for blocks whose noise or label
+    embeddings differ (a model fine-tuned after conversion), which one shared table cannot hold.
+    """
+
+    def get(name: str) -> np.ndarray:
+        if name not in state:
+            raise invalid("weights", name, "a DiTTransformer2DModel state dict, which holds it")
+        return np.asarray(state[name], np.float32)
+
+    def dense(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+
+    def block(i: int) -> dict[str, dict[str, np.ndarray]]:
+        prefix = f"transformer_blocks.{i}."
+        qkv = [dense(prefix + name) for name in _QKV]
+        joined = {key: np.concatenate([part[key] for part in qkv], -1) for key in qkv[0]}
+        return {"qkv": joined, **{ours: dense(prefix + name) for ours, name in _BLOCK.items()}}
+
+    depth = 1 + max(
+        (int(k.split(".")[1]) for k in state if k.startswith("transformer_blocks.")), default=-1
+    )
+    for i in range(1, depth):
+        for name in (f"{_HIDDEN}.weight", f"{_HIDDEN}.bias", f"{_OUT}.weight", _LABELS):
+            first, other = (get(f"transformer_blocks.{j}.norm1.emb.{name}") for j in (0, i))
+            if not np.array_equal(first, other):
+                raise invalid("weights", f"block {i} differs in {name}", "one embedding for all")
+    kernel = get("pos_embed.proj.weight")  # [width, channels, patch, patch]
+    if kernel.shape[-1] != patch:
+        raise invalid("patch", patch, f"{kernel.shape[-1]}, the checkpoint's")
+    blocks = [block(i) for i in range(depth)]
+    embedding = "transformer_blocks.0.norm1.emb."
+    return {
+        "patch": {
+            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),
+            "bias": get("pos_embed.proj.bias"),
+        },
+        "noise": {"hidden": dense(embedding + _HIDDEN), "out": dense(embedding + _OUT)},
+        "labels": {"embedding": get(embedding + _LABELS)},
+        "blocks": {
+            name: {key: np.stack([b[name][key] for b in blocks]) for key in ("kernel", "bias")}
+            for name in blocks[0]
+        },
+        "modulation": dense("proj_out_1"),
+        "out": dense("proj_out_2"),
+    }
+
+
+def to_diffusers(params: Mapping[str, Any], *, patch: int) -> dict[str, np.ndarray]:
+    """The state dict of a `DiTTransformer2DModel` from the parameters of a plain `DiT`.
+
+    The inverse of `from_diffusers`. It leaves out `pos_embed.pos_embed`, a buffer that diffusers
+    computes itself. UsageError for the variants that diffusers' model does not have.
+    """
+    state: dict[str, np.ndarray] = {}
+    extra = set(params["blocks"]) - {"qkv", *_BLOCK}
+    if extra:
+        raise invalid("model", f"a DiT with {', '.join(sorted(extra))}", "a plain DiT")
+
+    def dense(name: str, kernel: Any, bias: Any) -> None:
+        state[f"{name}.weight"] = np.ascontiguousarray(np.asarray(kernel, np.float32).T)
+        state[f"{name}.bias"] = np.asarray(bias, np.float32)
+
+    blocks = params["blocks"]
+    for i in range(np.shape(blocks["qkv"]["kernel"])[0]):
+        prefix = f"transformer_blocks.{i}."
+        kernels = np.split(np.asarray(blocks["qkv"]["kernel"][i]), 3, -1)
+        biases = np.split(np.asarray(blocks["qkv"]["bias"][i]), 3, -1)
+        for name, kernel, bias in zip(_QKV, kernels, biases, strict=True):
+            dense(prefix + name, kernel, bias)
+        for ours, name in _BLOCK.items():
+            dense(prefix + name, blocks[ours]["kernel"][i], blocks[ours]["bias"][i])
+        for ours, name in (("hidden", _HIDDEN), ("out", _OUT)):
+            dense(f"{prefix}norm1.emb.{name}", **params["noise"][ours])
+        state[f"{prefix}norm1.emb.{_LABELS}"] = np.asarray(params["labels"]["embedding"])
+    dense("proj_out_1", **params["modulation"])
+    dense("proj_out_2", **params["out"])
+    kernel = np.asarray(params["patch"]["kernel"], np.float32)
+    kernel = kernel.reshape(patch, patch, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
+    state["pos_embed.proj.weight"] = np.ascontiguousarray(kernel)
+    state["pos_embed.proj.bias"] = np.asarray(params["patch"]["bias"], np.float32)
+    return state
