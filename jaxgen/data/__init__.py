@@ -1,0 +1,12 @@
+"""Data: sources (one module each) and the pipeline from a source to batches on the devices.
+
+source = jaxgen.data.digits.digits(split="train")
+for batch in to_device(batches(source, batch_size=256, seed=0), sharding):
+    ...  # normalise(batch) inside the jitted step
+"""
+
+from jaxgen.data.device import normalise, to_device
+from jaxgen.data.pipeline import Batches, batches, whole
+from jaxgen.data.source import Source
+
+__all__ = ["Batches", "Source", "batches", "normalise", "to_device", "whole"]

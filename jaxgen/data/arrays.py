@@ -1,0 +1,68 @@
+"""Images and labels in a NumPy .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.data.source import ArraySource, in_memory
+from jaxgen.errors import UsageError, invalid, unknown
+
+
+def arrays(
+    path: str,
+    split: str = "train",
+    images_key: str = "images",
+    labels_key: str = "labels",
+    channels: int | None = None,
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] = (),
+) -> ArraySource:
+    """An .npz file with images [N, H, W(, C)] (uint8, or floats in [-1, 1]) and labels [N].
+
+    `{split}` in `path`, `images_key` or `labels_key` stands for the split: "data/{split}.npz", or
+    Keras's mnist.npz with "x_{split}" and "y_{split}". Without it the file has only "train". No
+    pickles are read. Raises UsageError for what is missing, unreadable or of another shape.
+    """
+    fill_split(split, path, images_key, labels_key)
+    file = Path(path.replace("{split}", split))
+    keys = [k.replace("{split}", split) for k in (images_key, labels_key)]
+    stored = read_npz(file, keys)
+    images, labels = (stored[key] for key in keys)
+    return in_memory(
+        images, labels, channels=channels, num_classes=num_classes, class_names=class_names
+    )
+
+
+def fill_split(split: str, *patterns: str) -> None:
+    """Raises UsageError if a split other than "train" is asked of data that has no `{split}`."""
+    if split != "train" and not any("{split}" in pattern for pattern in patterns):
+        raise invalid(
+            "source.split", split, "train", 'Say where it is: path="data/{split}.npz", for example.'
+        )
+
+
+def read_npz(file: Path, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays `keys` (None: all) of an .npz file, no pickles; UsageError for what is wrong."""
+    if not file.is_file():
+        raise invalid("source.path", str(file), "an existing .npz file")
+    try:
+        data = np.load(file, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise invalid("source.path", str(file), "an .npz file, not a single array")
+        with data:
+            keys = data.files if keys is None else keys
+            for key in keys:
+                if key not in data.files:
+                    raise unknown(f"source.path {file}", key, data.files)
+            return {key: data[key] for key in keys}
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise invalid("source.path", str(file), "a whole .npz file", str(error)) from error
+    except UsageError:
+        raise
+    except ValueError as error:
+        fix = f"It holds Python objects ({error})."
+        raise invalid("source.path", str(file), "an .npz file without pickles", fix) from error

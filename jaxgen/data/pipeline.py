@@ -1,0 +1,126 @@
+"""The pipeline: the global batch at step n is a function of (seed, n) alone.
+
+Nothing needs to be saved to resume: start again at the step. Whatever the number of processes, each
+takes its contiguous slice of the same global batch. Batches, not images, are the elements of the
+grain dataset: a batch is one fancy index into the source, which for small images is an order of
+magnitude faster than assembling it image by image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxgen.data import order
+from jaxgen.data.source import Source
+from jaxgen.errors import invalid
+
+Batch = dict[str, np.ndarray]
+
+# grain wants a length; this many batches never run out, and position arithmetic stays in int64.
+_ENDLESS = 1 << 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Random access to one process's part of every global batch; see `batches`."""
+
+    source: Source
+    batch_size: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    flip: bool = False
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step`: image [b, H, W, C], label int32 [b], b = batch_size / processes."""
+        share = self.batch_size // self.process_count
+        first = step * self.batch_size + self.process_index * share
+        positions = np.arange(first, first + share, dtype=np.int64)
+        indices = order.examples(self.seed, positions, len(self.source))
+        images = self.source.draw(indices, positions=positions, seed=self.seed, flip=self.flip)
+        return {"image": images, "label": self.source.labels[indices]}
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    flip: bool = False,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """Endless training batches from `start_step` on: image [b, H, W, C], label int32 [b].
+
+    Position n * batch_size + i of the stream is row i of batch n. Every epoch is a new permutation
+    of the whole source, and epochs follow one another without gap, also inside a batch. This
+    process gets rows [p b, (p + 1) b) of the global batch, b = batch_size / process_count.
+    flip: mirror half of the images. workers: worker processes (0: `prefetch` threads), each of
+    which holds a copy of the source; a script that uses them must guard its entry by
+    `if __name__ == "__main__"`. prefetch: batches made ahead, per worker. Neither changes what is
+    seen. Images keep the source's dtype: `normalise` them inside jit. Raises UsageError at once for
+    sizes that do not fit.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("start_step", start_step, 0),
+        ("process_count", process_count, 1),
+        ("workers", workers, 0),
+        ("prefetch", prefetch, 0),
+    ):
+        if value < least:
+            raise invalid(f"data.{name}", value, f"an integer >= {least}")
+    if not 0 <= process_index < process_count:
+        raise invalid("data.process_index", process_index, f"0 to {process_count - 1}")
+    if batch_size % process_count:
+        raise invalid("data.batch_size", batch_size, f"a multiple of {process_count} processes")
+    if flip and not source.flippable:
+        raise invalid(
+            "data.flip", flip, "False", "This source holds no moments of the mirrored images."
+        )
+    batch_at = Batches(
+        source=source,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        flip=flip,
+    )
+    threads = 0 if workers else prefetch
+    dataset = (
+        grain.MapDataset.range(start_step, _ENDLESS)
+        .map(batch_at)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    )
+    if workers:
+        # grain sends absl flags to its workers and refuses where nobody has parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(prefetch, 1))
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_parent)
+    return iter(dataset)
+
+
+def _leave_interrupts_to_parent(worker: int, count: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent saves first and then ends us."""
+    del worker, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def whole(source: Source, *, chunk: int = 1024) -> Batch:
+    """A source as arrays in its own order: image [N, H, W, C], label int32 [N]."""
+    images = np.empty((len(source), *source.shape), source.images(np.arange(1)).dtype)
+    for start in range(0, len(source), chunk):
+        stop = min(start + chunk, len(source))
+        images[start:stop] = source.images(np.arange(start, stop))
+    return {"image": images, "label": source.labels}

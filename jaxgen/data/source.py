@@ -1,0 +1,169 @@
+"""What a source of data is, the checks every source makes, and the source that lies in memory."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxgen.data import order
+from jaxgen.errors import invalid
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Source(abc.ABC):
+    """Random access to N labelled images; picklable, so that worker processes can hold it.
+
+    labels: int32 [N] in [0, num_classes), every class present. shape: one image's (H, W, C).
+    class_names: one name a class. Build labels with `check_labels`.
+    """
+
+    labels: np.ndarray
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes C."""
+        return len(self.class_names)
+
+    @property
+    def flippable(self) -> bool:
+        """Whether `draw` can mirror an image."""
+        return True
+
+    def __len__(self) -> int:
+        """The number of images N."""
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Images [n, H, W, C] at `indices` [n], a fresh array: uint8, or float32 already scaled."""
+
+    def draw(
+        self, indices: np.ndarray, *, positions: np.ndarray, seed: int, flip: bool
+    ) -> np.ndarray:
+        """Images [n, H, W, C] as training sees them: mirrored left to right where the coin says so.
+
+        positions [n]: each image's place in the endless stream. All that is random comes from
+        (seed, position). flip: mirror half of the images.
+        """
+        images = self.images(indices)
+        if not flip:
+            return images
+        coins = order.flips(seed, positions)
+        images[coins] = images[coins][:, :, ::-1]
+        return images
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ArraySource(Source):
+    """A source whose images [N, H, W, C] lie in memory."""
+
+    array: np.ndarray
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Images [n, H, W, C] at `indices` [n]."""
+        return self.array[indices]
+
+
+def in_memory(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    channels: int | None = None,
+    class_names: Sequence[str] = (),
+    num_classes: int | None = None,
+    option: str = "source",
+) -> ArraySource:
+    """A source from arrays: images [N, H, W(, C)] uint8 or float in [-1, 1], labels [N] integers.
+
+    channels: None keeps them, else see `to_channels`. Raises UsageError, naming `option`, for any
+    other dtype or shape, floats outside [-1, 1] or not finite, and what `check_labels` refuses.
+    """
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4 or 0 in images.shape:
+        raise invalid(f"{option}.images", images.shape, "a shape [N, H, W] or [N, H, W, C], N >= 1")
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+        # NaN fails the comparison too.
+        if not (np.abs(images).max() <= 1.0):
+            raise invalid(
+                f"{option}.images",
+                f"floats from {images.min()} to {images.max()}",
+                "uint8, or finite floats in [-1, 1]",
+            )
+    elif images.dtype != np.uint8:
+        raise invalid(f"{option}.images", str(images.dtype), "uint8, or floats in [-1, 1]")
+    if labels.shape != images.shape[:1]:
+        raise invalid(f"{option}.labels", labels.shape, f"one label an image: ({len(images)},)")
+    images = to_channels(images, channels, option=option)
+    labels, names = check_labels(labels, class_names, num_classes, option=option)
+    return ArraySource(labels=labels, shape=images.shape[1:], class_names=names, array=images)
+
+
+def check_labels(
+    labels: np.ndarray,
+    class_names: Sequence[str] = (),
+    num_classes: int | None = None,
+    *,
+    option: str = "source",
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as int32 [N] and one name a class, after the checks that every source makes.
+
+    The number of classes is that of the names, else `num_classes`, else the largest label + 1.
+    Raises UsageError for labels that are not integers, labels out of range (which names the range)
+    and classes without an image.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
+        raise invalid(f"{option}.labels", f"{labels.dtype} {labels.shape}", "integers of shape [N]")
+    if class_names and num_classes not in (None, len(class_names)):
+        raise invalid(f"{option}.num_classes", num_classes, f"{len(class_names)}, one a class name")
+    count = len(class_names) or num_classes or max(int(labels.max()), 0) + 1
+    outside = (labels < 0) | (labels >= count)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise invalid(
+            f"{option}.labels",
+            int(labels[first]),
+            f"integers in [0, {count})",
+            f"{int(outside.sum())} labels are out of range, the first at example {first}.",
+        )
+    names = tuple(class_names) or tuple(str(i) for i in range(count))
+    empty = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
+    if len(empty):
+        listed = ", ".join(repr(names[i]) for i in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise invalid(
+            f"{option}.labels",
+            f"no image of {len(empty)} of {count} classes ({listed})",
+            "at least one image in every class",
+        )
+    return labels.astype(np.int32), names
+
+
+def to_channels(images: np.ndarray, channels: int | None, *, option: str = "source") -> np.ndarray:
+    """Images [..., C] with the number of channels asked for.
+
+    1 to n repeats the grey channel; 3 to 1 is ITU-R 601 luma (for uint8 in integers, as Pillow's
+    "L"). Raises UsageError for any other change.
+    """
+    have = images.shape[-1]
+    if channels is None or channels == have:
+        return images
+    if have == 1 and channels > 1:
+        return np.repeat(images, channels, axis=-1)
+    if have == 3 and channels == 1:
+        if images.dtype == np.uint8:
+            weights = np.array([19595, 38470, 7471], np.uint32)
+            return ((images @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+        return (images @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    raise invalid(f"{option}.channels", channels, f"{have}, or 1 from 3, or any number from 1")
+
+
+def check_split(split: str, allowed: Sequence[str], *, option: str = "source.split") -> None:
+    """Raises UsageError unless `split` is one of `allowed`."""
+    if split not in allowed:
+        raise invalid(option, split, ", ".join(allowed))
