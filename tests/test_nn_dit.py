@@ -95,7 +95,7 @@ def test_an_out_of_range_label_is_never_silent():
 
 @pytest.fixture(scope="module")
 def peers():
-    """diffusers' DiT and ours on its weights; learned sigma (twice the channels), odd label count."""
+    """diffusers' DiT with learned sigma, its weights, and ours for them."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
@@ -121,11 +121,9 @@ def test_forward_equals_diffusers(peers):
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     steps, labels = np.array([0, 17, 500, 999]), np.array([0, 3, 6, 7])  # 7: the null label
     with torch.no_grad():
-        want = theirs(
-            torch.tensor(x).permute(0, 3, 1, 2),
-            torch.tensor(steps),
-            class_labels=torch.tensor(labels),
-        ).sample.permute(0, 2, 3, 1)
+        nchw = torch.tensor(x).permute(0, 3, 1, 2)
+        want = theirs(nchw, torch.tensor(steps), class_labels=torch.tensor(labels)).sample
+        want = want.permute(0, 2, 3, 1)
     params = from_diffusers(state, patch=2)
     got = ours.apply({"params": params}, x, jnp.asarray(steps / 1000), jnp.asarray(labels))
     assert np.abs(want.numpy()).max() > 1
@@ -134,19 +132,18 @@ def test_forward_equals_diffusers(peers):
 
 @pytest.mark.parity
 def test_weights_return_from_diffusers_unchanged(peers):
-    _, _, state, ours = peers
+    _, theirs, state, _ = peers
     back = to_diffusers(from_diffusers(state, patch=2), patch=2)
-    assert set(state) - set(back) == {"pos_embed.pos_embed"}
+    assert set(state) == set(back)
     for name, value in back.items():
         np.testing.assert_array_equal(value, state[name])
     # Their buffer of positions is our table.
-    np.testing.assert_allclose(state["pos_embed.pos_embed"][0], sin_cos_2d(4, 4, 48), atol=1e-6)
+    table = theirs.pos_embed.pos_embed[0].numpy()
+    np.testing.assert_allclose(table, sin_cos_2d(4, 4, 48), atol=1e-6)
     torn = {k: v for k, v in state.items() if k != "proj_out_1.bias"}
     with pytest.raises(UsageError, match="proj_out_1.bias"):
         from_diffusers(torn, patch=2)
-    uneven = {
-        **state,
-        "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": np.ones(48),
-    }
+    hidden = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
+    uneven = {**state, hidden: np.ones(48)}
     with pytest.raises(UsageError, match="block 1 differs"):
         from_diffusers(uneven, patch=2)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nn_kit import inputs, live_variables, quick_jit
+from nn_kit import abstract, inputs, live_variables, quick_jit
 
 from jaxgen.errors import UsageError
 from jaxgen.nn.dit import DiT
@@ -63,9 +63,7 @@ def test_forward_is_finite_in_float32_and_close_in_bfloat16(network):
 
 def test_parameters_are_float32_whatever_the_compute_dtype(network):
     module, shape, _ = network
-    variables = jax.eval_shape(
-        module.clone(dtype="bfloat16").init, jax.random.key(0), *inputs(shape)
-    )
+    variables = abstract(module.clone(dtype="bfloat16"), shape)
     assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
