@@ -134,7 +134,8 @@ def denoising(
         classifier-free guidance, or sections applied in order, e.g. [dict(name="cfg.cfg",
         weight=3.0), dict(name="interval.limit", low=.2, high=.8)]. clip: thresholding of x0,
         "none", "static" or "dynamic". preview = k > 0: fn returns (samples, states after every k-th
-        step). branches: further denoisers or functions for guidance, name -> (params, labels[B]) -> object.
+        step). branches: further denoisers or functions for guidance,
+        name -> (params, labels[B]) -> object.
 
         Raises UsageError: steps < 1, guidance that this model was not trained for.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,3 +80,23 @@ def safe_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """a / b where both are finite and b is not 0, else 0."""
     good = jnp.isfinite(a) & jnp.isfinite(b) & (b != 0)
     return jnp.where(good, jnp.where(good, a, 0.0) / jnp.where(good, b, 1.0), 0.0)
+
+
+def phi(h: jax.Array, count: int) -> list[jax.Array]:
+    """phi_1(-h), ..., phi_count(-h), the functions of exponential integrators, for h >= 0.
+
+    phi_k(-h) is the integral over [0, 1] of e^(-h (1 - z)) z^(k-1) / (k-1)!. By the recurrence
+    phi_(k+1) = (1 / k! - phi_k) / h, and by its series for small h, where that cancels.
+    """
+    small = h < 1.0
+    safe = jnp.where(small, 1.0, h)
+    near = jnp.where(small, h, 0.0)
+    out, factorial, value = [], 1.0, -jnp.expm1(-safe) / safe
+    for k in range(1, count + 1):
+        series = jnp.zeros_like(h)
+        for j in reversed(range(14)):
+            series = 1 / math.factorial(j + k) - near * series
+        out.append(jnp.where(small, series, value))
+        factorial *= k
+        value = (1 / factorial - value) / safe
+    return out

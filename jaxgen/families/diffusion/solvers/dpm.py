@@ -22,6 +22,7 @@ from jaxgen.families.diffusion.solvers.base import (
     Carry,
     Solver,
     half_log_snr,
+    phi,
     predict,
     safe_ratio,
 )
@@ -139,9 +140,10 @@ def dpmpp_3m(path: Path) -> Solver:
         d1 = first + r0 / safe * (first - second)
         d2 = (first - second) / safe
         size = jnp.where(jnp.isfinite(h), h, 1.0)
-        phi2 = jnp.expm1(-size) / size + 1
-        phi3 = (jnp.expm1(-size) + size) / size**2 - 0.5
-        third = p.mix(path, s) + path.alpha(s) * (phi2 * d1 - phi3 * d2)
+        _, phi2, phi3 = phi(size, 3)
+        # x0 = p.x0 + d1 z + d2 z^2 over the step, z in [0, 1]. Public code has d2 once, not twice,
+        # which makes it a method of second order.
+        third = p.mix(path, s) + path.alpha(s) * size * (phi2 * d1 + 2 * phi3 * d2)
         return jnp.where(have, third, _advance(path, p, p.x0 + 0.5 * first, t, s))
 
     return _multistep(path, 3, 2, update)

@@ -1,0 +1,171 @@
+"""Classify with a generative model: the class under which the image is least surprising.
+
+The diffusion classifier (Li et al. 2023; Clark & Jaini 2023), for every family whose Method has a
+`label_error`. Noise is shared across classes, so that most of the estimates' variance cancels in
+their differences; classes that are behind are dropped round by round, and images whose winner is
+clear stop early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.errors import invalid
+from jaxgen.method import Method
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """labels [N] int32; scores [N, C] float32; calls: network evaluations per image, on average.
+
+    scores are estimates of ln p(x | class) - ln p(x | winner), from the draws that the class lived
+    to see, the winner's on the same noise; 0 for the winner. Padding of the last batch of a round
+    is not counted in calls.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    calls: float
+
+
+def halving(num_classes: int, draws: int) -> tuple[tuple[int, int], ...]:
+    """A schedule of rounds ((draws so far, classes kept), ...): half the classes, twice the draws.
+
+    The last round has `draws` draws and keeps one. halving(10, 16) is ((2, 5), (4, 3), (8, 2),
+    (16, 1)): 2 x 10 + 2 x 5 + 4 x 3 + 8 x 2 = 58 calls in place of 160.
+    """
+    keeps, kept = [], num_classes
+    while kept > 1:
+        kept = (kept + 1) // 2
+        keeps.append(kept)
+    rounds: list[tuple[int, int]] = []
+    for behind, keep in enumerate(reversed(keeps or [1])):
+        upto = max(draws >> behind, 1)
+        if rounds and upto == rounds[-1][0]:
+            continue  # no draws left to tell this round from the one after it
+        rounds.append((upto, keep))
+    return tuple(reversed(rounds))
+
+
+def classify(
+    method: Method,
+    params: PyTree,
+    images: np.ndarray | jax.Array,
+    keys: jax.Array,
+    *,
+    draws: int = 16,
+    rounds: Sequence[tuple[int, int]] | None = None,
+    confidence: float | None = None,
+    batch: int = 1000,
+) -> Classification:
+    """The most likely class of each image [N, ...] in [-1, 1]; keys [N], one per image.
+
+    draws: noise draws a class gets at most. rounds: (draws so far, classes kept), draws rising to
+    `draws` and the last keeping 1; None: `halving`. confidence: images whose winner leads every
+    rival by that many standard errors of the paired differences stop after a round; None: none do.
+    batch: network rows at once. One program is compiled per round, with fixed shapes.
+
+    Raises UsageError for a method without `label_error`, draws < 1, and impossible rounds.
+    """
+    error = method.label_error
+    if error is None:
+        raise invalid("method", "one without a likelihood", "a method that has label_error")
+    classes, count = method.spec.num_classes, len(images)
+    if draws < 1:
+        raise invalid("classify.draws", draws, "draws >= 1")
+    if batch < 1:
+        raise invalid("classify.batch", batch, "batch >= 1")
+    rounds = halving(classes, draws) if rounds is None else tuple(rounds)
+    _check(rounds, classes, draws)
+
+    scores = np.zeros((count, classes), np.float32)
+    labels = np.zeros(count, np.int32)
+    active = np.arange(count)
+    candidates = np.tile(np.arange(classes, dtype=np.int32), (count, 1))
+    errors = np.zeros((count, classes, 0), np.float32)
+    calls, done = 0, 0
+    for upto, keep in rounds:
+        alive = candidates.shape[1]
+        program = _program(error, draws, upto - done)
+        fresh = _in_batches(
+            program, params, images, keys, active, candidates, done, max(1, batch // alive)
+        )
+        calls += fresh.size
+        errors, done = np.concatenate([errors, fresh], axis=2), upto
+        order = np.argsort(errors.mean(2), axis=1, kind="stable")
+        candidates = np.take_along_axis(candidates, order, 1)
+        errors = np.take_along_axis(errors, order[:, :, None], 1)
+        behind = errors - errors[:, :1]
+        scores[active[:, None], candidates] = -behind.mean(2)
+        labels[active] = candidates[:, 0]
+        going = np.full(len(active), keep > 1)
+        if confidence is not None and upto > 1:
+            spread = behind[:, 1:].std(2, ddof=1) / np.sqrt(upto)
+            going &= (behind[:, 1:].mean(2) < confidence * spread).any(1)
+        active = active[going]
+        candidates, errors = candidates[going, :keep], errors[going, :keep]
+        if not len(active):
+            break
+    return Classification(labels, scores, calls / max(count, 1))
+
+
+def _check(rounds: Sequence[tuple[int, int]], classes: int, draws: int) -> None:
+    upto, kept = 0, classes
+    for number, keep in rounds:
+        if number <= upto or not 1 <= keep <= kept:
+            raise invalid("classify.rounds", rounds, "draws that rise and classes that fall")
+        upto, kept = number, keep
+    if upto != draws or kept != 1:
+        raise invalid("classify.rounds", rounds, f"a last round ({draws}, 1)")
+
+
+def _program(error: Callable[..., jax.Array], draws: int, fresh: int) -> Callable[..., jax.Array]:
+    """fn(params, x[B, ...], labels[B, K], keys[B], first) -> errors [B, K, fresh]."""
+
+    @jax.jit
+    def program(
+        params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array, first: jax.Array
+    ) -> jax.Array:
+        size, alive = labels.shape
+        rows = jnp.repeat(x, alive, axis=0)
+        own = jnp.repeat(keys, alive, axis=0)
+
+        def one(number: jax.Array) -> jax.Array:
+            draw = jnp.full(size * alive, number)
+            return error(params, rows, labels.reshape(-1), own, draw, draws)
+
+        out = jax.lax.map(one, first + jnp.arange(fresh))
+        return out.T.reshape(size, alive, fresh)
+
+    return program
+
+
+def _in_batches(
+    program: Callable[..., jax.Array],
+    params: PyTree,
+    images: Any,
+    keys: jax.Array,
+    active: np.ndarray,
+    candidates: np.ndarray,
+    first: int,
+    size: int,
+) -> np.ndarray:
+    """The program over all active images, `size` at a time; the last batch is padded."""
+    size = min(size, len(images))
+    parts = []
+    for start in range(0, len(active), size):
+        chosen = active[start : start + size]
+        padded = np.resize(chosen, size)
+        labels = np.resize(candidates[start : start + size], (size, candidates.shape[1]))
+        x = jnp.asarray(np.asarray(images[padded]), jnp.float32)
+        out = program(params, x, jnp.asarray(labels), keys[padded], jnp.int32(first))
+        parts.append(np.asarray(out)[: len(chosen)])
+    return np.concatenate(parts)
