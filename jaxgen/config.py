@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import ml_collections
 
 from jaxgen.errors import UsageError, invalid, unknown
@@ -85,8 +86,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> None:
+def override(
+    config: ml_collections.ConfigDict, assignments: Sequence[str], sections: Sequence[str] = ()
+) -> None:
     """Apply `a.b.c=value` assignments in place.
+
+    sections: top-level sections that are made where the config lacks them (`setup.TOP`).
 
     Values are Python literals (`200_000`, `True`, `(1, 2)`) or else strings. A key that the config
     does not have yet is set where its section is a named one (its callable may take it: `validate`
@@ -99,6 +104,9 @@ def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> N
         *parents, last = key.split(".")
         section: Any = config
         seen: list[str] = []
+        if parents and parents[0] in sections and parents[0] not in config:
+            with config.unlocked():
+                config[parents[0]] = ml_collections.ConfigDict()
         for part in parents:
             seen.append(part)
             if not isinstance(section, ml_collections.ConfigDict) or part not in section:
@@ -241,8 +249,7 @@ def check(
         n: p
         for n, p in signature.parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        # Flax adds these two to every module; they are not the user's.
-        and n not in ("parent", "name")
+        and not (_is_module(function) and n in ("parent", "name"))
     }
     hints = _hints(function)
     allowed = [n for n in parameters if n not in given]
@@ -261,6 +268,11 @@ def check(
     if missing:
         raise invalid(option, sorted(keywords), f"a section that also sets {', '.join(missing)}")
     return checked
+
+
+def _is_module(function: Callable[..., Any]) -> bool:
+    """Whether this is a Flax module class: Flax adds `parent` and `name`, not the user's to set."""
+    return isinstance(function, type) and issubclass(function, nn.Module)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

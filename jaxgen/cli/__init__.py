@@ -1,0 +1,85 @@
+"""The command line: parse, call, print.
+
+Wrong input ends with exit code 2 and one message; an interrupted run with 128 + the signal's number
+(130 for Ctrl-C); with `--json` stdout holds one JSON object and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+COMMANDS = ("train", "sample", "evaluate", "classify", "ema")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and no abbreviations."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"jaxgen: error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(prog="jaxgen", description="Class-conditional generative models in JAX.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"jaxgen.cli.{name}")
+        summary = (module.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(
+            name, help=summary, description=module.__doc__, allow_abbrev=False
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        module.arguments(sub)
+        sub.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    from jaxgen.errors import UsageError
+    from jaxgen.train.interrupt import Interrupted
+
+    args, rest = parser().parse_known_args(arguments)
+    try:
+        args.overrides = _overrides(rest, takes=hasattr(args, "config"))
+        result: dict[str, Any] = args.run(args)
+    except UsageError as error:
+        print(f"jaxgen: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"jaxgen: {stop}", file=sys.stderr)
+        return stop.code
+    except KeyboardInterrupt:
+        print("jaxgen: stopped by SIGINT", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+def _overrides(rest: Sequence[str], *, takes: bool) -> list[str]:
+    """`--config.a.b=1` and `--config.a.b 1` as `a.b=1`. Anything else is an error."""
+    from jaxgen.errors import invalid
+
+    out: list[str] = []
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not takes or not word.startswith("--config."):
+            raise invalid("command line", word, "the options that --help lists")
+        assignment = word.removeprefix("--config.")
+        if "=" not in assignment:
+            if not words or words[0].startswith("--"):
+                raise invalid("command line", word, f"{word}=VALUE")
+            assignment += "=" + words.pop(0)
+        out.append(assignment)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

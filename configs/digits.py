@@ -1,0 +1,34 @@
+"""scikit-learn's embedded handwritten digits (8x8, 10 classes) with a small DiT."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        dict(
+            seed=0,
+            data=dict(source=dict(name="digits.digits"), batch_size=256),
+            model=dict(name="dit.DiT", patch=4, width=128, depth=6, heads=4),
+            method=dict(
+                name="diffusion.denoising",
+                path=dict(name="linear"),
+                prediction="velocity",
+                times=dict(name="stratified"),
+                weighting=dict(name="simple"),
+                label_dropout=0.1,
+            ),
+            optimizer=dict(
+                name="adamw",
+                learning_rate=1e-3,
+                b2=0.99,
+                schedule="cosine",
+                warmup_images=50_000,
+            ),
+            ema=dict(half_life=(50_000,), power_std=(0.05, 0.10)),
+            train=dict(images=1_500_000, log_every=25_000, sample_every=500_000),
+            checkpoint=dict(every=250_000, snapshot_every=250_000),
+            sample=dict(solver="heun", steps=10, guidance=2.0),
+            evaluate=dict(samples=2000, guidance=(1.0, 2.0)),
+            classify=dict(draws=16),
+        )
+    )
