@@ -1,7 +1,9 @@
 """Networks, a file a backbone: module(x[B, H, W, C], noise[B], labels[B], *, train=False)."""
 
 from jaxgen.nn.dit import DiT
+from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import multiply_adds, parameters
 from jaxgen.nn.mlp import MLP
+from jaxgen.nn.unet import UNet
 
-__all__ = ["DiT", "MLP", "multiply_adds", "parameters"]
+__all__ = ["DiT", "EDM2", "MLP", "UNet", "multiply_adds", "parameters"]

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.errors import unknown
 
@@ -66,6 +67,17 @@ def sinusoidal(values: jax.Array, dim: int, *, max_period: float = 10_000.0) -> 
     half = dim // 2
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = values.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def fourier(values: jax.Array, dim: int, *, scale: float = 16.0) -> jax.Array:
+    """Random Fourier features of numbers (Tancik et al. 2020): [B] -> float32 [B, dim].
+
+    Cosines and sines of 2 pi f times the value, f normal of standard deviation `scale`. The
+    frequencies are constants of the network (drawn with a fixed seed), not parameters.
+    """
+    frequencies = 2 * np.pi * scale * np.random.default_rng(0).standard_normal(dim // 2)
+    angles = values.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

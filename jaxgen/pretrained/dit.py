@@ -82,7 +82,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int) -> dict[str, 
 def to_diffusers(params: Mapping[str, Any], *, patch: int) -> dict[str, np.ndarray]:
     """The state dict of a `DiTTransformer2DModel` from the parameters of a plain `DiT`.
 
-    The inverse of `from_diffusers`. UsageError for the variants that diffusers' model does not have.
+    The inverse of `from_diffusers`. UsageError for variants that diffusers does not have.
     """
     state: dict[str, np.ndarray] = {}
     extra = set(params["blocks"]) - {"qkv", *_BLOCK}

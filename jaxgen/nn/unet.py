@@ -1,0 +1,331 @@
+"""One convolutional U-Net that is DDPM++, NCSN++ or ADM by its fields.
+
+DDPM++ and NCSN++: Song et al., "Score-Based Generative Modeling through SDEs" (2021), app. H. ADM:
+Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021), sec. 3. Sizes and the layout of attention follow
+Karras et al., "Elucidating the Design Space" (2022), table 7.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import invalid, unknown
+from jaxgen.nn.layers import compute_dtype, fourier, modulate, rematerialised, sinusoidal
+from jaxgen.nn.resample import FILTERS, double, halve
+from jaxgen.ops import attention
+
+_KERNEL = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+_ZERO = nn.initializers.zeros
+
+
+def _norm(x: jax.Array, name: str, dtype: Any) -> jax.Array:
+    """GroupNorm of up to 32 groups, statistics in float32."""
+    groups = math.gcd(x.shape[-1], 32)
+    return nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)(x)
+
+
+def _conv(features: int, size: int, name: str, dtype: Any, init: Any = _KERNEL) -> nn.Conv:
+    return nn.Conv(features, (size, size), kernel_init=init, dtype=dtype, name=name)
+
+
+class Block(nn.Module):
+    """Residual block: optional resampling, conditioning, and optional self-attention."""
+
+    features: int
+    attend: bool
+    resample: str  # "", "halve" or "double"
+    filter: str
+    scale_shift: bool
+    rescale: bool
+    project_resampled: bool
+    head_channels: int
+    dropout: float
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """x [B, H, W, C], embedding [B, E] (after its non-linearity) -> [B, H', W', features]."""
+        h = nn.silu(_norm(x, "norm_in", self.dtype))
+        if self.resample:
+            change = halve if self.resample == "halve" else double
+            h, x = change(h, self.filter), change(x, self.filter)
+        h = _conv(self.features, 3, "conv_in", self.dtype)(h)
+        width = self.features * (2 if self.scale_shift else 1)
+        affine = nn.Dense(width, kernel_init=_KERNEL, dtype=self.dtype, name="affine")(embedding)
+        affine = affine[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(affine, 2, axis=-1)
+            h = nn.silu(modulate(_norm(h, "norm_out", self.dtype), shift, scale))
+        else:
+            h = nn.silu(_norm(h + affine, "norm_out", self.dtype))
+        h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
+        h = _conv(self.features, 3, "conv_out", self.dtype, _ZERO)(h)
+        if x.shape[-1] != self.features or (self.resample and self.project_resampled):
+            x = _conv(self.features, 1, "skip", self.dtype)(x)
+        x = self._add(x, h)
+        return self._add(x, self._attention(x)) if self.attend else x
+
+    def _add(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        """x + h, divided by sqrt 2 where the network keeps its variance so (Song et al. 2021)."""
+        return (x + h) * (math.sqrt(0.5) if self.rescale else 1.0)
+
+    def _attention(self, x: jax.Array) -> jax.Array:
+        b, height, width, c = x.shape
+        heads = max(1, c // self.head_channels) if self.head_channels else 1
+        h = _norm(x, "norm_attention", self.dtype).reshape(-1, c)
+        qkv = nn.Dense(3 * c, kernel_init=_KERNEL, dtype=self.dtype, name="qkv")(h)
+        q, k, v = qkv.reshape(b, height * width, 3, heads, c // heads).transpose(2, 0, 3, 1, 4)
+        h = attention(q, k, v, scale=(c // heads) ** -0.5)
+        h = h.transpose(0, 2, 1, 3).reshape(-1, c)
+        h = nn.Dense(c, kernel_init=_ZERO, dtype=self.dtype, name="proj")(h)
+        return h.reshape(x.shape)
+
+
+class UNet(nn.Module):
+    """U-Net: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+
+    noise: the noise-level number (ln(sigma) / 4 for EDM), times `time_scale` before its embedding.
+    labels: int32 in [0, num_classes]; num_classes, "no label", is a zero vector. H and W must be
+    multiples of 2 ** (levels - 1), else UsageError. augment [B, augment_dim], optional: numbers
+    that say how the image was augmented (Karras et al. 2022, app. F.2). At initialisation the
+    output is exactly zero.
+
+    Fields: channels, multipliers (channels per level over `channels`, finest first), blocks (per
+    level); attention_sizes (the heights at which blocks attend), head_channels (of an attention
+    head; 0: one head), attend_always (every decoder block at those heights attends, as in ADM;
+    otherwise the last); scale_shift (conditioning scales too, as in ADM); rescale (residual sums
+    over sqrt 2); filter ("box" or "fir") and project_resampled (1x1 convolution on the shortcut of
+    resampling blocks); residual_input (a downsampled image is added at every level, as in NCSN++);
+    embedding ("sinusoidal" or "fourier") of embedding_channels (0: `channels`); dropout (rng
+    "dropout" when train=True), dtype (compute; parameters, norms and softmax are float32), remat
+    ("none", "full", "dots").
+    """
+
+    num_classes: int
+    out_channels: int
+    channels: int = 128
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention_sizes: tuple[int, ...] = (16,)
+    head_channels: int = 0
+    attend_always: bool = False
+    scale_shift: bool = False
+    rescale: bool = True
+    filter: str = "box"
+    project_resampled: bool = True
+    residual_input: bool = False
+    embedding: str = "sinusoidal"
+    embedding_channels: int = 0
+    augment_dim: int = 0
+    dropout: float = 0.0
+    time_scale: float = 1.0
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        augment: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
+        self._check(x.shape)
+        dtype = compute_dtype(self.dtype)
+        embedding = self._embed(noise, labels, augment, dtype)
+        block_class = rematerialised(Block, self.remat, in_scan=False)
+
+        def block(
+            h: jax.Array, features: int, name: str, *, attend: bool = False, resample: str = ""
+        ) -> jax.Array:
+            return block_class(
+                features,
+                attend,
+                resample,
+                self.filter,
+                self.scale_shift,
+                self.rescale,
+                self.project_resampled,
+                self.head_channels,
+                self.dropout,
+                train,
+                dtype,
+                name=name,
+            )(h, embedding)
+
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        attends = [x.shape[1] >> level in self.attention_sizes for level in range(len(widths))]
+        picture = x.astype(dtype)
+        h = _conv(self.channels, 3, "in", dtype)(picture)
+        skips = [h]
+        for level, width in enumerate(widths):
+            if level:
+                h = block(h, h.shape[-1], f"halve_{level}", resample="halve")
+                if self.residual_input:
+                    small = halve(picture, self.filter)
+                    picture = _conv(h.shape[-1], 3, f"picture_{level}", dtype)(small)
+                    h = picture = (h + picture) * math.sqrt(0.5)
+                skips.append(h)
+            for i in range(self.blocks):
+                h = block(h, width, f"encode_{level}_{i}", attend=attends[level])
+                skips.append(h)
+        h = block(h, widths[-1], "middle_0", attend=True)
+        h = block(h, widths[-1], "middle_1")
+        for level, width in reversed(list(enumerate(widths))):
+            if level < len(widths) - 1:
+                h = block(h, h.shape[-1], f"double_{level}", resample="double")
+            for i in range(self.blocks + 1):
+                attend = attends[level] and (self.attend_always or i == self.blocks)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, width, f"decode_{level}_{i}", attend=attend)
+        h = nn.silu(_norm(h, "norm_out", dtype))
+        return _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
+
+    def _embed(
+        self, noise: jax.Array, labels: jax.Array, augment: jax.Array | None, dtype: Any
+    ) -> jax.Array:
+        """The conditioning vector [B, 4 * channels], after its last non-linearity."""
+        features = {"sinusoidal": sinusoidal, "fourier": fourier}[self.embedding]
+        width = 4 * self.channels
+        h = features(self.time_scale * noise, self.embedding_channels or self.channels)
+        h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_hidden")(h)
+        h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_out")(nn.silu(h))
+        init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
+        one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
+        table = nn.Dense(width, use_bias=False, kernel_init=init, dtype=dtype, name="labels")
+        h = h + table(one_hot)
+        if self.augment_dim:
+            if augment is None:
+                augment = jnp.zeros((noise.shape[0], self.augment_dim))
+            h = h + nn.Dense(width, use_bias=False, kernel_init=_ZERO, dtype=dtype, name="augment")(
+                augment.astype(dtype)
+            )
+        return nn.silu(h)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        multiple = 2 ** (len(self.multipliers) - 1)
+        if len(shape) != 4 or shape[1] % multiple or shape[2] % multiple:
+            raise invalid(
+                "image size",
+                shape[1:],
+                f"(height, width, channels), height and width multiples of {multiple}",
+                f"model.multipliers has {len(self.multipliers)} levels; use fewer, or resize.",
+            )
+        if self.filter not in FILTERS:
+            raise unknown("model.filter", self.filter, FILTERS)
+        if self.embedding not in ("sinusoidal", "fourier"):
+            raise unknown("model.embedding", self.embedding, ("sinusoidal", "fourier"))
+
+
+def ddpmpp(
+    *,
+    num_classes: int,
+    out_channels: int,
+    channels: int = 128,
+    multipliers: tuple[int, ...] = (2, 2, 2),
+    blocks: int = 4,
+    attention_sizes: tuple[int, ...] = (16,),
+    augment_dim: int = 0,
+    dropout: float = 0.0,
+    time_scale: float = 1.0,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> UNet:
+    """DDPM++ (Song et al. 2021): by default EDM's CIFAR-10 size, 55.7 million parameters.
+
+    64x64 images (FFHQ, AFHQv2) take multipliers (1, 2, 2, 2). Arguments as the fields of `UNet`.
+    """
+    return UNet(
+        num_classes=num_classes,
+        out_channels=out_channels,
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention_sizes=attention_sizes,
+        augment_dim=augment_dim,
+        dropout=dropout,
+        time_scale=time_scale,
+        dtype=dtype,
+        remat=remat,
+    )
+
+
+def ncsnpp(
+    *,
+    num_classes: int,
+    out_channels: int,
+    channels: int = 128,
+    multipliers: tuple[int, ...] = (2, 2, 2),
+    blocks: int = 4,
+    attention_sizes: tuple[int, ...] = (16,),
+    augment_dim: int = 0,
+    dropout: float = 0.0,
+    time_scale: float = 1.0,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> UNet:
+    """NCSN++ (Song et al. 2021): `ddpmpp` with Fourier features, FIR resampling, residual input."""
+    plain = ddpmpp(
+        num_classes=num_classes,
+        out_channels=out_channels,
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention_sizes=attention_sizes,
+        augment_dim=augment_dim,
+        dropout=dropout,
+        time_scale=time_scale,
+        dtype=dtype,
+        remat=remat,
+    )
+    return plain.clone(
+        filter="fir", residual_input=True, embedding="fourier", embedding_channels=2 * channels
+    )
+
+
+def adm(
+    *,
+    num_classes: int,
+    out_channels: int,
+    channels: int = 192,
+    multipliers: tuple[int, ...] = (1, 2, 3, 4),
+    blocks: int = 3,
+    attention_sizes: tuple[int, ...] = (32, 16, 8),
+    head_channels: int = 64,
+    augment_dim: int = 0,
+    dropout: float = 0.0,
+    time_scale: float = 1.0,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> UNet:
+    """ADM (Dhariwal & Nichol 2021): by default ImageNet-64's, 295.9 million parameters.
+
+    Arguments as the fields of `UNet`.
+    """
+    return UNet(
+        num_classes=num_classes,
+        out_channels=out_channels,
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention_sizes=attention_sizes,
+        head_channels=head_channels,
+        attend_always=True,
+        scale_shift=True,
+        rescale=False,
+        project_resampled=False,
+        augment_dim=augment_dim,
+        dropout=dropout,
+        time_scale=time_scale,
+        dtype=dtype,
+        remat=remat,
+    )
