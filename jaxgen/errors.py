@@ -14,6 +14,10 @@ class UsageError(ValueError):
     """
 
 
+class Failure(RuntimeError):
+    """A run that cannot go on, though the input was right; exit code 1 and one message."""
+
+
 def invalid(option: str, given: object, allowed: str, fix: str | None = None) -> UsageError:
     """A `UsageError` in the one shape all of ours have: option, given, allowed, and a fix if known."""
     message = f"{option}: got {given!r}; allowed: {allowed}."

@@ -40,7 +40,7 @@ def test_one_word_swaps_a_part():
         ("model.width=wide", ["config.model.width", "wide", "int"]),
         ("model.name=dit.DiTT", ["config.model.name", "dit.DiT"]),
         ("data.source.name=mnist.mnist", ["config.data.source.name", "digits.digits"]),
-        ("data.source.name=idx.idx", ["config.data.source", "folder"]),
+        ("data.source.name=idx.idx", ["config.data.source", "path"]),
         ("method.path=linaer", ["path", "linear"]),
         ("method.prediction=epsilon", ["prediction", "eps"]),
         ("method.label_dropout=1.5", ["label_dropout", "1.5"]),

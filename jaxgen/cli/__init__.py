@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    from jaxgen.errors import UsageError
+    from jaxgen.errors import Failure, UsageError
     from jaxgen.train.interrupt import Interrupted
 
     args, rest = parser().parse_known_args(arguments)
@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"jaxgen: error: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"jaxgen: {error}", file=sys.stderr)
+        return 1
     except Interrupted as stop:
         print(f"jaxgen: {stop}", file=sys.stderr)
         return stop.code

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxgen import __version__
 from jaxgen.data import batches, normalise, to_device
-from jaxgen.errors import UsageError
+from jaxgen.errors import Failure
 from jaxgen.method import Method, TrainState
 from jaxgen.train.checkpoint import Checkpoints, write_atomic
 from jaxgen.train.interrupt import Interrupts
@@ -29,7 +29,7 @@ PyTree = Any
 LARGEST = np.iinfo(np.int32).max
 
 
-class Diverged(UsageError):
+class Diverged(Failure):
     """A metric stopped being finite; the last good checkpoint is intact."""
 
 
