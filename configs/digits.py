@@ -7,7 +7,7 @@ def get_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             seed=0,
-            data=dict(source=dict(name="digits.digits"), batch_size=256),
+            data=dict(source=dict(name="digits.digits"), batch_size=128),
             model=dict(name="dit.DiT", patch=4, width=128, depth=6, heads=4),
             method=dict(
                 name="diffusion.denoising",
@@ -19,14 +19,16 @@ def get_config() -> ml_collections.ConfigDict:
             ),
             optimizer=dict(
                 name="adamw",
-                learning_rate=1e-3,
+                learning_rate=2e-3,
                 b2=0.99,
                 schedule="cosine",
-                warmup_images=50_000,
+                warmup_images=25_000,
             ),
-            ema=dict(half_life=(50_000,), power_std=(0.05, 0.10)),
-            train=dict(images=1_500_000, log_every=25_000, sample_every=500_000),
-            checkpoint=dict(every=250_000, snapshot_every=250_000),
+            ema=dict(half_life=(30_000,)),
+            train=dict(images=340_000, log_every=5_000, sample_every=100_000),
+            checkpoint=dict(every=100_000),
+            log=dict(),
+            mesh=dict(data=-1),
             sample=dict(solver="heun", steps=10, guidance=2.0),
             evaluate=dict(samples=2000, guidance=(1.0, 2.0)),
             classify=dict(draws=16),

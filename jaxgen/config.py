@@ -62,7 +62,7 @@ def load(path: str) -> ml_collections.ConfigDict:
         config = module.get_config(argument) if argument else module.get_config()
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(f"--config {path}: get_config failed: {error}") from error
-    return ml_collections.ConfigDict(_plain(config))
+    return ml_collections.ConfigDict(to_dict(config))
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
@@ -72,17 +72,17 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 def to_json(config: Mapping[str, Any]) -> str:
     """A config as JSON with sorted keys; tuples become lists, which `build` takes as tuples."""
-    return json.dumps(_plain(config), indent=2, sort_keys=True)
+    return json.dumps(to_dict(config), indent=2, sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
-    """A nested config as plain dicts, lists and numbers."""
+def to_dict(value: Any) -> Any:
+    """A nested config as plain dicts, lists and numbers; tuples become lists."""
     if isinstance(value, ml_collections.ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [to_dict(v) for v in value]
     return value
 
 
@@ -257,7 +257,7 @@ def check(
     for key, value in keywords.items():
         if key not in allowed:
             raise unknown(f"{option}.{key}", key, allowed)
-        value = _tuples(_plain(value)) if isinstance(value, (list, tuple)) else value
+        value = _tuples(to_dict(value)) if isinstance(value, (list, tuple)) else value
         hint = hints.get(key)
         if hint is not None and not _matches(value, hint):
             raise invalid(f"{option}.{key}", value, _describe(hint))
@@ -330,7 +330,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, old, new) for every leaf where two configs differ; absent is None."""
-    old, new = _plain(old), _plain(new)
+    old, new = to_dict(old), to_dict(new)
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)
         name = f"{prefix}{key}"

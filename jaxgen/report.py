@@ -21,6 +21,7 @@ from jaxgen import __version__
 from jaxgen import config as configs
 from jaxgen.model import Model
 from jaxgen.pictures import png
+from jaxgen.scoring import one_line
 from jaxgen.train.checkpoint import write_atomic
 from jaxgen.train.log import read_jsonl
 
@@ -88,8 +89,7 @@ def summary(content: Mapping[str, Any]) -> str:
     """The report as a few lines for the terminal."""
     lines = []
     for receipt in content["results"].get("evaluate", {}).get("receipts", []):
-        scores = [f"{s['name']} {s['value']:.4g}{_beside(s)}" for s in receipt["scores"]]
-        lines.append(f"guidance {receipt['guidance']:g}: " + ", ".join(scores))
+        lines.append(f"guidance {receipt['guidance']:g}: {one_line(receipt)}")
     found = content["results"].get("classify")
     if found:
         lines.append(
@@ -103,10 +103,6 @@ def summary(content: Mapping[str, Any]) -> str:
         if k not in ("images_per_second", "final_loss")
     )
     return "\n".join([*lines, f"seconds: {times}"])
-
-
-def _beside(score: Mapping[str, Any]) -> str:
-    return "" if score.get("floor") is None else f" (floor {score['floor']:.4g})"
 
 
 def _curves(rows: list[dict[str, Any]]) -> bytes:
