@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nn_kit import inputs, live_variables, quick_jit
 
 from jaxgen.errors import UsageError
 from jaxgen.nn.dit import DiT, sized
 from jaxgen.nn.flops import multiply_adds, parameters
 from jaxgen.nn.positions import rope_2d, rotate, sin_cos_2d
 from jaxgen.pretrained.dit import from_diffusers, to_diffusers
+from tests.nn_kit import inputs, live_variables, quick_jit
 
 # Peebles & Xie 2023, table 4 and appendix: millions of parameters, G multiply-adds.
 PAPER = {

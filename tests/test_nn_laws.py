@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nn_kit import abstract, inputs, live_variables, quick_jit
 
 from jaxgen.errors import UsageError
 from jaxgen.nn.dit import DiT
@@ -17,10 +16,10 @@ from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import multiply_adds
 from jaxgen.nn.mlp import MLP
 from jaxgen.nn.unet import adm, ncsnpp
+from tests.nn_kit import abstract, inputs, live_variables, quick_jit
 
 IMAGE = (8, 8, 2)
 SMALL_DIT = DiT(5, 2, depth=2, width=16, heads=2, patch=2)
-# Twelve channels make groups of three in GroupNorm; in groups of one a bias would have no effect.
 SMALL_UNET = {
     "num_classes": 5,
     "out_channels": 2,

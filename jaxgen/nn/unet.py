@@ -1,7 +1,7 @@
 """One convolutional U-Net that is DDPM++, NCSN++ or ADM by its fields.
 
-DDPM++ and NCSN++: Song et al., "Score-Based Generative Modeling through SDEs" (2021), app. H. ADM:
-Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021), sec. 3. Sizes and the layout of attention follow
+DDPM++ and NCSN++: Song et al., "Score-Based Generative Modeling through SDEs" (2021), app. H.
+ADM: Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021), sec. 3. Sizes and attention follow
 Karras et al., "Elucidating the Design Space" (2022), table 7.
 """
 
@@ -24,8 +24,14 @@ _ZERO = nn.initializers.zeros
 
 
 def _norm(x: jax.Array, name: str, dtype: Any) -> jax.Array:
-    """GroupNorm of up to 32 groups, statistics in float32."""
-    groups = math.gcd(x.shape[-1], 32)
+    """GroupNorm of up to 32 groups, statistics in float32.
+
+    A group has four channels or more, as far as they divide: in groups of one, what is added to a
+    whole channel, as conditioning is, would be taken away again.
+    """
+    channels = x.shape[-1]
+    most = max(1, min(32, channels // 4))
+    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
     return nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)(x)
 
 
