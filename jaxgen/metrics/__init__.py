@@ -1,0 +1,15 @@
+"""Scores: features -> statistics -> value, each with its floor beside it and a receipt.
+
+    from jaxgen.metrics.evaluate import evaluate
+    network = cached("classifier.safetensors", train["image"], train["label"], 10)
+    scores = evaluate(samples, labels, train, test, network)
+
+Functions that are named as their module (`evaluate.evaluate`, `quantise.quantise`,
+`receipt.receipt`) are imported from there.
+"""
+
+from jaxgen.metrics.classifier import Classifier, Training, cached, fit
+from jaxgen.metrics.evaluate import Extractor, feature_scores
+from jaxgen.metrics.receipt import Sampling
+
+__all__ = ["Classifier", "Extractor", "Sampling", "Training", "cached", "feature_scores", "fit"]

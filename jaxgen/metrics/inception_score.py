@@ -1,0 +1,62 @@
+"""Inception score (Salimans et al. 2016): exp of the mean KL(p(y|x) || p(y)), of any classifier.
+
+probabilities -> `score_sums` (mergeable) -> `inception_score`. With a classifier other than
+Inception it is called by that classifier's name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgen.errors import invalid
+
+
+class ScoreSums(NamedTuple):
+    """size: N. marginal [C]: sum of p. negative_entropy: sum of p ln p. All float64."""
+
+    size: int
+    marginal: np.ndarray
+    negative_entropy: float
+
+
+def score_sums(probabilities: np.ndarray) -> ScoreSums:
+    """Sums over predictions [N, C], each a distribution."""
+    p = np.asarray(probabilities, np.float64)
+    logs = np.log(np.where(p > 0, p, 1.0))
+    return ScoreSums(len(p), p.sum(0), float((p * logs).sum()))
+
+
+def merge_scores(parts: Iterable[ScoreSums]) -> ScoreSums:
+    """Sums over the union of shards."""
+    return functools.reduce(lambda a, b: ScoreSums(a[0] + b[0], a[1] + b[1], a[2] + b[2]), parts)
+
+
+def inception_score(sums: ScoreSums) -> float:
+    """exp(H(mean p) - mean H(p)): 1 for equal predictions, C for balanced certain ones."""
+    if sums.size < 1:
+        raise invalid("probabilities", f"{sums.size} images", "1 or more for an inception score")
+    mean = sums.marginal / sums.size
+    marginal = float((mean * np.log(np.where(mean > 0, mean, 1.0))).sum())
+    return float(np.exp(sums.negative_entropy / sums.size - marginal))
+
+
+def inception_score_splits(
+    probabilities: np.ndarray, *, splits: int, seed: int | None
+) -> tuple[float, float]:
+    """Mean and standard deviation (divisor `splits`) of the score of equal consecutive splits.
+
+    seed: shuffle first, so that the order of the images does not matter; None keeps the order,
+    which on images sorted by class gives another, much lower number. An unequal rest is left out.
+    """
+    size = len(probabilities) // splits if splits >= 1 else 0
+    if size < 1:
+        raise invalid("inception score splits", splits, f"1 to {len(probabilities)}, the images")
+    if seed is not None:
+        probabilities = probabilities[np.random.default_rng(seed).permutation(len(probabilities))]
+    parts = probabilities[: size * splits].reshape(splits, size, -1)
+    scores = np.array([inception_score(score_sums(part)) for part in parts])
+    return float(scores.mean()), float(scores.std())

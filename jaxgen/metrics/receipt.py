@@ -1,0 +1,88 @@
+"""Receipts: a score together with everything one needs to know to compare it with another."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxgen
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the scored samples were made.
+
+    labels: the policy, "balanced" or "random". nfe: network calls a sample, guidance branches
+    included. guidance: the options of the guidance, or None. ema: the name of the averaged
+    parameters, or None for the trained ones. dtype: the network's compute dtype.
+    """
+
+    labels: str
+    seed: int
+    solver: str
+    steps: int
+    nfe: float
+    guidance: Any
+    ema: str | None
+    dtype: str
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the scores."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"jaxgen": jaxgen.__version__, "python": platform.python_version(), **found}
+
+
+def receipt(
+    scores: Mapping[str, Mapping[str, Any]],
+    sampling: Sampling,
+    *,
+    data: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A receipt that `json.dumps` takes: what `evaluate` found, and how it came about.
+
+    scores: the result of `evaluate`: name -> value, floor, features and settings. data: what names
+    the data set (its config section). extra: whatever else belongs to the run (images seen, config
+    digest). Numbers that are not finite become the strings "nan", "inf" and "-inf".
+    """
+    found = {
+        "scores": [{"name": name, **score} for name, score in scores.items()],
+        "sampling": dataclasses.asdict(sampling),
+        "data": dict(data),
+        "versions": versions(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **(extra or {}),
+    }
+    return _plain(found)
+
+
+def write(found: Mapping[str, Any], path: str | Path) -> None:
+    """Write a receipt as JSON; the file appears whole or not at all."""
+    file = Path(path)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, file)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts only."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
