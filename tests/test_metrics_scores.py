@@ -221,6 +221,11 @@ def test_exact_duplicates_count_unless_strict():
     assert precise == recalled == covered == 1.0
 
 
+def test_copies_are_at_distance_zero_whatever_the_rounding():
+    points = np.random.default_rng(10).normal(size=(1500, 301)) + 3
+    np.testing.assert_array_equal(nearest(points[::-1][:1100], points), 0.0)
+
+
 def test_coverage_of_a_law_against_itself_is_its_closed_form():
     n, k = 300, 3
     chance = np.random.default_rng(11)
