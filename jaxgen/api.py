@@ -19,14 +19,14 @@ from jaxgen.method import TrainState
 from jaxgen.model import Model, Samples
 from jaxgen.nn.flops import multiply_adds
 from jaxgen.setup import Setup, setup
-from jaxgen.train import ema as averages
-from jaxgen.train.checkpoint import Checkpoints, write_atomic
-from jaxgen.train.interrupt import Interrupted, Interrupts
-from jaxgen.train.log import say
-from jaxgen.train.loop import fit
-from jaxgen.train.peak import peak_flops
-from jaxgen.train.sharding import state_sharding
-from jaxgen.train.weights import dump, read
+from jaxgen.training import ema as averages
+from jaxgen.training.checkpoint import Checkpoints, write_atomic
+from jaxgen.training.interrupt import Interrupted, Interrupts
+from jaxgen.training.log import say
+from jaxgen.training.loop import fit
+from jaxgen.training.peak import peak_flops
+from jaxgen.training.sharding import state_sharding
+from jaxgen.training.weights import dump, read
 
 PyTree = Any
 

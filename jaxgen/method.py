@@ -54,7 +54,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Averages(Protocol):
-    """Running averages of parameters (see `jaxgen.train.ema`)."""
+    """Running averages of parameters (see `jaxgen.training.ema`)."""
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """Fresh averages, equal to `params`."""

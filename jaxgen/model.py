@@ -18,8 +18,8 @@ import numpy as np
 from jaxgen.errors import invalid, unknown
 from jaxgen.method import Sampler
 from jaxgen.setup import Setup, sample_options
-from jaxgen.train.log import progress
-from jaxgen.train.sharding import batch_sharding, replicated
+from jaxgen.training.log import progress
+from jaxgen.training.sharding import batch_sharding, replicated
 
 PyTree = Any
 

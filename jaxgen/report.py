@@ -22,8 +22,8 @@ from jaxgen import config as configs
 from jaxgen.model import Model
 from jaxgen.pictures import png
 from jaxgen.scoring import one_line
-from jaxgen.train.checkpoint import write_atomic
-from jaxgen.train.log import read_jsonl
+from jaxgen.training.checkpoint import write_atomic
+from jaxgen.training.log import read_jsonl
 
 STYLE = """
 :root { --ink:#1a1d21; --soft:#5c6570; --line:#e3e6ea; --accent:#2457d6; --back:#fbfbfc }

@@ -21,8 +21,8 @@ from jaxgen.metrics import Sampling, Training, cached
 from jaxgen.metrics.evaluate import evaluate as score
 from jaxgen.metrics.receipt import receipt
 from jaxgen.model import Model, balanced_labels
-from jaxgen.train.checkpoint import write_atomic
-from jaxgen.train.log import progress, say
+from jaxgen.training.checkpoint import write_atomic
+from jaxgen.training.log import progress, say
 
 Check = Callable[[], None]
 

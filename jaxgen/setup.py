@@ -17,9 +17,9 @@ from jaxgen import config as configs
 from jaxgen.data import Source
 from jaxgen.errors import invalid, unknown
 from jaxgen.method import Method, Spec
-from jaxgen.train.ema import Averages
-from jaxgen.train.optim import optimizer
-from jaxgen.train.sharding import check_batch, make_mesh
+from jaxgen.training.ema import Averages
+from jaxgen.training.optim import optimizer
+from jaxgen.training.sharding import check_batch, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ def start(*arguments: str, **kwargs) -> subprocess.Popen:
 def run(*arguments: str, **kwargs) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     process = start(*arguments, **kwargs)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -39,7 +39,7 @@ def train_arguments(workdir: Path, *overrides: str) -> list[str]:
     ]
 
 
-def wait_for(condition, seconds: float = 120, process: subprocess.Popen | None = None) -> None:
+def wait_for(condition, seconds: float = 300, process: subprocess.Popen | None = None) -> None:
     """Return when condition() is true; fail if the process ends first or time runs out."""
     end = time.monotonic() + seconds
     while not condition():

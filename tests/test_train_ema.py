@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate
 
 from jaxgen.errors import UsageError
-from jaxgen.train.ema import Averages, posthoc_weights, power_gamma, profile_product
+from jaxgen.training.ema import Averages, posthoc_weights, power_gamma, profile_product
 
 
 def run(averages: Averages, values: np.ndarray, batch: int) -> dict[str, np.ndarray]:

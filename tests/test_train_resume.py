@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxgen.train.log import read_jsonl
+from jaxgen.training.log import read_jsonl
 from tests.running import final_state, run, start, train_arguments, wait_for
 
 
@@ -82,7 +82,7 @@ def test_signal_in_training_saves_and_says_so(uninterrupted, tmp_path, number):
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), process=process)
     wait_for(lambda: (workdir / "metrics.jsonl").read_text().count("\n") >= 2, process=process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     stopped, _ = raw_state(workdir)
@@ -97,7 +97,7 @@ def test_signal_before_the_first_step_saves_too(tmp_path):
     process = start(*train_arguments(workdir))
     wait_for(lambda: (workdir / "config.json").exists(), process=process)
     process.send_signal(signal.SIGINT)  # while the program is being compiled
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert raw_state(workdir)[0] >= 1
 

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     from jaxgen.errors import Failure, UsageError
-    from jaxgen.train.interrupt import Interrupted
+    from jaxgen.training.interrupt import Interrupted
 
     args, rest = parser().parse_known_args(arguments)
     try:

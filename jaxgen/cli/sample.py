@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample and write; returns what was made and how fast."""
     from jaxgen.api import load, write_samples
-    from jaxgen.train.log import say
+    from jaxgen.training.log import say
 
     model = load(args.workdir)
     labels, columns = parse_labels(args.labels, args.per_label, model.parts.spec.num_classes)

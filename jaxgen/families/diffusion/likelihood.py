@@ -21,8 +21,9 @@ from jaxgen.families.diffusion.path import Path
 PyTree = Any
 Trace = Literal["rademacher", "gaussian", "exact"]
 
-START = 1e-4
-"""Where the flow starts, in t: at t=0 itself eps is not determined."""
+START = 1e-3
+"""sigma / alpha where the flow starts: at 0 itself eps is not determined. The data are read as if
+with this much noise, which moves ln p by the order of its square."""
 
 
 def flow_log_prob(
@@ -69,7 +70,8 @@ def flow_log_prob(
         return value, share * products.sum(0)
 
     # Near both ends the flow turns quickly: even steps in the logit of f resolve them.
-    start, end = path.fraction(jnp.array([START, 1.0], x.dtype))
+    start = jnp.asarray(START / (1 + START), x.dtype)
+    end = path.fraction(jnp.ones((), x.dtype))
     logits = jnp.linspace(jnp.log(start / (1 - start)), _logit_end(end), steps + 1)
     nodes = jax.nn.sigmoid(logits).at[-1].set(end)
 
@@ -86,11 +88,11 @@ def flow_log_prob(
             total + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4),
         ), None
 
-    first = path.alpha(jnp.float32(START)) + path.sigma(jnp.float32(START))
-    y = x.reshape(shape[0], size) / first
+    # x is the data, alpha x / (alpha + sigma) where it starts.
+    y = (1 - start) * x.reshape(shape[0], size)
     (y, total), _ = jax.lax.scan(step, (y, jnp.zeros(shape[0], x.dtype)), (nodes[:-1], nodes[1:]))
     prior = -0.5 * ((y / end) ** 2 + jnp.log(2 * jnp.pi * end**2)).sum(-1)
-    return prior + total - size * jnp.log(first)
+    return prior + total + size * jnp.log1p(-start)
 
 
 def _logit_end(end: jax.Array) -> jax.Array:

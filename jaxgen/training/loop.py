@@ -21,9 +21,9 @@ from jaxgen import __version__
 from jaxgen.data import batches, normalise, to_device
 from jaxgen.errors import Failure
 from jaxgen.method import Method, TrainState
-from jaxgen.train.checkpoint import Checkpoints, write_atomic
-from jaxgen.train.interrupt import Interrupts
-from jaxgen.train.log import Log, progress, say
+from jaxgen.training.checkpoint import Checkpoints, write_atomic
+from jaxgen.training.interrupt import Interrupts
+from jaxgen.training.log import Log, progress, say
 
 PyTree = Any
 LARGEST = np.iinfo(np.int32).max
@@ -95,7 +95,7 @@ def fit(
     step) -> picture, written to `samples/`. flops_per_image: useful floating-point operations of
     one training image (3 x forward, 2 per multiply-add). Returns (state, timings in seconds).
     """
-    from jaxgen.train.sharding import batch_sharding, replicated, state_sharding
+    from jaxgen.training.sharding import batch_sharding, replicated, state_sharding
 
     method, mesh = parts.method, parts.mesh
     root = jax.device_put(jax.random.key(parts.config.get("seed", 0)), replicated(mesh))
@@ -233,8 +233,8 @@ def fit(
 
 def save_snapshots(workdir: Path, averages: Any, state: TrainState, images: int) -> None:
     """Write each power-function average to `ema_snapshots/<name>_<images>.safetensors`, whole."""
-    from jaxgen.train.ema import power_name
-    from jaxgen.train.weights import dump
+    from jaxgen.training.ema import power_name
+    from jaxgen.training.weights import dump
 
     for std in averages.power_std:
         name = power_name(std)
