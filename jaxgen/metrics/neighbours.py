@@ -1,4 +1,4 @@
-"""Nearest neighbours in blocks: exact, float64, in memory bounded by the block."""
+"""Nearest neighbours: exact, float64, in blocks of bounded memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxgen.errors import invalid
 
 # Squared distances below this share of the squared norms are rounding: the points coincide.
 _ROUNDING = 1e-12
+# Entries of a block of distances: 64 MiB in float64, whatever the number of points.
+_ENTRIES = 1 << 23
 
 
-def distance_blocks(
-    x: np.ndarray, y: np.ndarray, *, block: int = 1024
-) -> Iterator[tuple[slice, np.ndarray]]:
+def distance_blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, squared distances [rows, m]) of x [n, d] to y [m, d], a block of rows at a time.
 
     Exact duplicates are at distance exactly 0, whatever the rounding of the products.
@@ -23,6 +23,7 @@ def distance_blocks(
     centre = np.asarray(y, np.float64).mean(0)
     x, y = x - centre, y - centre
     norms = np.einsum("nd,nd->n", y, y)
+    block = max(1, _ENTRIES // len(y))
     for start in range(0, len(x), block):
         part = x[start : start + block]
         sizes = np.einsum("nd,nd->n", part, part)[:, None] + norms
