@@ -32,9 +32,12 @@ PyTree = Any
 
 # What may change between two runs of one workdir; the rest decides what the arrays mean or which
 # examples and noise step n sees, so a change of it would be another run under the same name.
-FREE = ("train", "checkpoint", "log", "sample", "evaluate", "classify", "mesh")
-FREE += ("data.workers", "data.prefetch", "data.test", "data.source.folder", "data.source.path")
-FREE += ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm")
+FREE = (
+    *("train", "checkpoint", "log", "sample", "evaluate", "classify", "mesh"),
+    *("data.workers", "data.prefetch", "data.test"),
+    *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
+    *("optimizer.learning_rate", "optimizer.weight_decay"),
+)
 BOUND = ("train.accumulate",)
 
 

@@ -19,7 +19,7 @@ class Failure(RuntimeError):
 
 
 def invalid(option: str, given: object, allowed: str, fix: str | None = None) -> UsageError:
-    """A `UsageError` in the one shape all of ours have: option, given, allowed, and a fix if known."""
+    """A `UsageError` in the shape that all have: option, given, allowed, and a fix if known."""
     message = f"{option}: got {given!r}; allowed: {allowed}."
     return UsageError(f"{message} {fix}" if fix else message)
 

@@ -108,7 +108,7 @@ class Method:
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """One key per example from the step's key and the example's place in the global batch: keys [B].
+    """One key per example, from the step's key and its place in the global batch: keys [B].
 
     The place comes from `batch["index"]`, never from a rank or a device, so the noise is the same
     on any number of devices, hosts and microbatches.

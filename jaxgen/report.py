@@ -98,9 +98,7 @@ def summary(content: Mapping[str, Any]) -> str:
             f"{found['seconds']:.1f} s"
         )
     times = ", ".join(
-        f"{k} {v:.1f}"
-        for k, v in content["timings"].items()
-        if k not in ("images_per_second", "final_loss")
+        f"{k} {v:.1f}" for k, v in content["timings"].items() if k != "images_per_second"
     )
     return "\n".join([*lines, f"seconds: {times}"])
 

@@ -8,8 +8,9 @@ step inside the program, metrics are summed on the device and fetched once a per
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from jaxgen.data import batches, normalise, to_device
 from jaxgen.errors import Failure
 from jaxgen.method import Method, TrainState
 from jaxgen.training.checkpoint import Checkpoints, write_atomic
+from jaxgen.training.ema import power_name
 from jaxgen.training.interrupt import Interrupts
 from jaxgen.training.log import Log, progress, say
+from jaxgen.training.sharding import batch_sharding, replicated, state_sharding
+from jaxgen.training.weights import dump
 
 PyTree = Any
 LARGEST = np.iinfo(np.int32).max
@@ -79,6 +83,55 @@ def read_tally(tally: PyTree, steps: int) -> dict[str, float]:
     return {k: float(v[0]) / max(steps, 1) for k, v in host.items()}
 
 
+@dataclasses.dataclass
+class Meter:
+    """What is summed on the device between two looks at it, and how long the steps took.
+
+    clean: an empty tally on the device. flops_per_image, peak: for model FLOP/s and MFU; 0 and None
+    where they are not known. Pauses (compilation, previews, saves) are not counted: `resume` starts
+    the clock after one.
+    """
+
+    log: Log
+    clean: PyTree
+    batch_size: int
+    devices: int
+    flops_per_image: float
+    peak: float | None
+
+    def __post_init__(self) -> None:
+        """Nothing counted yet."""
+        self.tally, self.steps, self.seconds = self.clean, 0, 0.0
+        self.means: dict[str, float] = {}
+        self.resume()
+
+    def resume(self) -> None:
+        """Start the clock."""
+        self.began = time.monotonic()
+
+    def flush(self, done: int) -> dict[str, float]:
+        """Log and return the means since the last flush, at step `done`. Raises Diverged."""
+        if not self.steps:
+            return self.means
+        means = read_tally(self.tally, self.steps)  # waits for the device
+        elapsed = time.monotonic() - self.began
+        self.seconds += elapsed
+        rate = self.steps * self.batch_size / elapsed
+        means |= {
+            "images": float(done * self.batch_size),
+            "images_per_second": rate,
+            "step_seconds": elapsed / self.steps,
+        }
+        if self.flops_per_image:
+            means["model_tflops"] = self.flops_per_image * rate / 1e12
+            if self.peak:
+                means["mfu"] = self.flops_per_image * rate / (self.peak * self.devices)
+        self.log.scalars(done, means)
+        self.tally, self.steps, self.means = self.clean, 0, means
+        self.resume()
+        return means
+
+
 def fit(
     parts: Any,
     workdir: Path,
@@ -92,18 +145,16 @@ def fit(
     """Train from the workdir's newest whole checkpoint, or from scratch, to `config.train.images`.
 
     parts: a `jaxgen.setup.Setup`. initial: changes the fresh state (`--init_from`). preview(state,
-    step) -> picture, written to `samples/`. flops_per_image: useful floating-point operations of
-    one training image (3 x forward, 2 per multiply-add). Returns (state, timings in seconds).
+    step) -> picture, called every `train.sample_every` images. flops_per_image: useful
+    floating-point operations of one training image (3 x forward, 2 per multiply-add). Returns
+    (state, timings in seconds). Raises Interrupted, with the state saved, after a signal.
     """
-    from jaxgen.training.sharding import batch_sharding, replicated, state_sharding
-
-    method, mesh = parts.method, parts.mesh
-    root = jax.device_put(jax.random.key(parts.config.get("seed", 0)), replicated(mesh))
+    method, mesh, size, total = parts.method, parts.mesh, parts.data.batch_size, parts.steps
+    seed = parts.config.get("seed", 0)
+    root = jax.device_put(jax.random.key(seed), replicated(mesh))
     begin = time.monotonic()
     abstract = jax.eval_shape(method.init, jax.random.key(0))
     shardings = state_sharding(mesh, abstract)
-    size, total = parts.data.batch_size, parts.steps
-    save_every = parts.every(parts.checkpoint.every)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -115,14 +166,14 @@ def fit(
             )
         )
         restored = checkpoints.restore(abstract, shardings)
-        if restored is None:
+        if restored is not None:
+            first, state, _ = restored
+            say(f"Resuming at step {first} of {total} ({first * size} images).")
+        else:
             first = 0
             state = jax.jit(method.init, out_shardings=shardings)(jax.random.fold_in(root, LARGEST))
             if initial is not None:
                 state = jax.device_put(initial(state), shardings)
-        else:
-            first, state, _ = restored
-            say(f"Resuming at step {first} of {total} ({first * size} images).")
         log = Log(
             workdir,
             step=first,
@@ -132,110 +183,93 @@ def fit(
         )
         stack.callback(log.close)
         if first >= total:
-            return state, {"compile": 0.0, "train": 0.0, "images_per_second": 0.0}
-        stream = to_device(
-            batches(
-                parts.source,
-                batch_size=size,
-                seed=parts.config.get("seed", 0),
-                start_step=first,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                flip=parts.data.flip,
-                workers=parts.data.workers,
-                prefetch=parts.data.prefetch,
-            ),
-            batch_sharding(mesh),
-            prefetch=parts.data.prefetch,
-        )
+            return state, {"images_per_second": 0.0}
+        stream = open_stream(parts, seed, first)
         batch = next(stream)
         clean = jax.device_put(empty_tally(method, abstract, batch), replicated(mesh))
         step = jax.jit(
-            make_step(method),
-            donate_argnums=(0,),
-            out_shardings=(shardings, replicated(mesh)),
+            make_step(method), donate_argnums=(0,), out_shardings=(shardings, replicated(mesh))
         )
         clock = time.monotonic()
         compiled = step.lower(state, clean, batch, root).compile()
         timings = {"setup": clock - begin, "compile": time.monotonic() - clock}
-
-        def meta(done: int, means: dict[str, float]) -> dict[str, Any]:
-            return {
-                "step": done,
-                "images": done * size,
-                "batch_size": size,
-                "loss": means.get("loss", float("inf")),
-                "jaxgen": __version__,
-                "jax": jax.__version__,
-            }
-
-        def flush(done: int) -> dict[str, float]:
-            """Means since the last flush, into the log; checks that they are finite."""
-            nonlocal tally, counted, busy, window
-            means = read_tally(tally, counted)
-            elapsed = time.monotonic() - window
-            busy += elapsed
-            if counted:
-                rate = counted * size / elapsed
-                means |= {
-                    "images": float(done * size),
-                    "images_per_second": rate,
-                    "step_seconds": elapsed / counted,
-                }
-                if flops_per_image:
-                    means["model_tflops"] = flops_per_image * rate / 1e12
-                if flops_per_image and peak_flops:
-                    means["mfu"] = flops_per_image * rate / (peak_flops * mesh.size)
-                log.scalars(done, means)
-            tally, counted, window = clean, 0, time.monotonic()
-            return means
-
-        log_every, sample_every = (
-            parts.every(parts.train.log_every),
-            parts.every(parts.train.sample_every),
+        meter = Meter(log, clean, size, mesh.size, flops_per_image, peak_flops)
+        log_every, save_every, sample_every, snapshot_every = (
+            parts.every(images)
+            for images in (
+                parts.train.log_every,
+                parts.checkpoint.every,
+                parts.train.sample_every,
+                parts.checkpoint.snapshot_every,
+            )
         )
-        snap_every = parts.every(parts.checkpoint.snapshot_every)
-        tally, counted, busy, window = clean, 0, 0.0, time.monotonic()
-        means: dict[str, float] = {}
-        with progress("train", total, first) as advance:
-            for done in range(first + 1, total + 1):
-                with jax.transfer_guard("disallow"):
-                    state, tally = compiled(state, tally, batch, root)
-                counted += 1
-                last = done == total or interrupts.number is not None
-                if not last:
-                    batch = next(stream)
-                if (log_every and done % log_every == 0) or last:
-                    means = flush(done) or means
-                    advance(
-                        done, f"loss {means['loss']:.4f}  {means['images_per_second']:.0f} img/s"
-                    )
-                elif not log_every and done % 50 == 0:
-                    advance(done)
-                if (save_every and done % save_every == 0) or last:
-                    means = {**means, **(flush(done) if counted else {})}
-                    checkpoints.save(done, state, meta(done, means), wait=last)
-                if snap_every and done % snap_every == 0:
-                    save_snapshots(workdir, parts.ema, state, done * size)
-                if preview is not None and sample_every and done % sample_every == 0 and not last:
-                    flush(done)
-                    picture = preview(state, done)
-                    log.image(done, "samples", picture)
-                    window = time.monotonic()
-                interrupts.check()
+        advance = stack.enter_context(progress("train", total, first))
+        for done in range(first + 1, total + 1):
+            with jax.transfer_guard("disallow"):
+                state, meter.tally = compiled(state, meter.tally, batch, root)
+            meter.steps += 1
+            last = done == total or interrupts.number is not None
+            if not last:
+                batch = next(stream)
+
+            def due(period: int, done: int = done) -> bool:
+                return period > 0 and done % period == 0
+
+            if due(log_every) or last:
+                means = meter.flush(done)
+                rate = means["images_per_second"]
+                advance(done, f"loss {means['loss']:.4f}  {rate:.0f} img/s")
+            if due(save_every) or last:
+                means = meter.flush(done)  # what is not finite is never saved
+                checkpoints.save(done, state, about(done, size, means), wait=last)
+                meter.resume()
+            if due(snapshot_every):
+                save_snapshots(workdir, parts.ema, state, done * size)
+            if preview is not None and due(sample_every) and not last:
+                meter.flush(done)
+                log.image(done, "samples", preview(state, done))
+                meter.resume()
+            interrupts.check()
         timings |= {
-            "train": busy,
-            "images_per_second": (total - first) * size / max(busy, 1e-9),
-            "final_loss": means.get("loss", float("nan")),
+            "train": meter.seconds,
+            "images_per_second": (total - first) * size / max(meter.seconds, 1e-9),
         }
         return state, timings
 
 
+def open_stream(parts: Any, seed: int, first: int) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices, from step `first` on, each process reading its own part."""
+    return to_device(
+        batches(
+            parts.source,
+            batch_size=parts.data.batch_size,
+            seed=seed,
+            start_step=first,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            flip=parts.data.flip,
+            workers=parts.data.workers,
+            prefetch=parts.data.prefetch,
+        ),
+        batch_sharding(parts.mesh),
+        prefetch=parts.data.prefetch,
+    )
+
+
+def about(done: int, batch_size: int, means: dict[str, float]) -> dict[str, Any]:
+    """A checkpoint's metadata."""
+    return {
+        "step": done,
+        "images": done * batch_size,
+        "batch_size": batch_size,
+        "loss": means["loss"],
+        "jaxgen": __version__,
+        "jax": jax.__version__,
+    }
+
+
 def save_snapshots(workdir: Path, averages: Any, state: TrainState, images: int) -> None:
     """Write each power-function average to `ema_snapshots/<name>_<images>.safetensors`, whole."""
-    from jaxgen.training.ema import power_name
-    from jaxgen.training.weights import dump
-
     for std in averages.power_std:
         name = power_name(std)
         path = workdir / "ema_snapshots" / f"{name}_{images:012d}.safetensors"
