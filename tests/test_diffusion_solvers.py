@@ -91,7 +91,7 @@ def test_solver_order_holds_on_curved_paths(name, path):
         keys = jax.random.split(jax.random.key(0), 16)
         solve = jax.jit(lambda grid: integrate(solver, denoiser, x, grid, keys))
         measured = testing.convergence_order(
-            lambda n: solve(graded(n, high, low, 116)), exact, [24, 48, 96]
+            lambda n: solve(graded(n, high, low, 212)), exact, [24, 192]
         )
     assert measured > solver.order - 0.6
 
@@ -164,7 +164,7 @@ def test_samples_of_a_mixture_fall_on_its_modes(name, options, path):
     np.testing.assert_allclose(share, weights, atol=0.04)
     for k in range(3):
         np.testing.assert_allclose(x[mode == k].mean(0), means[k], atol=0.04)
-        assert 0.5 < x[mode == k].std() / (stds[k] / 4) < 1.5
+        assert 0.5 < x[mode == k].std(0).mean() / (stds[k] / 4) < 1.5
 
 
 @pytest.mark.parametrize(("name", "options"), SOLVERS)

@@ -87,7 +87,10 @@ def adams_bashforth(path: Path, order: int = 3) -> Solver:
         slopes = jnp.concatenate([(p.eps - p.x0)[None], slopes])
         weights = jnp.stack([_weights(nodes[:k], f, g, order) for k in range(1, order + 1)])
         used = weights[jnp.minimum(count, order - 1)]
-        moved = x / (path.alpha(t) + path.sigma(t)) + jnp.tensordot(used, slopes, 1)
+        moved = x / (path.alpha(t) + path.sigma(t))
+        # Term by term: a dot product's rounding would depend on the batch's shape.
+        for k in range(order):
+            moved = moved + used[k] * slopes[k]
         out = (path.alpha(s) + path.sigma(s)) * moved
         return out, ((count + 1, nodes[:-1], slopes[:-1]), memory)
 

@@ -93,7 +93,9 @@ def _advance(
 
     out = first
     for others in range(order):
-        usable = whole & jnp.all(jnp.isfinite(lambdas[: others + 1])) & (s < t)
+        # Nodes must be there and apart: a step of length zero gives one twice.
+        used = lambdas[: others + 1]
+        usable = whole & (s < t) & jnp.all(jnp.isfinite(used)) & jnp.all(used[:-1] > used[1:])
         out = jnp.where(usable, first + gain * correction(others), out)
     return out
 
