@@ -28,7 +28,9 @@ from jaxgen.data import normalise
 from jaxgen.errors import invalid
 
 # Change it whenever the network or its training changes: cached classifiers are then retrained.
-_RECIPE = "cnn-1"
+_RECIPE = "cnn-2"
+# Measured on 2 cores that others used too (seconds of CPU, compilation included): digits 99.3 % of
+# the test half in 17 s; Fashion-MNIST with flip 92.9 % of its test set in 278 s.
 _ENOUGH = 36_000
 
 
@@ -53,7 +55,6 @@ class Network(nn.Module):
             x = self.stage(x, width, 2)
         x = self.stage(x, min(2 * width, 256), 1)
         x = x.reshape(x.shape[0], -1)
-        x = nn.Dropout(0.3, deterministic=not train)(x)
         features = nn.gelu(nn.Dense(self.features)(x))
         x = nn.Dropout(0.3, deterministic=not train)(features)
         return features, nn.Dense(self.num_classes)(x)
@@ -135,8 +136,8 @@ def _predict(params: Any, images: jax.Array, num_classes: int) -> tuple[jax.Arra
 class Training:
     """How a classifier is trained; everything is deterministic from `seed`.
 
-    epochs: passes over the data (None: 6, or as many as it takes to see `_ENOUGH` images).
-    shift: random shifts by up to this many pixels (None: 1 below 16 pixels a side, else 2).
+    epochs: passes over the data (None: 10, or as many as it takes to see `_ENOUGH` images).
+    shift: random shifts by up to this many pixels.
     flip: random mirroring, for data where it keeps the label. learning_rate: the peak of one
     cosine cycle of AdamW with warm-up.
     """
@@ -144,7 +145,7 @@ class Training:
     seed: int = 0
     epochs: int | None = None
     batch_size: int = 64
-    shift: int | None = None
+    shift: int = 1
     flip: bool = False
     learning_rate: float = 3e-3
 
@@ -153,9 +154,8 @@ class Training:
         count = shape[0]
         return dataclasses.replace(
             self,
-            epochs=max(6, -(-_ENOUGH // count)) if self.epochs is None else self.epochs,
+            epochs=max(10, -(-_ENOUGH // count)) if self.epochs is None else self.epochs,
             batch_size=min(self.batch_size, count),
-            shift=(1 if min(shape[1:3]) < 16 else 2) if self.shift is None else self.shift,
         )
 
 
@@ -219,8 +219,7 @@ def _train(
     images: jax.Array, labels: jax.Array, key: jax.Array, num_classes: int, training: Training
 ) -> Any:
     batch_size, epochs = training.batch_size, training.epochs
-    assert epochs is not None and training.shift is not None
-    shift = training.shift
+    assert epochs is not None, "an unresolved Training"
     network = Network(num_classes)
     start, stream = jax.random.split(key)
     params = network.init(start, jnp.zeros((1, *images.shape[1:])))["params"]
@@ -240,7 +239,7 @@ def _train(
         chosen, key = given
         augmenting, dropping = jax.random.split(key)
         image = normalise({"image": images[chosen]})["image"]
-        image = augment(augmenting, image, shift, training.flip)
+        image = augment(augmenting, image, training.shift, training.flip)
         grads = jax.grad(loss)(params, dropping, image, labels[chosen])
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
