@@ -19,7 +19,7 @@ from jaxgen.nn.unet import adm, ncsnpp
 from tests.nn_kit import abstract, inputs, live_variables, quick_jit
 
 IMAGE = (8, 8, 2)
-SMALL_DIT = DiT(5, 2, depth=2, width=16, heads=2, patch=2)
+SMALL_DIT = DiT(5, 2, depth=2, width=16, heads=2, patch=2, remat="none")
 SMALL_UNET = {
     "num_classes": 5,
     "out_channels": 2,
