@@ -206,7 +206,7 @@ def count_compilations() -> Iterator[Callable[[], int]]:
     """Counts the programs that JAX compiles inside the block; yields a function that says so."""
     seen: list[str] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             seen.append(event)
 

@@ -200,7 +200,8 @@ class UNet(nn.Module):
         self, noise: jax.Array, labels: jax.Array, augment: jax.Array | None, dtype: Any
     ) -> jax.Array:
         """The conditioning vector [B, 4 * channels], after its last non-linearity."""
-        features: Any = {"sinusoidal": sinusoidal, "fourier": fourier}[self.embedding]
+        kinds: dict[str, Any] = {"sinusoidal": sinusoidal, "fourier": fourier}
+        features = kinds[self.embedding]
         width = 4 * self.channels
         h = features(self.time_scale * noise, self.embedding_channels or self.channels)
         h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_hidden")(h)

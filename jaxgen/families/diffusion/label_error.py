@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.families.diffusion.denoiser import Network, fold, normal
+from jaxgen.families.diffusion.path import expand
 
 PyTree = Any
 
@@ -24,9 +25,11 @@ def label_error(network: Network) -> Callable[..., jax.Array]:
     """fn(params, x[B, ...], labels[B], keys[B], draw[B], draws) -> [B], nats.
 
     The bound's integrand, (1/2) |eps - eps_hat|^2 per unit of log-SNR (Kingma et al. 2021, eq. 17),
-    at one level and one noise, times the length of `LOG_SNR_RANGE`. Levels are evenly spread by the
-    golden ratio over any first draws (so that early rounds of an elimination see all levels), with
-    an offset of the image's own; the same key and draw give the same noise for every label.
+    at one level and one noise, times the length of `LOG_SNR_RANGE`. Draws come in pairs at one
+    level with opposite noise: the part of a difference of classes that is odd in the noise, most of
+    its variance, cancels. Levels are evenly spread by the golden ratio over any first draws (so that
+    early rounds of an elimination see all levels), with an offset of the image's own; the same key
+    and draw give the same noise for every label.
     """
 
     def error(
@@ -39,11 +42,13 @@ def label_error(network: Network) -> Callable[..., jax.Array]:
     ) -> jax.Array:
         path = network.path
         offset = jax.vmap(jax.random.uniform)(fold(keys, 0))
-        place = (offset + draw.astype(jnp.float32) * 0.6180339887498949) % 1.0
+        pair = draw // 2
+        place = (offset + pair.astype(jnp.float32) * 0.6180339887498949) % 1.0
         low, high = LOG_SNR_RANGE
         t = path.t_of_log_snr(low + (high - low) * place)
-        own = jax.vmap(jax.random.fold_in)(fold(keys, 1), draw)
-        eps = normal(own, x.shape[1:])
+        own = jax.vmap(jax.random.fold_in)(fold(keys, 1), pair)
+        sign = expand(1.0 - 2.0 * (draw % 2), x)
+        eps = sign * normal(own, x.shape[1:])
         p = network.predict(params["net"], path.mix(x, eps, t), t, labels)
         square = ((p.eps - eps) ** 2).reshape(x.shape[0], -1).sum(1)
         return 0.5 * (high - low) * square

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -75,7 +75,7 @@ def denoising(
 
     Raises UsageError for values out of range. Its parts' sources are in their own files.
     """
-    path = _part(path, "path")
+    way: Path = _part(path, "path")
     if prediction not in KINDS:
         raise unknown("method.prediction", prediction, KINDS)
     if not 0 <= label_dropout < 1:
@@ -84,11 +84,11 @@ def denoising(
         raise invalid("method.sigma_data", sigma_data, "sigma_data > 0")
     times, weighting = _part(times, "times"), _part(weighting, "weighting")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
-    network = Network(model, path, prediction, sigma_data, learned_variance)
+    network = Network(model, way, prediction, sigma_data, learned_variance)
     spread = Uncertainty()
 
-    def uncertainty(params: PyTree, t: jax.Array) -> jax.Array:
-        return spread.apply({"params": params}, noise_condition(prediction, t, path))
+    def uncertainty(params: PyTree, t: jax.Array) -> Any:
+        return spread.apply({"params": params}, noise_condition(prediction, t, way))
 
     loss = denoising_loss(
         network,
@@ -98,7 +98,7 @@ def denoising(
         label_dropout=label_dropout,
         uncertainty=uncertainty if learned_uncertainty else None,
     )
-    projection = getattr(model, "project", None)
+    projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
 
     def project(params: PyTree) -> PyTree:
         return {**params, "net": projection(params["net"])}
@@ -108,8 +108,7 @@ def denoising(
         params = {"net": model.init(key, x, one, jnp.zeros(1, jnp.int32))["params"]}
         if learned_uncertainty:
             params["uncertainty"] = spread.init(jax.random.fold_in(key, 1), one)["params"]
-        if projection is not None:
-            params = project(params)
+        params = project(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -140,7 +139,7 @@ def denoising(
         Raises UsageError: steps < 1, guidance that this model was not trained for.
         """
         return build_sampler(
-            path,
+            way,
             tuple(spec.shape),
             {**standard, **(branches or {})},
             solver=solver,
@@ -184,7 +183,7 @@ def denoising(
             optimizer,
             averages,
             accumulate=accumulate,
-            project=None if projection is None else project,
+            project=project,
         ),
         sampler=sampler,
         log_prob=lambda **options: log_prob(network, tuple(spec.shape), **options),

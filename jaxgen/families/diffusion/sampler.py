@@ -23,7 +23,7 @@ from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import Sampler
 
 PyTree = Any
-Branch = Callable[[PyTree, jax.Array], Any]
+Branch = Callable[[PyTree, Any], Any]
 
 GUIDANCE = "sample.guidance"
 

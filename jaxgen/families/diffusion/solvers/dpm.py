@@ -55,8 +55,8 @@ def dpmpp_2s(path: Path, ratio: float = 0.5) -> Solver:
         return out, (carry[0], memory)
 
     def times(t: np.ndarray, s: np.ndarray) -> list[float]:
-        t, s = jnp.asarray(t), jnp.asarray(s)
-        return [float(t), float(middle(t, s))] if finite(t, s) else [float(t)]
+        a, b = jnp.asarray(t), jnp.asarray(s)
+        return [float(a), float(middle(a, b))] if finite(a, b) else [float(a)]
 
     return Solver(step=step, order=2, times=times)
 
