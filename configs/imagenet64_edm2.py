@@ -2,8 +2,9 @@
 
     jaxgen train --config configs/imagenet64_edm2.py:S --workdir runs/imagenet64
 
-The data: a folder of folders, one per class. The paper's results for ImageNet-64: FID 1.58 (S),
-1.43 (M), 1.33 (L), 1.33 (XL); this config has not been run here at full length.
+The data: `data/imagenet/train` and `data/imagenet/val`, a folder of images per class in each.
+The paper's results for ImageNet-64: FID 1.58 (S), 1.43 (M), 1.33 (L), 1.33 (XL); this config
+has not been run here at full length.
 """
 
 import ml_collections
@@ -19,7 +20,7 @@ def get_config(size: str = "S") -> ml_collections.ConfigDict:
         dict(
             seed=0,
             data=dict(
-                source=dict(name="folder.folder", path="data/imagenet/{split}", image_size=64),
+                source=dict(name="folder.folder", path="data/imagenet", image_size=64),
                 batch_size=2048,
                 test="val",
                 flip=False,

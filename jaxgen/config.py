@@ -214,9 +214,10 @@ def partial(section: Any, room: str, option: str, **given: Any) -> Callable[...,
     if "name" not in keywords:
         raise invalid(option, sorted(keywords), "a section with a name", f"Rooms: {room}.")
     function = resolve(keywords.pop("name"), room, option)
-    built = {}
+    built, hints = {}, _hints(function)
     for key, value in keywords.items():
-        if key in ROOMS and _is_section(value):
+        # A parameter that is plain text (a source's `path`) is no section.
+        if key in ROOMS and _is_section(value) and hints.get(key) is not str:
             value = build(value, ROOMS[key], f"{option}.{key}")
         built[key] = value
     return functools.partial(function, **check(function, built, option, given), **given)
