@@ -9,6 +9,7 @@ clear stop early.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -127,8 +128,12 @@ def _check(rounds: Sequence[tuple[int, int]], classes: int, draws: int) -> None:
         raise invalid("classify.rounds", rounds, f"a last round ({draws}, 1)")
 
 
+@functools.lru_cache(maxsize=64)
 def _program(error: Callable[..., jax.Array], draws: int, fresh: int) -> Callable[..., jax.Array]:
-    """fn(params, x[B, ...], labels[B, K], keys[B], first) -> errors [B, K, fresh]."""
+    """fn(params, x[B, ...], labels[B, K], keys[B], first) -> errors [B, K, fresh].
+
+    Kept between calls of `classify`, so that a second call compiles nothing.
+    """
 
     @jax.jit
     def program(

@@ -1,0 +1,1 @@
+"""Every system of the catalogue in miniature, against answers that are known exactly."""

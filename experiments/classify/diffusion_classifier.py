@@ -1,0 +1,70 @@
+"""The diffusion classifier agrees with Bayes; shared noise and elimination are why it is cheap."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.check import Check, above, below
+from jaxgen.classify import classify
+from jaxgen.families.diffusion import denoising
+from jaxgen.families.diffusion.path import linear
+from jaxgen.method import Method, Spec
+from jaxgen.training.ema import Averages
+
+PAPER = "Your Diffusion Model is Secretly a Zero-Shot Classifier"
+ENTRY = "jaxgen.classify.classify"
+
+MEANS = jnp.array([[-1.2, 0.4], [1.1, 0.9], [0.3, -1.3], [-0.8, -1.1], [1.4, -0.6], [0.2, 0.1]])
+STD, CLASSES, DRAWS = 0.45, 6, 128
+
+
+class Exact(nn.Module):
+    """The exact conditional velocity of class c, N(MEANS[c], STD^2), on the linear path."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
+    ) -> jax.Array:
+        """x [B, 2], noise [B], labels [B] -> [B, 2]."""
+        mean, path = MEANS[labels], linear()
+        alpha, sigma = path.alpha(noise)[:, None], path.sigma(noise)[:, None]
+        rest = (x - alpha * mean) / ((alpha * STD) ** 2 + sigma**2)
+        return sigma * rest - (mean + alpha * STD**2 * rest)
+
+
+def method() -> Method:
+    """Diffusion with the exact network; nothing is trained."""
+    return denoising(Spec((2,), CLASSES), Exact(), optax.identity(), Averages((1,)))
+
+
+def checks() -> list[Check]:
+    """Six Gaussian classes of equal covariance: Bayes is the nearest mean."""
+    exact, params = method(), {"net": {}}
+    truth = np.arange(1200) % CLASSES
+    noise = jax.random.normal(jax.random.key(0), (1200, 2))
+    x = np.asarray(MEANS[truth] + STD * noise)
+    keys = jax.random.split(jax.random.key(1), 1200)
+    bayes = np.asarray(((x[:, None] - MEANS) ** 2).sum(-1).argmin(1))
+    found = []
+
+    every = classify(exact, params, x, keys, draws=DRAWS, rounds=((DRAWS, 1),), batch=8000)
+    found.append(above("agreement with Bayes", (every.labels == bayes).mean(), 0.99))
+
+    fewer = classify(exact, params, x, keys, draws=DRAWS, confidence=4.0, batch=8000)
+    found.append(above("winner kept by elimination", (fewer.labels == every.labels).mean(), 0.99))
+    found.append(below("calls with elimination over all calls", fewer.calls / every.calls, 0.5))
+
+    # One pair of draws for two classes, on the same and on other noise.
+    error, rival = exact.label_error, (truth + 1) % CLASSES
+    assert error is not None
+    draw = jnp.zeros(1200, jnp.int32)
+    own = error(params, jnp.asarray(x), jnp.asarray(truth), keys, draw, 2)
+    same = error(params, jnp.asarray(x), jnp.asarray(rival), keys, draw, 2) - own
+    others = jax.random.split(jax.random.key(2), 1200)
+    apart = error(params, jnp.asarray(x), jnp.asarray(rival), others, draw, 2) - own
+    found.append(below("variance of margins, paired over unpaired", same.var() / apart.var(), 0.8))
+    return found

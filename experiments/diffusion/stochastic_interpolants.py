@@ -1,0 +1,62 @@
+"""Stochastic interpolants: one velocity and one score, an ODE and SDEs of any noise."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from experiments.check import Check, above, below, near
+from jaxgen.families.diffusion import interpolant as si
+
+PAPER = "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions"
+ENTRY = "jaxgen.families.diffusion.interpolant.Interpolant"
+DATA, BASE = (1.0, 0.5), (-0.5, 1.5)
+
+
+def checks() -> list[Check]:
+    """Gaussian to Gaussian, where velocity and score are known."""
+    bridge = si.linear()
+    velocity, score = si.gaussian_bridge(bridge, DATA, BASE)
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    x1 = BASE[0] + BASE[1] * jax.random.normal(jax.random.key(1), (40_000, 1))
+    # gamma's slope is infinite at both ends: stay just inside.
+    ends, steps = (0.999, 0.001), 400
+    found = []
+    for noise in (0.0, 0.5, 2.0):
+        x = si.integrate(velocity, score, x1, keys, steps=steps, noise=noise, ends=ends)
+        found.append(near(f"mean at noise {noise:g}", x.mean(), DATA[0], 0.03))
+        found.append(near(f"deviation at noise {noise:g}", x.std(), DATA[1], 0.03))
+
+    # Noise without the score's drift is not the same process.
+    x = si.integrate(velocity, lambda x, t: 0 * x, x1, keys, steps=steps, noise=0.5, ends=ends)
+    found.append(above("deviation of noise without its drift", x.std(), 1.3 * DATA[1]))
+
+    # The losses have their minima at the closed forms: any change of either costs.
+    x0 = DATA[0] + DATA[1] * jax.random.normal(jax.random.key(2), (40_000, 1))
+
+    def eta(x: jax.Array, t: jax.Array) -> jax.Array:
+        return -bridge.gamma(t)[:, None] * score(x, t)
+
+    best = si.quadratic_losses(bridge, velocity, eta, x0, x1, keys)
+    rise = []
+    for size in (-0.1, 0.1):
+        moved = si.quadratic_losses(
+            bridge,
+            lambda x, t, a=size: velocity(x, t) + a * (1 + x),
+            lambda x, t, a=size: eta(x, t) + a * (1 + x),
+            x0,
+            x1,
+            keys,
+        )
+        rise += [float((m - b).mean()) for m, b in zip(moved, best, strict=True)]
+    found.append(above("least rise of a loss when its field is moved", min(rise), 1e-3))
+
+    # Optimal coupling of a minibatch: shorter pairs, the same two laws.
+    a, b = np.asarray(x0[:512]), np.asarray(x1[:512])
+    c, d = si.couple(a, b, "optimal")
+    ratio = ((c - d) ** 2).mean() / ((a - b) ** 2).mean()
+    # In the limit (m0 - m1)^2 + (s0 - s1)^2 over (m0 - m1)^2 + s0^2 + s1^2 = 3.25 / 4.75.
+    found.append(near("squared length, optimal over independent", ratio, 3.25 / 4.75, 0.08))
+    same = np.abs(np.sort(c, 0) - np.sort(a, 0)).max() + np.abs(np.sort(d, 0) - np.sort(b, 0)).max()
+    found.append(below("change of the two laws by coupling", same, 0.0))
+    return found
