@@ -59,10 +59,10 @@ def evaluate(
     "features", "digest", "samples", "reference", ...}, where the floor is the same score of the
     training half in place of the samples. Frechet distance, precision, recall, density and coverage
     depend on the number of images: they are computed from as many samples as there are training
-    images, or fewer on both sides, drawn by `seed`. `extractors` add their own Frechet distance,
-    KID, precision and so on, named after them. Samples that are not finite count as wrong for the
-    accuracy, are left out of the rest, and are reported as `nan_samples`. Raises UsageError for too
-    few samples and for shapes that differ.
+    images, or fewer on both sides, drawn by `seed` with every class's share kept. `extractors` add
+    their own Frechet distance, KID, precision and so on, named after them. Samples that are not
+    finite count as wrong for the accuracy, are left out of the rest, and are reported as
+    `nan_samples`. Raises UsageError for too few samples and for shapes that differ.
     """
     if samples.shape[1:] != train["image"].shape[1:]:
         raise invalid("samples", samples.shape, f"images of shape {train['image'].shape[1:]}")
@@ -82,6 +82,7 @@ def evaluate(
             generated,
             reals["train"],
             reals["test"],
+            {"samples": labels[good], "train": train["label"]},
             seed=seed,
             kid_subsets=kid_subsets,
             kid_subset_size=kid_subset_size,
@@ -129,6 +130,7 @@ def feature_scores(
     generated: np.ndarray,
     train: np.ndarray,
     test: np.ndarray,
+    labels: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
     kid_subsets: int = 100,
@@ -136,7 +138,7 @@ def feature_scores(
 ) -> Scores:
     """The scores of one extractor: generated against test, and for the floor train against test.
 
-    All images uint8 [N, H, W, C]. See `evaluate`.
+    All images uint8 [N, H, W, C]. labels: those of "samples" and "train". See `evaluate`.
     """
     sample_features = np.asarray(extractor.features(generated), np.float64)
     train_features = np.asarray(extractor.features(train), np.float64)
@@ -144,8 +146,8 @@ def feature_scores(
     # As many on both sides: fewer images mean a larger distance and another manifold.
     size = min(len(sample_features), len(train_features))
     matched = {
-        "value": _subset(sample_features, size, seed),
-        "floor": _subset(train_features, size, seed + 1),
+        "value": _subset(sample_features, labels["samples"], size, seed),
+        "floor": _subset(train_features, labels["train"], size, seed + 1),
     }
     if size <= 5 or len(real) <= 5:
         raise invalid("samples", size, "6 or more, and as many images in each half")
@@ -200,8 +202,17 @@ def feature_scores(
     return scores
 
 
-def _subset(features: np.ndarray, size: int, seed: int) -> np.ndarray:
-    chosen = np.random.default_rng(seed).permutation(len(features))[:size]
+def _subset(features: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` rows, drawn so that every class keeps its share, as in a stratified split's halves.
+
+    A draw without regard to class would add the spread of its class counts to every distance.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    chosen = np.argsort(place, kind="stable")[:size]
     return features[np.sort(chosen)]
 
 
