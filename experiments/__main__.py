@@ -25,7 +25,9 @@ def found() -> list[dict[str, str]]:
     for file in ROOT.glob("*/*.py"):
         constants = {}
         for node in ast.parse(file.read_text()).body:
-            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if not isinstance(node, ast.Assign):
+                continue
+            target = node.targets[0]
             if isinstance(target, ast.Name) and target.id in ("PAPER", "ENTRY"):
                 constants[target.id] = ast.literal_eval(node.value)
         if len(constants) == 2:
