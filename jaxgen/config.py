@@ -191,7 +191,10 @@ def _callables(module: types.ModuleType) -> list[str]:
     return [
         n
         for n, v in vars(module).items()
-        if callable(v) and not n.startswith("_") and getattr(v, "__module__", "") == module.__name__
+        if callable(v)
+        and not n.startswith("_")
+        # Its own, and what a package gathers from its modules.
+        and f"{getattr(v, '__module__', '')}.".startswith(f"{module.__name__}.")
     ]
 
 

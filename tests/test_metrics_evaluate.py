@@ -143,6 +143,7 @@ def test_a_classifier_needs_images_and_labels():
 NAMES = {
     "nan_samples",
     "fd_classifier",
+    "fd_classifier_matched",
     "kid_classifier",
     "precision_k3",
     "recall_k3",
@@ -197,7 +198,7 @@ def test_scores_depend_on_bytes_and_not_on_the_order_of_samples(halves, brief):
     order = np.random.default_rng(1).permutation(len(test["image"]))
     plain = score(halves, brief, test["image"][::-1], test["label"][::-1])
     bytes_ = score(halves, brief, quantise(test["image"])[order], test["label"][order])
-    for name in NAMES - {"kid_classifier", "fd_classifier"}:
+    for name in NAMES - {"kid_classifier", "fd_classifier", "fd_classifier_matched"}:
         assert plain[name]["value"] == pytest.approx(bytes_[name]["value"]), name
 
 
@@ -206,11 +207,13 @@ def test_counts_are_matched_to_the_floor(halves, brief):
     many = np.concatenate([test["image"], train["image"]])
     labels = np.concatenate([test["label"], train["label"]])
     scores = score(halves, brief, many, labels)
-    assert scores["fd_classifier"]["samples"] == len(train["image"])
+    assert scores["fd_classifier_matched"]["samples"] == len(train["image"])
+    assert scores["fd_classifier"]["samples"] == len(many)
     assert scores["kid_classifier"]["samples"] == len(many)
     few = score(halves, brief, many[:300], labels[:300])
-    assert few["fd_classifier"]["samples"] == 300
-    assert few["fd_classifier"]["floor"] > scores["fd_classifier"]["floor"]
+    matched = "fd_classifier_matched"
+    assert few[matched]["samples"] == 300
+    assert few[matched]["floor"] > scores[matched]["floor"]
 
 
 def test_samples_that_are_not_finite_are_counted_and_wrong(halves, brief):

@@ -57,9 +57,10 @@ def evaluate(
     train, test: `image` and `label` of the two halves (`jaxgen.data.whole`), bytes or floats; all
     images are compared as bytes (`quantise`). Returns name -> {"value", "floor", "better",
     "features", "digest", "samples", "reference", ...}, where the floor is the same score of the
-    training half in place of the samples. Frechet distance, precision, recall, density and coverage
-    depend on the number of images: they are computed from as many samples as there are training
-    images, or fewer on both sides, drawn by `seed` with every class's share kept. `extractors` add
+    training half in place of the samples. All of these depend on the number of images: `fd_*` takes
+    every sample, as published distances do (more samples than training images flatter it beside its
+    floor); `fd_*_matched`, precision, recall, density and coverage take as many samples as there
+    are training images, drawn by `seed` with every class's share kept. `extractors` add
     their own Frechet distance, KID, precision and so on, named after them. Samples that are not
     finite count as wrong for the accuracy, are left out of the rest, and are reported as
     `nan_samples`. Raises UsageError for too few samples and for shapes that differ.
@@ -177,7 +178,15 @@ def feature_scores(
         return _score(values["value"], values["floor"], better, **settings, **common)
 
     scores = {
-        f"fd_{extractor.name}": both(
+        # As published Frechet distances are: from every sample there is.
+        f"fd_{extractor.name}": _score(
+            frechet_distance(reference, moments(sample_features)),
+            frechet_distance(reference, moments(train_features)),
+            "lower",
+            ddof=1,
+            **{**common, "samples": len(sample_features), "floor_samples": len(train_features)},
+        ),
+        f"fd_{extractor.name}_matched": both(
             lambda f: frechet_distance(reference, moments(f)), "lower", ddof=1
         ),
         f"kid_{extractor.name}": _score(
