@@ -1,19 +1,30 @@
-"""scikit-learn's embedded handwritten digits (8x8, 10 classes) with a small DiT."""
+"""scikit-learn's embedded handwritten digits (8x8, 10 classes) with a small DiT.
+
+    jaxgen train --config configs/digits.py --workdir runs/digits
+
+2 CPU cores (AMD EPYC), 273 s for the whole command, of which 213 s training (1,970 images/s), on a
+machine that did nothing else. It printed, for 2,000 samples and the test half of 896 images:
+guidance 1: Frechet distance .646 (all samples; train-to-test floor .501), .830 (as many samples as
+training images), precision .882, recall .804, memorised 1.35 %, classifier agrees 98.75 %; guidance
+2, the default: classifier agrees 100 %. Diffusion classifier: 99.11 % right with 58 calls an image.
+"""
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """About 4.5 minutes on 2 cores, scores included."""
     return ml_collections.ConfigDict(
         dict(
             seed=0,
             data=dict(source=dict(name="digits.digits"), batch_size=128),
-            model=dict(name="dit.DiT", patch=4, width=128, depth=6, heads=4),
+            # Patch 2 generalises where patch 4 begins to copy its 901 training images.
+            model=dict(name="dit.DiT", patch=2, width=96, depth=4, heads=4),
             method=dict(
                 name="diffusion.denoising",
                 path=dict(name="linear"),
                 prediction="velocity",
-                times=dict(name="stratified"),
+                times=dict(name="logit_normal"),
                 weighting=dict(name="simple"),
                 label_dropout=0.1,
             ),
@@ -25,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
                 warmup_images=25_000,
             ),
             ema=dict(half_life=(30_000,)),
-            train=dict(images=340_000, log_every=5_000, sample_every=100_000),
+            train=dict(images=420_000, log_every=5_000, sample_every=100_000),
             checkpoint=dict(every=100_000),
             log=dict(),
             mesh=dict(data=-1),
