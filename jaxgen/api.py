@@ -13,11 +13,12 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen import pictures, report, scoring
+from jaxgen import pictures, report
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
 from jaxgen.model import Model, Samples
 from jaxgen.nn.flops import multiply_adds
+from jaxgen.scoring import classify, evaluate
 from jaxgen.setup import Setup, setup
 from jaxgen.training import ema as averages
 from jaxgen.training.checkpoint import Checkpoints, write_atomic
@@ -87,11 +88,11 @@ def train(
         results: dict[str, Any] = {}
         if parts.evaluate.at_end:
             clock = time.monotonic()
-            results["evaluate"] = evaluate(model, workdir, interrupts=interrupts)
+            results["evaluate"] = evaluate(model, workdir, check=interrupts.check)
             timings["evaluate"] = time.monotonic() - clock
         if parts.classify.at_end and parts.method.label_error is not None:
             clock = time.monotonic()
-            results["classify"] = classify(model, workdir, interrupts=interrupts)
+            results["classify"] = classify(model, workdir, check=interrupts.check)
             timings["classify"] = time.monotonic() - clock
         interrupts.check()
         clock = time.monotonic()
@@ -124,54 +125,6 @@ def load(workdir: str | Path) -> Model:
     for path in sorted((workdir / "ema").glob("*.safetensors")):
         model.params[path.stem] = read(path)[0]
     return model
-
-
-def evaluate(
-    model: Model,
-    workdir: str | Path,
-    *,
-    samples: int | None = None,
-    guidance: Sequence[float] | None = None,
-    ema: str | None = None,
-    seed: int | None = None,
-    interrupts: Interrupts | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
-    """Scores with receipts, printed and written to `receipts/`: one set for each guidance scale."""
-    return scoring.evaluate(
-        model,
-        Path(workdir),
-        samples=samples,
-        guidance=guidance,
-        ema=ema,
-        seed=seed,
-        check=interrupts.check if interrupts else lambda: None,
-        **changes,
-    )
-
-
-def classify(
-    model: Model,
-    workdir: str | Path,
-    *,
-    split: str = "test",
-    draws: int | None = None,
-    limit: int | None = None,
-    ema: str | None = None,
-    seed: int | None = None,
-    interrupts: Interrupts | None = None,
-) -> dict[str, Any]:
-    """Accuracy of the generative classifier on a split; receipt `classify_SPLIT.json`."""
-    return scoring.classify(
-        model,
-        Path(workdir),
-        split=split,
-        draws=draws,
-        limit=limit,
-        ema=ema,
-        seed=seed,
-        check=interrupts.check if interrupts else lambda: None,
-    )
 
 
 def reconstruct_ema(

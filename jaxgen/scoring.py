@@ -29,7 +29,7 @@ Check = Callable[[], None]
 
 def evaluate(
     model: Model,
-    workdir: Path,
+    workdir: str | Path,
     *,
     samples: int | None = None,
     guidance: Sequence[float] | None = None,
@@ -52,7 +52,7 @@ def evaluate(
     train, test = whole(parts.source), whole(parts.test_source)
     say("classifier for the scores: training, or from the cache")
     network = cached(
-        workdir / "classifier.safetensors",
+        Path(workdir) / "classifier.safetensors",
         train["image"],
         train["label"],
         parts.spec.num_classes,
@@ -112,7 +112,7 @@ def _name(section: Any) -> str:
 
 def classify(
     model: Model,
-    workdir: Path,
+    workdir: str | Path,
     *,
     split: str = "test",
     draws: int | None = None,
@@ -171,6 +171,6 @@ def classify(
     return result
 
 
-def _write(workdir: Path, name: str, content: Any) -> None:
-    path = workdir / "receipts" / f"{name}.json"
+def _write(workdir: str | Path, name: str, content: Any) -> None:
+    path = Path(workdir) / "receipts" / f"{name}.json"
     write_atomic(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -56,7 +56,7 @@ import numpy as np  # noqa: E402
 from experiments.benchmarks import dit_peers  # noqa: E402
 
 SIZES = {
-    # The network of configs/digits.py, the same at patch 2, and half of DiT-S/2 on 16x16 latents.
+    # Digits at patch 4 and at patch 2 (wider than configs/digits.py), half of DiT-S/2 on latents.
     "digits": dit_peers.Size(128, 6, 4, patch=4, image=8, channels=1, batch=128),
     "digits2": dit_peers.Size(128, 6, 4, patch=2, image=8, channels=1, batch=64),
     "small": dit_peers.Size(384, 6, 6, patch=2, image=16, channels=4, batch=16, classes=1000),
