@@ -21,7 +21,7 @@ from jaxgen.nn.flops import multiply_adds
 from jaxgen.scoring import classify, evaluate
 from jaxgen.setup import Setup, setup
 from jaxgen.training import ema as averages
-from jaxgen.training.checkpoint import Checkpoints, write_atomic
+from jaxgen.training.checkpoint import Checkpoints, has_checkpoints, write_atomic
 from jaxgen.training.interrupt import Interrupted, Interrupts
 from jaxgen.training.log import say
 from jaxgen.training.loop import fit
@@ -249,7 +249,7 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise invalid("--workdir", str(workdir), "a folder")
     if not (workdir / "config.json").is_file():
-        if any((workdir / "checkpoints").glob("[0-9]*")):
+        if has_checkpoints(workdir):
             raise UsageError(
                 f"--workdir: {workdir} has checkpoints but no config.json; it cannot be resumed. "
                 "Restore config.json or choose another folder."
@@ -258,7 +258,7 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     changes = list(configs.differences(_saved_config(workdir), config))
     if not changes:
         return
-    started = any((workdir / "checkpoints").glob("[0-9]*"))
+    started = has_checkpoints(workdir)
     lines = [f"  config.{k}: {a!r} -> {b!r}" for k, a, b in changes]
 
     def below(key: str, prefixes: Sequence[str]) -> bool:

@@ -113,9 +113,11 @@ class Model:
         if weak is not None:
             params = {**params, "weak": self.weights(weak)["net"]}
         mesh = self.parts.mesh
-        size = batch_size or min(self.parts.evaluate.batch_size, len(labels))
+        size = batch_size
+        if size is None:
+            size = min(self.parts.evaluate.batch_size, len(labels))
         if size < 1:
-            raise invalid("batch_size", batch_size, "images >= 1")
+            raise invalid("--batch_size", size, "images >= 1")
         size = -(-size // mesh.size) * mesh.size
         sharding = batch_sharding(mesh)
         params = jax.device_put(params, replicated(mesh))

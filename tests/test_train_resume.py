@@ -18,7 +18,7 @@ from tests.running import final_state, run, start, train_arguments, wait_for
 
 def raw_state(workdir: Path):
     """The newest checkpoint's arrays as saved: parameters, optimizer, averages, step."""
-    steps = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*")]
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
     with ocp.StandardCheckpointer() as checkpointer:
         return max(steps), checkpointer.restore(
             (workdir / "checkpoints" / str(max(steps)) / "state").absolute()
@@ -132,6 +132,20 @@ def test_no_whole_checkpoint_is_an_error_never_a_fresh_start(uninterrupted, tmp_
         code, out, err = run(*arguments)
         assert code == 2 and "none can be read" in err and "Traceback" not in err, err
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before
+
+
+def test_killed_in_the_first_save_starts_again(tmp_path):
+    workdir = tmp_path / "run"
+    process = start(*train_arguments(workdir, "checkpoint.every=16"))
+    # A folder that orbax has not renamed yet.
+    wait_for(lambda: list((workdir / "checkpoints").glob("*")), process=process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for path in (workdir / "checkpoints").iterdir():
+        if path.name.isdigit():
+            path.rename(path.with_name(f"{path.name}.orbax-checkpoint-tmp"))
+    code, _, err = run(*train_arguments(workdir, "checkpoint.every=3200"))
+    assert code == 0 and "Resuming" not in err, err
 
 
 def test_flipped_bit_is_noticed(uninterrupted, tmp_path):

@@ -86,7 +86,8 @@ def parse_labels(text: str | None, per_label: int, classes: int) -> tuple[list[i
             last = int(high) if dash else first
             count = int(times) if colon else per_label
         except ValueError:
-            raise invalid("--labels", part, "labels, ranges and counts, e.g. 0,3-5,8:20") from None
+            allowed = f"labels from 0 to {classes - 1}, ranges and counts, e.g. 0,3-5,8:20"
+            raise invalid("--labels", part, allowed) from None
         if not 0 <= first <= last < classes:
             raise invalid("--labels", part, f"labels from 0 to {classes - 1}")
         if count < 1:

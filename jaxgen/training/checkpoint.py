@@ -182,10 +182,11 @@ class Checkpoints:
                 self._manager.reload()
                 self.say(f"WARNING: going on from checkpoint {step}, the last whole one.")
             return step, loaded["state"], loaded["meta"]
-        if steps or any(self.folder.glob("[0-9]*")):
+        # Numbered folders are committed saves; one killed half-way has another name and is nothing.
+        if steps or has_checkpoints(self.folder.parent):
             raise CheckpointError(
                 f"{self.folder}: checkpoints exist but none can be read. "
-                + "; ".join(troubles or ["no save was completed"])
+                + "; ".join(troubles or ["orbax does not take them for checkpoints"])
                 + ". Restore the files or choose another --workdir."
             )
         return None
@@ -220,6 +221,11 @@ def _signature(tree: PyTree) -> dict[str, str]:
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a workdir holds a committed save, whole or damaged."""
+    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
 
 
 def digest(folder: Path) -> dict[str, str]:
