@@ -4,6 +4,10 @@ The idx files are Debian's package `dataset-fashion-mnist`; elsewhere set
 --config.data.source.path to a folder that holds them.
 
     jaxgen train --config configs/fashion_mnist.py --workdir runs/fashion
+
+On 2 CPU cores (AMD EPYC) it trains at 325 images/s, measured over its first 30,000 images: 51 minutes
+for the whole run. It has not been run to its end yet, so there are no scores to quote, and
+`configs/fashion_mnist.py:gpu` has not been run at all.
 """
 
 import ml_collections
@@ -17,7 +21,7 @@ CLASSES = (
 def get_config(budget: str = "cpu") -> ml_collections.ConfigDict:
     """`cpu`: about an hour on 2 cores. `gpu`: a larger model for one GPU."""
     sizes = dict(
-        cpu=dict(patch=4, width=128, depth=6, heads=4, images=700_000, dtype="float32"),
+        cpu=dict(patch=4, width=128, depth=6, heads=4, images=1_000_000, dtype="float32"),
         gpu=dict(patch=2, width=384, depth=12, heads=6, images=20_000_000, dtype="bfloat16"),
     )[budget]
     images = sizes.pop("images")
