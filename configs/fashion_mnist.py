@@ -5,8 +5,8 @@ The idx files are Debian's package `dataset-fashion-mnist`; elsewhere set
 
     jaxgen train --config configs/fashion_mnist.py --workdir runs/fashion
 
-On 2 CPU cores (AMD EPYC) it trains at 325 images/s, measured over its first 30,000 images: 51 minutes
-for the whole run. It has not been run to its end yet, so there are no scores to quote, and
+On 2 CPU cores (AMD EPYC) it trains at 325 images/s, measured over its first 30,000 images, so the
+whole run takes 51 minutes. It has not been run to its end yet, so there are no scores to quote, and
 `configs/fashion_mnist.py:gpu` has not been run at all.
 """
 
