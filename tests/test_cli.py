@@ -64,6 +64,22 @@ def test_image_i_of_seed_s_is_the_same_at_any_batch_size(trained, tmp_path, solv
     assert np.abs(images[0][:5] - images[0][6:11]).max() > 0.1
 
 
+def test_autoguidance_moves_away_from_the_worse_average(trained, tmp_path):
+    base = ["sample", "--workdir", str(trained), "--labels", "3:4", "--ema", "half_life_500"]
+    images = {}
+    for name, extra in {
+        "plain": ["--guidance", "1"],
+        "itself": ["--guidance", "3", "--weak_ema", "half_life_500"],
+        "weak": ["--guidance", "3", "--weak_ema", "std_0.100"],
+    }.items():
+        out = tmp_path / f"{name}.npz"
+        assert main([*base, *extra, "--out", str(out)]) == 0
+        images[name] = np.load(out)["images"]
+    # Nothing to move away from: the same prediction twice.
+    np.testing.assert_allclose(images["itself"], images["plain"], atol=1e-4)
+    assert np.abs(images["weak"] - images["plain"]).max() > 1e-3
+
+
 def test_folder_of_pngs_names_index_and_label(trained, tmp_path):
     out = tmp_path / "many"
     arguments = ["sample", "--workdir", str(trained), "--labels", "4:2,1:1", "--out", str(out)]
@@ -110,6 +126,7 @@ def test_classify_counts_its_calls(trained, capsys):
         (["--batch_size", "0"], ["batch_size"]),
         (["--out", "grid.gif"], ["--out", ".png"]),
         (["--guidence", "2"], ["--guidence"]),
+        (["--weak_ema", "std_0.100"], ["--weak_ema", "--guidance"]),
         (["--config.sample.steps=2"], ["--config.sample.steps"]),
     ],
 )

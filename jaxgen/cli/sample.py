@@ -38,11 +38,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample and write; returns what was made and how fast."""
     from jaxgen.api import load, write_samples
+    from jaxgen.errors import invalid
     from jaxgen.training.log import say
 
     model = load(args.workdir)
     labels, columns = parse_labels(args.labels, args.per_label, model.parts.spec.num_classes)
     changes = {k: getattr(args, k) for k in ("guidance", "solver", "steps")}
+    if args.weak_ema is not None:
+        if args.guidance is None:
+            raise invalid("--weak_ema", args.weak_ema, "together with --guidance W")
+        section = {"name": "autoguidance.autoguidance", "weight": args.guidance}
+        changes["guidance"] = [section]
     samples = model.sample(
         labels,
         seed=args.seed,
