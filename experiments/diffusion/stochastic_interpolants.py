@@ -27,9 +27,13 @@ def checks() -> list[Check]:
         found.append(near(f"mean at noise {noise:g}", x.mean(), DATA[0], 0.03))
         found.append(near(f"deviation at noise {noise:g}", x.std(), DATA[1], 0.03))
 
-    # Noise without the score's drift is not the same process.
+    # Noise without the score's drift: the velocity is linear, so the ratio of variances grows by
+    # 2 noise dt / var(t), and the deviation at t=0 is the data's times sqrt(1 + 2 noise int 1/var).
     x = si.integrate(velocity, lambda x, t: 0 * x, x1, keys, steps=steps, noise=0.5, ends=ends)
-    found.append(above("deviation of noise without its drift", x.std(), 1.3 * DATA[1]))
+    t = np.linspace(*ends, 4001)
+    var = ((1 - t) * DATA[1]) ** 2 + (t * BASE[1]) ** 2 + np.asarray(bridge.gamma(t)) ** 2
+    wide = DATA[1] * np.sqrt(1 + 2 * 0.5 * np.abs(np.trapezoid(1 / var, t)))
+    found.append(near("deviation of noise without its drift", x.std(), wide, 0.03))
 
     # The losses have their minima at the closed forms: any change of either costs.
     x0 = DATA[0] + DATA[1] * jax.random.normal(jax.random.key(2), (40_000, 1))
