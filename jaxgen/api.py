@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
 from jaxgen import pictures, report
+from jaxgen.data import Source, normalise
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
-from jaxgen.model import Model, Samples
-from jaxgen.nn.flops import multiply_adds
-from jaxgen.scoring import classify, evaluate
+from jaxgen.model import Model, Samples, load, load_tokenizer, of_state, saved_config
+from jaxgen.nn.flops import count
+from jaxgen.scoring import classify, evaluate, likelihood
 from jaxgen.setup import Setup, setup
 from jaxgen.training import ema as averages
-from jaxgen.training.checkpoint import Checkpoints, has_checkpoints, write_atomic
+from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 from jaxgen.training.interrupt import Interrupted, Interrupts
 from jaxgen.training.log import say
 from jaxgen.training.loop import fit
 from jaxgen.training.peak import peak_flops
-from jaxgen.training.sharding import state_sharding
 from jaxgen.training.weights import dump, read
 
 PyTree = Any
@@ -34,8 +35,8 @@ PyTree = Any
 # What may change between two runs of one workdir; the rest decides what the arrays mean or which
 # examples and noise step n sees, so a change of it would be another run under the same name.
 FREE = (
-    *("train", "checkpoint", "log", "sample", "evaluate", "classify", "mesh"),
-    *("data.workers", "data.prefetch", "data.test"),
+    *("train", "checkpoint", "log", "sample", "evaluate", "classify", "likelihood", "mesh"),
+    *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )
@@ -72,7 +73,7 @@ def train(
         initial = None if init_from is None else _initial(init_from)
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomic(workdir / "config.json", configs.to_json(config))
-        useful = 6 * _multiply_adds(parts)
+        useful = _train_flops(parts)
         say(_headline(parts, workdir))
         state, timings = fit(
             parts,
@@ -84,12 +85,16 @@ def train(
             interrupts=interrupts,
         )
         interrupts.check()
-        model = _model(parts, state)
+        model = of_state(parts, state, load_tokenizer(parts))
         results: dict[str, Any] = {}
         if parts.evaluate.at_end:
             clock = time.monotonic()
             results["evaluate"] = evaluate(model, workdir, check=interrupts.check)
             timings["evaluate"] = time.monotonic() - clock
+        if parts.likelihood.at_end:
+            clock = time.monotonic()
+            results["likelihood"] = likelihood(model, workdir, check=interrupts.check)
+            timings["likelihood"] = time.monotonic() - clock
         if parts.classify.at_end and parts.method.label_error is not None:
             clock = time.monotonic()
             results["classify"] = classify(model, workdir, check=interrupts.check)
@@ -105,26 +110,6 @@ def train(
         say(report.summary(written))
         say(f"Report: {workdir / 'report.html'}")
     return Trained(model, written)
-
-
-def load(workdir: str | Path) -> Model:
-    """The model of a workdir, from its newest whole checkpoint, with every average of it.
-
-    Raises UsageError where there is no run or no checkpoint that can be read.
-    """
-    workdir = Path(workdir)
-    parts = setup(_saved_config(workdir))
-    if not (workdir / "checkpoints").is_dir():
-        raise invalid("--workdir", str(workdir), "a folder with checkpoints")
-    abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
-    with Checkpoints(workdir, say=say) as checkpoints:
-        restored = checkpoints.restore(abstract, state_sharding(parts.mesh, abstract))
-    if restored is None:
-        raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
-    model = _model(parts, restored[1])
-    for path in sorted((workdir / "ema").glob("*.safetensors")):
-        model.params[path.stem] = read(path)[0]
-    return model
 
 
 def reconstruct_ema(
@@ -168,14 +153,15 @@ def reconstruct_ema(
     return {"out": str(path), "ema": name, "snapshots": len(used), "weights": weights.tolist()}
 
 
-def write_samples(path: str | Path, samples: Samples, columns: int) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed) or a folder of PNGs."""
+def write_samples(path: str | Path, samples: Samples, columns: int, source: Source) -> Path:
+    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, codes) or a folder of PNGs."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        pictures.save_png(path, pictures.grid(samples.images, columns))
+        pictures.save_png(path, pictures.picture(source, samples.images, columns))
     elif path.suffix == ".npz":
-        np.savez(path, images=samples.images, labels=samples.labels, seed=samples.seed)
+        codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
+        np.savez(path, images=samples.images, labels=samples.labels, seed=samples.seed, **codes)
     elif path.suffix == "":
         for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
             picture = pictures.grid(image[None], 1, scale=1, gap=0)
@@ -186,34 +172,44 @@ def write_samples(path: str | Path, samples: Samples, columns: int) -> Path:
 
 
 def report_grids(model: Model, interrupts: Interrupts) -> dict[str, np.ndarray]:
-    """Final grids: a row per class at each scored guidance and the config's own."""
-    classes = min(model.parts.spec.num_classes, 20)
+    """Final grids: a row per class at each scored guidance, or as the config samples.
+
+    Of a tokenizer: test images in odd rows, what it makes of them below.
+    """
     per = model.parts.train.preview_per_label
-    labels = np.repeat(np.arange(classes), per)
+    if model.parts.method.sampler is None:
+        return {"reconstructions": _reconstructions(model)}
+    labels = _preview_labels(model.parts)
     grids = {}
-    scales: list[Any] = list(model.parts.evaluate.guidance)
-    if not scales:
-        scales = [None]
-    for scale in scales:
+    for scale in model.parts.evaluate.guidance or (None,):
+        asked: dict[str, Any] = {} if scale is None else {"guidance": scale}
         samples = model.sample(
             labels,
             batch_size=model.parts.evaluate.batch_size,
             check=interrupts.check,
-            **({} if scale is None else {"guidance": scale}),
+            **asked,
         )
-        name = "config" if scale is None else f"guidance_{scale:g}"
-        grids[name] = pictures.grid(samples.images, per)
+        name = "samples" if scale is None else f"guidance_{scale:g}"
+        grids[name] = pictures.picture(model.parts.source, samples.images, per)
     return grids
 
 
-def _model(parts: Setup, state: TrainState) -> Model:
-    step = int(state.step)
-    return Model(
-        parts,
-        {**state.ema, "params": state.params},
-        images=step * parts.data.batch_size,
-        step=step,
-    )
+def _preview_labels(parts: Setup) -> np.ndarray:
+    """`preview_per_label` of each of the first 20 classes; of a target, evaluate.samples of one."""
+    if parts.spec.target is not None:
+        return np.zeros(parts.evaluate.samples, np.int32)
+    return np.repeat(np.arange(min(parts.spec.num_classes, 20)), parts.train.preview_per_label)
+
+
+def _reconstructions(model: Model) -> np.ndarray:
+    """Rows of test images, each above what a tokenizer makes of it."""
+    columns, rows = 16, 4
+    source = model.parts.test_source
+    chosen = np.linspace(0, len(source) - 1, columns * rows).astype(int)
+    real = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
+    made = model.decode(model.encode(np.asarray(real)))
+    both = np.stack([np.asarray(real), made]).reshape(2, rows, columns, *real.shape[1:])
+    return pictures.grid(both.swapaxes(0, 1).reshape(-1, *real.shape[1:]), columns)
 
 
 def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.ndarray:
@@ -221,27 +217,19 @@ def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
     model = _PREVIEWS.get(id(parts))
     if model is None:
         _PREVIEWS.clear()
-        model = _PREVIEWS[id(parts)] = _model(parts, state)
+        model = _PREVIEWS[id(parts)] = of_state(parts, state, load_tokenizer(parts))
     model.params = {**state.ema, "params": state.params}
-    per = parts.train.preview_per_label
-    labels = np.repeat(np.arange(min(parts.spec.num_classes, 20)), per)
-    samples = model.sample(labels, batch_size=parts.evaluate.batch_size)
-    picture = pictures.grid(samples.images, per)
+    if parts.method.sampler is None:
+        picture = _reconstructions(model)
+    else:
+        samples = model.sample(_preview_labels(parts), batch_size=parts.evaluate.batch_size)
+        per = parts.train.preview_per_label
+        picture = pictures.picture(parts.source, samples.images, per)
     pictures.save_png(workdir / "samples" / f"{step * parts.data.batch_size:010d}.png", picture)
     return picture
 
 
 _PREVIEWS: dict[int, Model] = {}
-
-
-def _saved_config(workdir: Path) -> ml_collections.ConfigDict:
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise invalid("--workdir", str(workdir), "the folder of a run (it has a config.json)")
-    try:
-        return configs.from_json(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON: {error}") from error
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -255,7 +243,7 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 "Restore config.json or choose another folder."
             )
         return
-    changes = list(configs.differences(_saved_config(workdir), config))
+    changes = list(configs.differences(saved_config(workdir), config))
     if not changes:
         return
     started = has_checkpoints(workdir)
@@ -290,19 +278,32 @@ def _initial(init_from: str) -> Any:
     return initial
 
 
-def _multiply_adds(parts: Setup) -> float:
-    """Forward multiply-adds of one image, summed over the method's networks."""
-    modules = parts.modules.values() if isinstance(parts.modules, dict) else [parts.modules]
-    return sum(multiply_adds(m, parts.spec.shape) for m in modules)
+def _train_flops(parts: Setup) -> float:
+    """Floating-point operations to train on one example, two a multiply-add."""
+    if parts.method.train_flops is not None:
+        return parts.method.train_flops()
+    size = parts.train.accumulate
+    batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if parts.spec.target is None:
+        kind = jnp.int32 if parts.spec.tokens else jnp.float32
+        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
+    state = jax.eval_shape(parts.method.init, jax.random.key(0))
+    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, b, jax.random.key(0)))
+    return 2 * count(update(state, batch).jaxpr) / size
 
 
 def _headline(parts: Setup, workdir: Path) -> str:
     abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
-    count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(abstract.params))
+    size = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(abstract.params))
     device = parts.mesh.devices.flat[0]
+    shape = "x".join(map(str, parts.spec.shape))
+    what = (
+        f"{len(parts.source)} training images {shape}, {parts.spec.num_classes} classes, "
+        if parts.spec.target is None
+        else f"no data, states {shape}, "
+    )
     return (
-        f"jaxgen: {count / 1e6:.2f}M parameters, {len(parts.source)} training images "
-        f"{'x'.join(map(str, parts.spec.shape))}, {parts.spec.num_classes} classes, "
+        f"jaxgen: {size / 1e6:.2f}M parameters, {what}"
         f"{parts.steps} steps of {parts.data.batch_size} on {parts.mesh.size} x "
         f"{device.device_kind} -> {workdir}"
     )
@@ -315,6 +316,7 @@ __all__ = [
     "Trained",
     "classify",
     "evaluate",
+    "likelihood",
     "load",
     "reconstruct_ema",
     "train",

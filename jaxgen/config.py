@@ -115,7 +115,7 @@ def override(
             section = section[part]
         if not isinstance(section, ml_collections.ConfigDict):
             raise invalid(f"config.{key}", text, f"a value for config.{'.'.join(parents)} itself")
-        value = _literal(text)
+        value = literal(text)
         if last in section:
             current = section[last]
             if isinstance(current, ml_collections.ConfigDict) and isinstance(value, str):
@@ -131,7 +131,8 @@ def override(
             section[last] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A value from a command line: a Python literal, or else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -224,6 +225,13 @@ def partial(section: Any, room: str, option: str, **given: Any) -> Callable[...,
             value = build(value, ROOMS[key], f"{option}.{key}")
         built[key] = value
     return functools.partial(function, **check(function, built, option, given), **given)
+
+
+def wanted(section: Any, room: str, option: str, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `offered` that the callable of a section has parameters for."""
+    name = section if isinstance(section, str) else dict(section).get("name", "")
+    parameters = inspect.signature(resolve(name, room, option)).parameters
+    return {k: v for k, v in offered.items() if k in parameters}
 
 
 def _is_section(value: Any) -> bool:

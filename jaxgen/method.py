@@ -9,6 +9,7 @@ distillation) write their own `update` out of the same parts.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen.errors import invalid
+
 PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -24,18 +27,77 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a source of data looks like: one example's shape (H, W, C) and the number of classes.
+    """What a source of data looks like.
 
-    Labels are int32 in [0, num_classes); `null_label`, one past the last, stands for "no label".
+    shape: one example's, (H, W, C) for images in [-1, 1], (h, w) for tokens. Labels are int32 in
+    [0, num_classes); `null_label`, one past the last, stands for "no label". levels: how many
+    values an element can take: 256 for bytes, the vocabulary for tokens, None where any real number
+    may come (latents). tokens: examples are int32 in [0, levels) rather than images. target: what a
+    source without examples asks for (`jaxgen.data.source.Target`), else None.
     """
 
     shape: tuple[int, ...]
     num_classes: int
+    levels: int | None = 256
+    tokens: bool = False
+    target: Any = None
 
     @property
     def null_label(self) -> int:
         """The label that stands for "no label": one past the last class."""
         return self.num_classes
+
+    @property
+    def size(self) -> int:
+        """Elements of an example."""
+        return math.prod(self.shape)
+
+    @property
+    def width(self) -> float:
+        """The distance between two neighbouring values of an image in [-1, 1]."""
+        return 2.0 / (self._levels - 1)
+
+    @property
+    def _levels(self) -> int:
+        if self.levels is None:
+            raise invalid(
+                "config.data.source", "real-valued examples", "a source with discrete values"
+            )
+        return self.levels
+
+    def to_tokens(self, x: jax.Array) -> jax.Array:
+        """Images in [-1, 1] as the nearest of the levels, int32, the same shape; tokens as is."""
+        top = self._levels - 1
+        if self.tokens:
+            return x.astype(jnp.int32)
+        return jnp.clip(jnp.round((x + 1) * (top / 2)), 0, top).astype(jnp.int32)
+
+    def from_tokens(self, tokens: jax.Array) -> jax.Array:
+        """The inverse of `to_tokens`: float32 images in [-1, 1], or the tokens as they are."""
+        if self.tokens:
+            return tokens
+        return tokens.astype(jnp.float32) * self.width - 1
+
+    def dequantise(self, x: jax.Array, keys: jax.Array) -> jax.Array:
+        """Images [B, *shape] with uniform noise of one level's width, keys [B] (Theis et al. 2016).
+
+        ln of the probability of an image is at least E ln p(dequantised) + size ln width.
+        """
+        noise = jax.vmap(lambda k: jax.random.uniform(k, self.shape, minval=-0.5, maxval=0.5))(keys)
+        return x + self.width * noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """What the numbers of `Method.log_prob` are.
+
+    exact: of the model itself, up to rounding or a solver's tolerance; otherwise a lower bound in
+    expectation. mass: probabilities of the discrete example; otherwise a density over [-1, 1]^d,
+    which `Spec.dequantise` turns into a bound on the mass.
+    """
+
+    exact: bool
+    mass: bool
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -75,11 +137,11 @@ class Sampler:
     (NFE), guidance branches included; `steps`: solver steps (0 where the notion does not exist).
     """
 
-    fn: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    fn: Callable[[PyTree, jax.Array, jax.Array], Any]
     calls: float
     steps: int = 0
 
-    def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""
         return self.fn(params, keys, labels)
 
@@ -89,22 +151,71 @@ class Method:
     """A family of models, as pure functions. Fields that a family does not have are None.
 
     init(key) -> TrainState. update(state, batch, key) -> (TrainState, metrics), where batch has
-    `image` [B, *shape] float32 and `label` [B] int32 and key is the step's own.
+    `image` [B, *shape] (float32, or int32 tokens; absent where the source is a target) and `label`
+    [B] int32, and key is the step's own. metrics has "loss".
     sampler(**options) -> Sampler; its signature is the schema of a config's `sample` section.
-    log_prob(**options) -> fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B].
+    log_prob(**options) -> fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B]; `likelihood`
+    says what they are.
     label_error(params, x[B], labels[B], keys[B], draw[B], draws) -> [B]: estimate number `draw` of
     `draws` of -log p(x | label) up to a term that does not depend on the label; the same key and
-    draw give the same noise for every label. Exact families ignore keys and draws.
+    draw give the same noise for every label. label_noise: False where it ignores keys and draws,
+    so that one draw is all there is.
+    encode(params, x[B, *shape]) -> code and decode(params, code) -> x: tokenizers; `code` is the
+    Spec of a code, its levels None for latents.
+    scores(params, key) -> name -> value: what the family alone knows to measure.
+    train_flops() -> floating-point operations to train on one example; None: counted from `update`.
     """
 
     spec: Spec
     init: Callable[[jax.Array], TrainState]
     update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
-    sampler: Callable[..., Sampler]
+    sampler: Callable[..., Sampler] | None = None
     log_prob: Callable[..., Callable[..., jax.Array]] | None = None
+    likelihood: Likelihood | None = None
     label_error: Callable[..., jax.Array] | None = None
-    encode: Callable[..., jax.Array] | None = None
-    decode: Callable[..., jax.Array] | None = None
+    label_noise: bool = True
+    encode: Callable[[PyTree, jax.Array], jax.Array] | None = None
+    decode: Callable[[PyTree, jax.Array], jax.Array] | None = None
+    code: Spec | None = None
+    scores: Callable[[PyTree, jax.Array], dict[str, Any]] | None = None
+    train_flops: Callable[[], float] | None = None
+
+
+def fold(keys: jax.Array, number: int | jax.Array) -> jax.Array:
+    """fold_in of one number into each of keys [B]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Standard normal noise [B, *shape], row i from keys[i] alone."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
+
+
+def drop_labels(keys: jax.Array, labels: jax.Array, share: float, null_label: int) -> jax.Array:
+    """labels [B] with a share of them replaced by "no label" (Ho & Salimans 2022); keys [B]."""
+    return jnp.where(jax.vmap(jax.random.uniform)(keys) < share, null_label, labels)
+
+
+def exact_label_error(
+    log_prob: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array],
+) -> Callable[..., jax.Array]:
+    """A `label_error` from fn(params, x, labels, keys) -> nats: Bayes' rule with equal priors.
+
+    The key of a draw is fold_in(key, draw), the same for every label.
+    """
+
+    def error(
+        params: PyTree,
+        x: jax.Array,
+        labels: jax.Array,
+        keys: jax.Array,
+        draw: jax.Array,
+        draws: int,
+    ) -> jax.Array:
+        del draws
+        return -log_prob(params, x, labels, jax.vmap(jax.random.fold_in)(keys, draw))
+
+    return error
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Model: a trained model and what one does with it: sample, classify, log-likelihood.
+"""Model: a trained model and what one does with it: sample, encode, decode, log-likelihood.
 
 What is here knows a `Method` and nothing of its family.
 """
@@ -9,17 +9,23 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from jaxgen.errors import invalid, unknown
-from jaxgen.method import Sampler
-from jaxgen.setup import Setup, sample_options
-from jaxgen.training.log import progress
-from jaxgen.training.sharding import batch_sharding, replicated
+from jaxgen import config as configs
+from jaxgen.data import normalise
+from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.method import Sampler, TrainState
+from jaxgen.setup import Setup, sample_options, setup
+from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.log import progress, say
+from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
+from jaxgen.training.weights import read
 
 PyTree = Any
 
@@ -28,11 +34,13 @@ PyTree = Any
 class Samples:
     """Generated images with how they were made.
 
-    images: float32 [N, H, W, C], as the sampler left them. labels: int32 [N]. seconds excludes
-    compilation. calls: network evaluations per image.
+    images: float32 [N, H, W, C], as the sampler left them, or what the tokenizer made of them.
+    codes: what the sampler left where a tokenizer stands behind it, else None. labels: int32 [N].
+    seconds excludes compilation and the tokenizer. calls: network evaluations per image.
     """
 
     images: np.ndarray
+    codes: np.ndarray | None
     labels: np.ndarray
     seed: int
     ema: str
@@ -55,15 +63,23 @@ class Model:
     """
 
     def __init__(
-        self, parts: Setup, params: Mapping[str, PyTree], *, images: int, step: int
+        self,
+        parts: Setup,
+        params: Mapping[str, PyTree],
+        *,
+        images: int,
+        step: int,
+        tokenizer: Model | None = None,
     ) -> None:
-        """params: by name; the first one that is not "params" becomes the default."""
+        """params: by name; the first average becomes the default. tokenizer: decodes samples."""
         self.parts = parts
+        self.tokenizer = tokenizer
         self.params = dict(params)
         self.ema = next((n for n in parts.ema.names if n in self.params), "params")
         self.images_seen = images
         self.step = step
         self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
+        self._functions: dict[Any, Callable[..., Any]] = {}
 
     def weights(self, ema: str | None) -> PyTree:
         """Parameters by name. Raises UsageError naming what there is."""
@@ -74,9 +90,11 @@ class Model:
 
     def program(self, options: Mapping[str, Any]) -> tuple[Sampler, Callable[..., jax.Array]]:
         """The sampler of these options and its jitted function, compiled once per options."""
-        key = json.dumps(options, sort_keys=True, default=str)
+        key = _key(options)
         if key not in self._programs:
-            sampler = self.parts.method.sampler(**options)
+            make = self.parts.method.sampler
+            assert make is not None  # `sample_options` has refused
+            sampler = make(**options)
             self._programs[key] = (sampler, jax.jit(sampler.fn))
         return self._programs[key]
 
@@ -113,12 +131,7 @@ class Model:
         if weak is not None:
             params = {**params, "weak": self.weights(weak)["net"]}
         mesh = self.parts.mesh
-        size = batch_size
-        if size is None:
-            size = min(self.parts.evaluate.batch_size, len(labels))
-        if size < 1:
-            raise invalid("--batch_size", size, "images >= 1")
-        size = -(-size // mesh.size) * mesh.size
+        size = self._size(batch_size, len(labels))
         sharding = batch_sharding(mesh)
         params = jax.device_put(params, replicated(mesh))
         root = jax.random.key(seed)
@@ -138,8 +151,10 @@ class Model:
             check()
             out.append(np.asarray(run(ids)))
         seconds = time.monotonic() - program_ready
+        made = np.concatenate(out)[: len(labels)]
         return Samples(
-            images=np.concatenate(out)[: len(labels)],
+            images=made if self.tokenizer is None else self.tokenizer.decode(made),
+            codes=None if self.tokenizer is None else made,
             labels=labels,
             seed=seed,
             ema=ema or self.ema,
@@ -155,17 +170,151 @@ class Model:
         labels: np.ndarray,
         *,
         seed: int = 0,
+        keys: jax.Array | None = None,
         ema: str | None = None,
+        batch_size: int | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """log p(image | label) in nats [N] of images float32 [N, *shape]; the method's options."""
-        if self.parts.method.log_prob is None:
+        """log p(example | label) in nats [N] of examples [N, *shape]; the method's options.
+
+        What the numbers are, `method.likelihood` says. Example i's noise comes from keys[i], else
+        from (seed, i).
+        Raises UsageError for a method without a likelihood.
+        """
+        factory = self.parts.method.log_prob
+        if factory is None:
             raise invalid("log_prob", "a method without a likelihood", "families that have one")
-        fn = jax.jit(self.parts.method.log_prob(**options))
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
-            jnp.arange(len(images))
+        fn = self._program(("log_prob", _key(options)), lambda: factory(**options))
+        if keys is None:
+            root = jax.random.key(seed)
+            keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(len(images)))
+        labels = np.asarray(labels, np.int32)
+        return self._map(fn, (images, labels, keys), ema, batch_size)
+
+    def encode(
+        self, images: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Codes of images [N, *shape] (bytes, or floats in [-1, 1]) by a tokenizer."""
+        encode = self.parts.method.encode
+        if encode is None:
+            raise invalid("encode", "a method that is no tokenizer", "a tokenizer's workdir")
+
+        def fn(params: PyTree, image: jax.Array) -> jax.Array:
+            return encode(params, normalise({"image": image})["image"])
+
+        return self._map(self._program("encode", lambda: fn), (images,), ema, batch_size)
+
+    def decode(
+        self, codes: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Images float32 [N, H, W, C] of codes [N, ...] by a tokenizer."""
+        decode = self.parts.method.decode
+        if decode is None:
+            raise invalid("decode", "a method that is no tokenizer", "a tokenizer's workdir")
+        return self._map(self._program("decode", lambda: decode), (codes,), ema, batch_size)
+
+    def _size(self, batch_size: int | None, count: int) -> int:
+        """Rows per call: what is asked for or the config's, in multiples of the devices."""
+        size = min(self.parts.evaluate.batch_size, count) if batch_size is None else batch_size
+        if size < 1:
+            raise invalid("--batch_size", size, "images >= 1")
+        devices = batch_devices(self.parts.mesh)
+        return -(-size // devices) * devices
+
+    def _program(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """jit(make()), kept under `key`, so that a second call compiles nothing."""
+        if key not in self._functions:
+            self._functions[key] = jax.jit(make())
+        return self._functions[key]
+
+    def _map(
+        self,
+        program: Callable[..., jax.Array],
+        arrays: Sequence[Any],
+        ema: str | None,
+        batch_size: int | None,
+    ) -> np.ndarray:
+        """program(params, *rows) over all rows; the last batch is padded by going round."""
+        count = len(arrays[0])
+        size, sharding = self._size(batch_size, count), batch_sharding(self.parts.mesh)
+        params = jax.device_put(self.weights(ema), replicated(self.parts.mesh))
+        out = []
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size) % count
+            out.append(np.asarray(program(params, *(_put(a[rows], sharding) for a in arrays))))
+        return np.concatenate(out)[:count]
+
+
+def load(workdir: str | Path) -> Model:
+    """The model of a workdir, from its newest whole checkpoint, with every average of it.
+
+    Raises UsageError where there is no run or no checkpoint that can be read.
+    """
+    workdir = Path(workdir)
+    parts = setup(saved_config(workdir))
+    if not (workdir / "checkpoints").is_dir():
+        raise invalid("--workdir", str(workdir), "a folder with checkpoints")
+    abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
+    with Checkpoints(workdir, say=say) as checkpoints:
+        restored = checkpoints.restore(abstract, state_sharding(parts.mesh, abstract))
+    if restored is None:
+        raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
+    model = of_state(parts, restored[1], load_tokenizer(parts))
+    for path in sorted((workdir / "ema").glob("*.safetensors")):
+        model.params[path.stem] = read(path)[0]
+    return model
+
+
+def of_state(parts: Setup, state: TrainState, tokenizer: Model | None = None) -> Model:
+    """The model that a state of training holds."""
+    step = int(state.step)
+    return Model(
+        parts,
+        {**state.ema, "params": state.params},
+        images=step * parts.data.batch_size,
+        step=step,
+        tokenizer=tokenizer,
+    )
+
+
+def load_tokenizer(parts: Setup) -> Model | None:
+    """The tokenizer whose codes the source holds, or None where it holds images.
+
+    Raises UsageError where its workdir does not fit the codes (vocabulary, grid).
+    """
+    workdir = parts.data.tokenizer or getattr(parts.source, "tokenizer", None)
+    if workdir is None:
+        return None
+    tokenizer = load(workdir)
+    code, spec = tokenizer.parts.method.code, parts.spec
+    if code is None:
+        raise invalid("config.data.tokenizer", str(workdir), "the workdir of a tokenizer")
+    if (code.shape, code.levels) != (spec.shape, spec.levels):
+        raise invalid(
+            "config.data.tokenizer",
+            f"{workdir}, whose codes are {code.shape} of {code.levels} levels",
+            f"a tokenizer with codes {spec.shape} of {spec.levels} levels, as the source's",
         )
-        return np.asarray(fn(self.weights(ema), jnp.asarray(images), jnp.asarray(labels), keys))
+    return tokenizer
+
+
+def saved_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that a run left in its workdir. Raises UsageError where there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise invalid("--workdir", str(workdir), "the folder of a run (it has a config.json)")
+    try:
+        return configs.from_json(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path}: not readable as JSON: {error}") from error
+
+
+def _key(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=str)
+
+
+def _put(rows: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.device_put(rows, sharding)
 
 
 def _shown(title: str, chunks: list[np.ndarray], size: int, show: bool) -> Iterator[np.ndarray]:

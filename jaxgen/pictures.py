@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxgen.data import Source, Target
 from jaxgen.metrics.quantise import quantise
 
 
@@ -32,6 +33,13 @@ def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
         big = image.repeat(scale, axis=0).repeat(scale, axis=1)
         canvas[top : top + cell_h, left : left + cell_w] = big
     return canvas
+
+
+def picture(source: Source, samples: np.ndarray, columns: int) -> np.ndarray:
+    """Samples as a picture [H, W, 3] uint8: a grid of images, or what a target makes of its own."""
+    if isinstance(source, Target):
+        return source.picture(samples, columns)
+    return grid(samples, columns)
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -21,7 +21,7 @@ from jaxgen import __version__
 from jaxgen import config as configs
 from jaxgen.model import Model
 from jaxgen.pictures import png
-from jaxgen.scoring import one_line
+from jaxgen.scoring import likelihood_line, one_line, title
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl
 
@@ -81,7 +81,7 @@ def write(
     }
     write_atomic(workdir / "report.json", json.dumps(content, indent=2, sort_keys=True))
     curves = _curves(read_jsonl(workdir / "metrics.jsonl"))
-    write_atomic(workdir / "report.html", _page(workdir, content, curves, grids))
+    write_atomic(workdir / "report.html", _page(workdir, content, curves, grids, _rows(model)))
     return content
 
 
@@ -89,7 +89,9 @@ def summary(content: Mapping[str, Any]) -> str:
     """The report as a few lines for the terminal."""
     lines = []
     for receipt in content["results"].get("evaluate", {}).get("receipts", []):
-        lines.append(f"guidance {receipt['guidance']:g}: {one_line(receipt)}")
+        lines.append(f"{title(receipt)}: {one_line(receipt)}")
+    if "likelihood" in content["results"]:
+        lines.append(likelihood_line(content["results"]["likelihood"]))
     found = content["results"].get("classify")
     if found:
         lines.append(
@@ -109,11 +111,11 @@ def _curves(rows: list[dict[str, Any]]) -> bytes:
     shown = [("loss", "training loss"), ("grad_norm", "gradient norm")]
     shown.append(("images_per_second", "images per second"))
     figure = Figure(figsize=(11, 2.8), layout="constrained")
-    for axis, (key, title) in zip(figure.subplots(1, 3), shown, strict=True):
+    for axis, (key, heading) in zip(figure.subplots(1, 3), shown, strict=True):
         points = [(r["images"], r[key]) for r in rows if key in r and "images" in r]
         if points:
             axis.plot(*zip(*points, strict=True), color="#2457d6", linewidth=1.4)
-        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_title(heading, fontsize=10, loc="left")
         axis.set_xlabel("images seen", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -148,8 +150,21 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _rows(model: Model) -> str:
+    """What the rows of a grid are."""
+    if model.parts.spec.target is not None:
+        return "seed 0"
+    if model.parts.method.sampler is None:
+        return "test images, each above its reconstruction"
+    return "a row a class, seed 0"
+
+
 def _page(
-    workdir: Path, content: Mapping[str, Any], curves: bytes, grids: Mapping[str, np.ndarray]
+    workdir: Path,
+    content: Mapping[str, Any],
+    curves: bytes,
+    grids: Mapping[str, np.ndarray],
+    rows_are: str,
 ) -> str:
     timings, results = content["timings"], content["results"]
     cards = [
@@ -169,7 +184,7 @@ def _page(
     if grids:
         parts.append("<h2>Samples</h2><div class=grids>")
         for name, picture in grids.items():
-            caption = f"{name.replace('_', ' ')}: a row a class, seed 0, {content['ema']}"
+            caption = f"{name.replace('_', ' ')}: {rows_are}, {content['ema']}"
             parts.append(_image(png(picture), caption))
         parts.append("</div>")
     receipts = results.get("evaluate", {}).get("receipts", [])
@@ -177,27 +192,28 @@ def _page(
         parts.append("<h2>Scores</h2>")
         names = [s["name"] for s in receipts[0]["scores"]]
         floors = {s["name"]: s.get("floor") for s in receipts[0]["scores"]}
-        head = ["score", *(f"guidance {r['guidance']:g}" for r in receipts), "train-to-test floor"]
+        head = ["score", *(title(r) for r in receipts), "train-to-test floor"]
         rows = []
         for name in names:
             values = [
-                next((f"{s['value']:.4f}" for s in r["scores"] if s["name"] == name), "")
+                next((_number(s["value"]) for s in r["scores"] if s["name"] == name), "")
                 for r in receipts
             ]
             floor = floors[name]
-            rows.append([name, *values, "" if floor is None else f"{floor:.4f}"])
+            rows.append([name, *values, "" if floor is None else _number(floor)])
         parts.append(_table(head, rows))
         for receipt in receipts:
             text = html.escape(json.dumps(receipt, indent=2, sort_keys=True))
             parts.append(
-                f"<details><summary>receipt, guidance {receipt['guidance']:g}</summary>"
-                f"<pre>{text}</pre></details>"
+                f"<details><summary>receipt, {title(receipt)}</summary><pre>{text}</pre></details>"
             )
-    found = results.get("classify")
-    if found:
-        parts.append("<h2>Generative classifier</h2>")
-        keys = [k for k, v in found.items() if isinstance(v, (int, float, str))]
-        parts.append(_table(["", "value"], [[k, _number(found[k])] for k in keys]))
+    headings = {"likelihood": "Likelihood", "classify": "Generative classifier"}
+    for section, heading in headings.items():
+        found = results.get(section)
+        if found:
+            parts.append(f"<h2>{heading}</h2>")
+            keys = [k for k, v in found.items() if isinstance(v, (int, float, str))]
+            parts.append(_table(["", "value"], [[k, _number(found[k])] for k in keys]))
     parts += [
         "<h2>Training</h2>",
         _image(curves, "means over each logging period; compilation and pauses excluded", "plot"),

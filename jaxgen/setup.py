@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
 
 from jaxgen import config as configs
-from jaxgen.data import Source
+from jaxgen.data import Source, Target
 from jaxgen.errors import invalid, unknown
 from jaxgen.method import Method, Spec
 from jaxgen.training.ema import Averages
@@ -28,7 +30,8 @@ class DataOptions:
 
     source: a section or a name in `jaxgen.data`. train, test: the source's names of its halves.
     batch_size: global. flip: random horizontal flips. workers: reader processes (0: threads).
-    prefetch: batches kept on the device ahead of the step.
+    prefetch: batches kept on the device ahead of the step. tokenizer: the workdir of the tokenizer
+    whose codes the source holds, where it is not the one that the codes themselves name.
     """
 
     source: Any
@@ -38,6 +41,7 @@ class DataOptions:
     flip: bool = False
     workers: int = 0
     prefetch: int = 2
+    tokenizer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +86,13 @@ class LogOptions:
 class EvaluateOptions:
     """`config.evaluate`: at_end: part of `train`. guidance: scales to score at, one receipt each.
 
-    samples: how many, labels balanced. batch_size: images per call of the compiled sampler.
+    Without scales, samples are scored once, as the config's `sample` section makes them. samples:
+    how many, labels balanced. batch_size: images per call of the compiled sampler.
     """
 
     at_end: bool = True
     samples: int = 2000
-    guidance: tuple[float, ...] = (1.0,)
+    guidance: tuple[float, ...] = ()
     batch_size: int = 200
     seed: int = 0
 
@@ -106,6 +111,20 @@ class ClassifyOptions:
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions:
+    """`config.likelihood`: at_end: part of `train`. limit: images of the split (0: all).
+
+    batch_size: images per compiled call. draws: estimates averaged, where each is random.
+    """
+
+    at_end: bool = False
+    limit: int = 0
+    batch_size: int = 100
+    draws: int = 1
+    seed: int = 0
+
+
 SECTIONS = {
     "data": DataOptions,
     "train": TrainOptions,
@@ -114,6 +133,7 @@ SECTIONS = {
     "ema": Averages,
     "evaluate": EvaluateOptions,
     "classify": ClassifyOptions,
+    "likelihood": LikelihoodOptions,
 }
 """Sections that are plain options; the other keys of `TOP` name callables."""
 
@@ -132,6 +152,7 @@ class Setup:
     ema: Averages
     evaluate: EvaluateOptions
     classify: ClassifyOptions
+    likelihood: LikelihoodOptions
     source: Source
     spec: Spec
     method: Method
@@ -163,7 +184,7 @@ def setup(config: ml_collections.ConfigDict) -> Setup:
     for key in config:
         if key not in TOP:
             raise unknown(f"config.{key}", key, TOP)
-    for key in ("data", "model", "method", "train"):
+    for key in ("data", "method", "train"):
         if key not in config:
             raise invalid(f"config.{key}", "nothing", f"a section (all: {', '.join(TOP)})")
     options: dict[str, Any] = {}
@@ -179,11 +200,8 @@ def setup(config: ml_collections.ConfigDict) -> Setup:
     mesh = make_mesh(**configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh"))
     check_batch(data.batch_size, mesh, train.accumulate)
     source = open_source(data, data.train)
-    spec = Spec(tuple(source.shape), source.num_classes)
-    given = dict(num_classes=spec.num_classes, out_channels=spec.shape[-1])
-    modules = _each(
-        config.model, lambda s, o: configs.build(s, configs.ROOMS["model"], o, **given), "model"
-    )
+    spec = spec_of(source)
+    modules = _each(config.get("model", {}), functools.partial(_network, spec=spec), "model")
     run = dict(images=train.images, batch_size=data.batch_size)
 
     def make_optimizer(section: Any, option: str) -> Any:
@@ -214,18 +232,50 @@ def setup(config: ml_collections.ConfigDict) -> Setup:
         **options,
     )
     # A bad sampler, an image size that a network cannot take: said now, not after training.
-    method.sampler(**sample_options(parts, {}))
+    if method.sampler is not None:
+        method.sampler(**sample_options(parts, {}))
     jax.eval_shape(method.init, jax.random.key(0))
     return parts
 
 
-def sample_options(parts: Setup, changes: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of `method.sampler`: the config's `sample` section with changes, checked."""
-    section = dict(parts.config.get("sample", {}))
-    for key, value in changes.items():
-        # A number is the scale of plain classifier-free guidance, whatever the config composes.
-        section[key] = value
-    return configs.check(parts.method.sampler, section, "config.sample")
+def spec_of(source: Source) -> Spec:
+    """What a method is told of a source."""
+    return Spec(
+        shape=tuple(source.shape),
+        num_classes=source.num_classes,
+        levels=source.levels,
+        tokens=source.tokens,
+        target=source if isinstance(source, Target) else None,
+    )
+
+
+def _network(section: Any, option: str, *, spec: Spec) -> Any:
+    """A network, told of the data what its signature asks for."""
+    offered = dict(
+        num_classes=spec.num_classes,
+        out_channels=spec.shape[-1],
+        shape=spec.shape,
+        levels=spec.levels,
+    )
+    room = configs.ROOMS["model"]
+    return configs.build(section, room, option, **configs.wanted(section, room, option, offered))
+
+
+def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `method.sampler`: the config's `sample` section with changes, checked.
+
+    Raises UsageError that names what this family's sampler can be told.
+    """
+    sampler = parts.method.sampler
+    if sampler is None:
+        raise invalid("sample", "a method that does not generate", "families with a sampler")
+    allowed = inspect.signature(sampler).parameters
+    for key in changes:
+        if key not in allowed:
+            raise invalid(
+                f"--{key}", changes[key], f"options of this model's sampler: {', '.join(allowed)}"
+            )
+    return configs.check(sampler, {**parts.config.get("sample", {}), **changes}, "config.sample")
 
 
 def _each(section: Any, make: Any, option: str) -> Any:

@@ -33,7 +33,7 @@ def parts(*overrides: str):
 
 
 def one_device() -> Mesh:
-    return Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    return Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
 
 
 def run(run_parts, mesh: Mesh):
@@ -66,15 +66,19 @@ def single():
     return run(parts(), one_device())
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_a_step_on_any_mesh_is_the_step_on_one_device(single, data, fsdp):
-    state, metrics = run(parts(f"mesh.data={data}", f"mesh.fsdp={fsdp}"), make_mesh(data, fsdp))
+MESHES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 1, 8)]
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), MESHES)
+def test_a_step_on_any_mesh_is_the_step_on_one_device(single, data, fsdp, tensor):
+    mesh = [f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}"]
+    state, metrics = run(parts(*mesh), make_mesh(data, fsdp, tensor))
     assert_close(state.params, single[0].params)
     assert_close(state.ema, single[0].ema)
     np.testing.assert_allclose(metrics["loss"], single[1]["loss"], rtol=1e-5)
-    if fsdp > 1:
-        specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
-        assert any("fsdp" in spec for spec in specs), "nothing is cut"
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
+    for name, size in (("fsdp", fsdp), ("tensor", tensor)):
+        assert size == 1 or any(name in spec for spec in specs), f"nothing is cut along {name}"
 
 
 def test_microbatches_are_the_batch(single):

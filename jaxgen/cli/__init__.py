@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("train", "sample", "evaluate", "classify", "ema")
+COMMANDS = ("train", "sample", "evaluate", "classify", "likelihood", "ema")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     args, rest = parser().parse_known_args(arguments)
     try:
-        args.overrides = _overrides(rest, takes=hasattr(args, "config"))
+        prefix = "--config." if hasattr(args, "config") else "--sample."
+        taken = hasattr(args, "config") or hasattr(args, "guidance")
+        args.overrides = _overrides(rest, prefix if taken else None)
         result: dict[str, Any] = args.run(args)
     except UsageError as error:
         print(f"jaxgen: error: {error}", file=sys.stderr)
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _overrides(rest: Sequence[str], *, takes: bool) -> list[str]:
+def _overrides(rest: Sequence[str], prefix: str | None) -> list[str]:
     """`--config.a.b=1` and `--config.a.b 1` as `a.b=1`. Anything else is an error."""
     from jaxgen.errors import invalid
 
@@ -73,15 +75,26 @@ def _overrides(rest: Sequence[str], *, takes: bool) -> list[str]:
     words = list(rest)
     while words:
         word = words.pop(0)
-        if not takes or not word.startswith("--config."):
+        if prefix is None or not word.startswith(prefix):
             raise invalid("command line", word, "the options that --help lists")
-        assignment = word.removeprefix("--config.")
+        assignment = word.removeprefix(prefix)
         if "=" not in assignment:
             if not words or words[0].startswith("--"):
                 raise invalid("command line", word, f"{word}=VALUE")
             assignment += "=" + words.pop(0)
         out.append(assignment)
     return out
+
+
+def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked of the sampler: --solver, --steps and every --sample.KEY=VALUE."""
+    from jaxgen.config import literal
+
+    found = {k: getattr(args, k) for k in ("solver", "steps") if getattr(args, k) is not None}
+    for assignment in args.overrides:
+        key, _, text = assignment.partition("=")
+        found[key] = literal(text)
+    return found
 
 
 if __name__ == "__main__":

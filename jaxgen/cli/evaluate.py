@@ -1,6 +1,7 @@
 """Score samples of a trained model; a receipt with every score.
 
 Features come from a small classifier trained on the same data and cached, so it works offline.
+Anything that this model's sampler can be told: --sample.KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score; writes `receipts/*.json` in the workdir and returns them."""
     from jaxgen.api import evaluate, load
+    from jaxgen.cli import sampler_options
 
-    changes = {k: getattr(args, k) for k in ("solver", "steps")}
     return evaluate(
         load(args.workdir),
         args.workdir,
@@ -34,5 +35,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         guidance=args.guidance,
         ema=args.ema,
         seed=args.seed,
-        **{k: v for k, v in changes.items() if v is not None},
+        **sampler_options(args),
     )

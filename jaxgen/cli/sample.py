@@ -1,6 +1,7 @@
 """Sample images from a trained model: a grid, a folder of PNGs, or arrays.
 
 Labels are a list, ranges and counts: 3,8 or 0-9 or 3:20,8:5 (label:count).
+Anything that this model's sampler can be told: --sample.KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample and write; returns what was made and how fast."""
     from jaxgen.api import load, write_samples
+    from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
     from jaxgen.training.log import say
 
     model = load(args.workdir)
     labels, columns = parse_labels(args.labels, args.per_label, model.parts.spec.num_classes)
-    changes = {k: getattr(args, k) for k in ("guidance", "solver", "steps")}
+    changes = sampler_options(args)
+    if args.guidance is not None:
+        changes["guidance"] = args.guidance
     if args.weak_ema is not None:
         if args.guidance is None:
             raise invalid("--weak_ema", args.weak_ema, "together with --guidance W")
@@ -56,9 +60,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         weak=args.weak_ema,
         batch_size=args.batch_size,
         show=True,
-        **{k: v for k, v in changes.items() if v is not None},
+        **changes,
     )
-    paths = [str(write_samples(p, samples, columns)) for p in args.out or ["samples.png"]]
+    paths = [
+        str(write_samples(p, samples, columns, model.parts.source))
+        for p in args.out or ["samples.png"]
+    ]
     say(
         f"{len(labels)} images, {samples.steps} steps, {samples.calls:g} network calls an image, "
         f"{samples.images_per_second:.1f} images/s -> {', '.join(paths)}"

@@ -7,6 +7,6 @@ for batch in to_device(batches(source, batch_size=256, seed=0), sharding):
 
 from jaxgen.data.device import normalise, to_device
 from jaxgen.data.pipeline import Batches, batches, whole
-from jaxgen.data.source import Source
+from jaxgen.data.source import Source, Target
 
-__all__ = ["Batches", "Source", "batches", "normalise", "to_device", "whole"]
+__all__ = ["Batches", "Source", "Target", "batches", "normalise", "to_device", "whole"]

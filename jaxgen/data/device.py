@@ -16,9 +16,12 @@ from jaxgen.errors import invalid
 def normalise(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """A batch with images as float32: uint8 becomes x / 127.5 - 1 in [-1, 1], floats pass.
 
-    Call it inside jit: images then travel to the device as bytes.
+    int32 tokens pass too, and so does a batch without images (of a target). Call it inside jit:
+    images then travel to the device as bytes.
     """
-    image = batch["image"]
+    image = batch.get("image")
+    if image is None or image.dtype == jnp.int32:
+        return dict(batch)
     if image.dtype == jnp.uint8:
         image = image.astype(jnp.float32) / 127.5 - 1.0
     return {**batch, "image": image.astype(jnp.float32)}

@@ -24,7 +24,7 @@ def digits(split: Literal["train", "test", "all"] = "train", channels: int = 1) 
     if split != "all":
         chosen = stratified_half(labels, second=split == "test")
         images, labels = images[chosen], labels[chosen]
-    return in_memory(images, labels, channels=channels)
+    return in_memory(images, labels, channels=channels, levels=17)
 
 
 def stratified_half(labels: np.ndarray, *, second: bool) -> np.ndarray:

@@ -110,6 +110,7 @@ def latents(
         labels=labels,
         shape=shape[1:],
         class_names=names,
+        levels=None,
         path=path,
         scale=scale,
         shift=shift,

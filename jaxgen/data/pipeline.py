@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from jaxgen.data import order
-from jaxgen.data.source import Source
+from jaxgen.data.source import Source, Target
 from jaxgen.errors import invalid
 
 Batch = dict[str, np.ndarray]
@@ -38,8 +38,13 @@ class Batches:
     flip: bool = False
 
     def __call__(self, step: int) -> Batch:
-        """The batch of `step`: image [b, H, W, C], label int32 [b], b = batch_size / processes."""
+        """The batch of `step`: image [b, H, W, C], label int32 [b], b = batch_size / processes.
+
+        Of a target (a source without examples): label alone, all 0.
+        """
         share = self.batch_size // self.process_count
+        if isinstance(self.source, Target):
+            return {"label": np.zeros(share, np.int32)}
         first = step * self.batch_size + self.process_index * share
         positions = np.arange(first, first + share, dtype=np.int64)
         indices = order.examples(self.seed, positions, len(self.source))

@@ -17,12 +17,16 @@ class Source(abc.ABC):
     """Random access to N labelled images; picklable, so that worker processes can hold it.
 
     labels: int32 [N] in [0, num_classes), every class present. shape: one image's (H, W, C).
-    class_names: one name a class. Build labels with `check_labels`.
+    class_names: one name a class. Build labels with `check_labels`. levels: how many evenly spaced
+    values an element can take (bytes: 256), None where any real number may come. tokens: the
+    examples are int32 in [0, levels), of shape (h, w), and not images.
     """
 
     labels: np.ndarray
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    levels: int | None = 256
+    tokens: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -59,6 +63,27 @@ class Source(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Target(Source):
+    """A source without examples: what is learned is given as code, such as a reward.
+
+    Batches then hold labels alone (all 0: one class), and methods that learn from targets find this
+    object in `Spec.target`. Subclasses add the pure functions that their families need, and
+    `picture`.
+    """
+
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    class_names: tuple[str, ...] = ("all",)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """There are none."""
+        raise TypeError(f"{type(self).__name__} has no examples")
+
+    def picture(self, samples: np.ndarray, columns: int) -> np.ndarray:
+        """Samples [N, *shape] as a picture [H, W, 3] uint8, `columns` wide where it is a grid."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ArraySource(Source):
     """A source whose images [N, H, W, C] lie in memory."""
 
@@ -76,11 +101,13 @@ def in_memory(
     channels: int | None = None,
     class_names: Sequence[str] = (),
     num_classes: int | None = None,
+    levels: int | None = None,
     option: str = "source",
 ) -> ArraySource:
     """A source from arrays: images [N, H, W(, C)] uint8 or float in [-1, 1], labels [N] integers.
 
-    channels: None keeps them, else see `to_channels`. Raises UsageError, naming `option`, for any
+    channels: None keeps them, else see `to_channels`. levels: how many values floats take (None:
+    any); bytes take 256. Raises UsageError, naming `option`, for any
     other dtype or shape, floats outside [-1, 1] or not finite, and what `check_labels` refuses.
     """
     images = images[..., None] if images.ndim == 3 else images
@@ -101,7 +128,11 @@ def in_memory(
         raise invalid(f"{option}.labels", labels.shape, f"one label an image: ({len(images)},)")
     images = to_channels(images, channels, option=option)
     labels, names = check_labels(labels, class_names, num_classes, option=option)
-    return ArraySource(labels=labels, shape=images.shape[1:], class_names=names, array=images)
+    if images.dtype == np.uint8:
+        levels = 256
+    return ArraySource(
+        labels=labels, shape=images.shape[1:], class_names=names, levels=levels, array=images
+    )
 
 
 def check_labels(

@@ -22,19 +22,21 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 class Sampling:
     """How the scored samples were made.
 
-    labels: the policy, "balanced" or "random". nfe: network calls a sample, guidance branches
-    included. guidance: the options of the guidance, or None. ema: the name of the averaged
-    parameters, or None for the trained ones. dtype: the network's compute dtype.
+    labels: the policy, "balanced" or "random"; None where nothing was sampled. nfe: network calls a
+    sample, guidance branches included. guidance: the options of the guidance, or None. options:
+    the other keywords of the sampler. ema: the name of the parameters. dtype: the network's compute
+    dtype.
     """
 
-    labels: str
-    seed: int
-    solver: str
-    steps: int
-    nfe: float
-    guidance: Any
-    ema: str | None
-    dtype: str
+    labels: str | None = None
+    seed: int = 0
+    solver: str | None = None
+    steps: int = 0
+    nfe: float = 0.0
+    guidance: Any = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ema: str | None = None
+    dtype: str = "float32"
 
 
 def versions() -> dict[str, str]:

@@ -13,28 +13,37 @@ from jaxgen.errors import invalid
 PyTree = Any
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A mesh of all devices with axes `data` and `fsdp`; one of them may be -1 (what is left).
+AXES = ("data", "fsdp", "tensor")
 
-    The batch is cut along both axes, parameters along `fsdp` alone. Raises UsageError where the
-    axes do not multiply to the number of devices.
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of all devices; one of the axes may be -1 (what is left).
+
+    The batch is cut along `data` and `fsdp`, parameters along `fsdp` and `tensor`. Raises
+    UsageError where the axes do not multiply to the number of devices.
     """
     devices = jax.devices()
-    sizes = {"data": data, "fsdp": fsdp}
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    given = dict(sizes)
     free = [k for k, v in sizes.items() if v == -1]
     rest = int(np.prod([v for v in sizes.values() if v != -1]))
     if any(v == 0 or v < -1 for v in sizes.values()) or len(free) > 1:
-        raise invalid("config.mesh", sizes, "sizes >= 1, at most one of them -1")
+        raise invalid("config.mesh", given, "sizes >= 1, at most one of them -1")
     if free and len(devices) % rest == 0:
         sizes[free[0]] = len(devices) // rest
     if int(np.prod(list(sizes.values()))) != len(devices):
-        raise invalid("config.mesh", {"data": data, "fsdp": fsdp}, f"{len(devices)} devices in all")
-    return Mesh(np.asarray(devices).reshape(sizes["data"], sizes["fsdp"]), ("data", "fsdp"))
+        raise invalid("config.mesh", given, f"{len(devices)} devices in all")
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples (axis 0) cut over every axis of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    """Examples (axis 0) cut over `data` and `fsdp`; `tensor` devices see the same ones."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -43,18 +52,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
-    """A sharding for each leaf: its largest axis that `fsdp` divides is cut, small ones are not.
+    """A sharding for each leaf: the largest axis that `fsdp` divides, then of the rest `tensor`'s.
 
     abstract: a pytree of shaped leaves. Leaves under 2^14 elements are replicated: gathering them
     would cost more than they take.
     """
-    size = mesh.shape["fsdp"]
 
     def place(leaf: Any) -> NamedSharding:
         axes: list[str | None] = [None] * len(leaf.shape)
-        fits = [i for i, n in enumerate(leaf.shape) if n % size == 0]
-        if size > 1 and fits and int(np.prod(leaf.shape)) >= 2**14:
-            axes[max(fits, key=lambda i: leaf.shape[i])] = "fsdp"
+        for name in ("fsdp", "tensor"):
+            size = mesh.shape[name]
+            fits = [i for i, n in enumerate(leaf.shape) if n % size == 0 and axes[i] is None]
+            if size > 1 and fits and int(np.prod(leaf.shape)) >= 2**14:
+                axes[max(fits, key=lambda i: leaf.shape[i])] = name
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree.map(place, abstract)
@@ -62,10 +72,11 @@ def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
     """Raise UsageError unless every device gets the same number of examples per microbatch."""
-    parts = mesh.size * accumulate
+    devices = batch_devices(mesh)
+    parts = devices * accumulate
     if batch_size < 1 or batch_size % parts:
         raise invalid(
             "config.data.batch_size",
             batch_size,
-            f"a multiple of {parts} ({mesh.size} devices x {accumulate} microbatches)",
+            f"a multiple of {parts} ({devices} devices x {accumulate} microbatches)",
         )

@@ -150,13 +150,3 @@ def together(
         for i in range(count)
     ]
     return parts, list(memories)
-
-
-def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Standard normal [B, *shape], each example from its own key alone."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
-
-
-def fold(keys: jax.Array, number: int | jax.Array) -> jax.Array:
-    """fold_in of one number into each of keys [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

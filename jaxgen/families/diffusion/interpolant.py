@@ -19,8 +19,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import fold, normal
 from jaxgen.families.diffusion.path import T_MIN, Path, Schedule, expand
+from jaxgen.method import fold, normal
 
 Field = Callable[[jax.Array, jax.Array], jax.Array]
 """fn(x[B, ...], t[]) -> [B, ...]."""

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.families.diffusion.denoiser import Network, fold, normal
+from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.path import expand
+from jaxgen.method import fold, normal
 
 PyTree = Any
 

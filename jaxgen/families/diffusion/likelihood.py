@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Network, fold, normal
+from jaxgen.families.diffusion.denoiser import Denoiser, Network
 from jaxgen.families.diffusion.path import Path
+from jaxgen.method import fold, normal
 
 PyTree = Any
 Trace = Literal["rademacher", "gaussian", "exact"]

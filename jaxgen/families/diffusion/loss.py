@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.families.diffusion.denoiser import Network, fold, normal
+from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.prediction import target, to_prediction, x0_gain
 from jaxgen.families.diffusion.solvers.ancestral import log_variance, posterior
 from jaxgen.families.diffusion.times import Times
 from jaxgen.families.diffusion.weighting import Weighting
-from jaxgen.method import Batch, LossFn, Metrics, example_keys
+from jaxgen.method import Batch, LossFn, Metrics, drop_labels, example_keys, fold, normal
 
 PyTree = Any
 
@@ -63,8 +63,7 @@ def denoising_loss(
         )
         eps = normal(for_noise, x0.shape[1:])
         x = path.mix(x0, eps, t)
-        dropped = jax.vmap(jax.random.uniform)(for_label) < label_dropout
-        labels = jnp.where(dropped, num_classes, batch["label"])
+        labels = drop_labels(for_label, batch["label"], label_dropout, num_classes)
         out, variance = network.output(params["net"], x, t, labels, dropout)
 
         wanted = target(kind, x0, eps, t, path, sigma_data=sigma_data)

@@ -19,7 +19,8 @@ from jaxgen.families.diffusion.loss import denoising_loss
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.prediction import KINDS, noise_condition
 from jaxgen.families.diffusion.sampler import Branch, build_sampler, unavailable
-from jaxgen.method import Averages, Method, Sampler, Spec, TrainState, gradient_update
+from jaxgen.method import Averages, Likelihood, Method, Sampler, Spec, TrainState, gradient_update
+from jaxgen.nn.flops import multiply_adds
 
 PyTree = Any
 
@@ -187,7 +188,9 @@ def denoising(
         ),
         sampler=sampler,
         log_prob=lambda **options: log_prob(network, tuple(spec.shape), **options),
+        likelihood=Likelihood(exact=True, mass=False),
         label_error=label_error(network),
+        train_flops=lambda: 6 * multiply_adds(model, tuple(spec.shape)),
     )
 
 

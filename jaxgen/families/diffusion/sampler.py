@@ -16,11 +16,11 @@ import numpy as np
 
 from jaxgen.config import ROOMS, build, resolve
 from jaxgen.errors import UsageError, invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, fold, normal
+from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.threshold import dynamic, static
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.solvers.base import Solver
-from jaxgen.method import Sampler
+from jaxgen.method import Sampler, fold, normal
 
 PyTree = Any
 Branch = Callable[[PyTree, Any], Any]

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, fold, normal
+from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import TINY, Path
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
+from jaxgen.method import fold, normal
 
 SMALLEST_STEP = 1e-3
 """Where s = 0 the posterior variance is 0; its logarithm is taken at this time instead."""

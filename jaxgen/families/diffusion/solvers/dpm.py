@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, fold, normal
+from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import TINY, Path
 from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.families.diffusion.solvers.base import (
@@ -26,6 +26,7 @@ from jaxgen.families.diffusion.solvers.base import (
     predict,
     safe_ratio,
 )
+from jaxgen.method import fold, normal
 
 
 def dpmpp_2s(path: Path, ratio: float = 0.5) -> Solver:

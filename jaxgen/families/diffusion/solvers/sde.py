@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, fold, normal
+from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.prediction import ALPHA_MIN
 from jaxgen.families.diffusion.solvers.ancestral import ddim
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
+from jaxgen.method import fold, normal
 
 
 def euler_maruyama(path: Path, noise: float = 1.0, power: float = 1.0) -> Solver:

@@ -1,0 +1,35 @@
+"""Log-likelihood of real images given their labels, in nats and bits per dimension.
+
+For every family that has a likelihood or a bound on it; which of the two, and the formula, is
+printed with the number, beside what independent pixels reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxgen likelihood`."""
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument("--draws", type=int, default=None, help="noise draws averaged")
+    parser.add_argument("--limit", type=int, default=None, help="images (0: all)")
+    parser.add_argument("--ema", default=None)
+    parser.add_argument("--seed", type=int, default=None)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns nats, bits per dimension and the baselines."""
+    from jaxgen.api import likelihood, load
+
+    return likelihood(
+        load(args.workdir),
+        args.workdir,
+        split=args.split,
+        draws=args.draws,
+        limit=args.limit,
+        ema=args.ema,
+        seed=args.seed,
+    )
