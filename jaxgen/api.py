@@ -22,6 +22,7 @@ from jaxgen.model import Model, Samples, load, load_tokenizer, of_state, saved_c
 from jaxgen.nn.flops import count
 from jaxgen.scoring import classify, evaluate, likelihood
 from jaxgen.setup import Setup, setup
+from jaxgen.tokenize import tokenize
 from jaxgen.training import ema as averages
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 from jaxgen.training.interrupt import Interrupted, Interrupts
@@ -319,6 +320,7 @@ __all__ = [
     "likelihood",
     "load",
     "reconstruct_ema",
+    "tokenize",
     "train",
     "write_samples",
 ]

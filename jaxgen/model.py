@@ -6,6 +6,7 @@ What is here knows a `Method` and nothing of its family.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,14 @@ import numpy as np
 
 from jaxgen import config as configs
 from jaxgen.data import normalise
+from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.method import Sampler, TrainState
 from jaxgen.setup import Setup, sample_options, setup
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
 from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
-from jaxgen.training.weights import read
+from jaxgen.training.weights import dump, read
 
 PyTree = Any
 
@@ -153,7 +155,7 @@ class Model:
         seconds = time.monotonic() - program_ready
         made = np.concatenate(out)[: len(labels)]
         return Samples(
-            images=made if self.tokenizer is None else self.tokenizer.decode(made),
+            images=made if self.tokenizer is None else self.tokenizer.decode(self._raw(made)),
             codes=None if self.tokenizer is None else made,
             labels=labels,
             seed=seed,
@@ -163,6 +165,11 @@ class Model:
             steps=sampler.steps,
             seconds=seconds,
         )
+
+    def _raw(self, codes: np.ndarray) -> np.ndarray:
+        """Codes as the tokenizer has them: latents without the scale of their source."""
+        source = self.parts.source
+        return source.raw(codes) if isinstance(source, CodeSource) else codes
 
     def log_prob(
         self,
@@ -282,7 +289,8 @@ def load_tokenizer(parts: Setup) -> Model | None:
 
     Raises UsageError where its workdir does not fit the codes (vocabulary, grid).
     """
-    workdir = parts.data.tokenizer or getattr(parts.source, "tokenizer", None)
+    own = parts.source.tokenizer if isinstance(parts.source, CodeSource) else None
+    workdir = parts.data.tokenizer or own
     if workdir is None:
         return None
     tokenizer = load(workdir)
@@ -295,7 +303,22 @@ def load_tokenizer(parts: Setup) -> Model | None:
             f"{workdir}, whose codes are {code.shape} of {code.levels} levels",
             f"a tokenizer with codes {spec.shape} of {spec.levels} levels, as the source's",
         )
+    source = parts.source
+    if isinstance(source, CodeSource):
+        tokenizer.ema = source.ema if source.ema in tokenizer.params else "params"
+        if digest(tokenizer.weights(None)) != source.digest:
+            raise invalid(
+                "config.data.tokenizer",
+                f"{workdir}, whose parameters are not those that made the codes",
+                "the tokenizer as it was",
+                "Train on it no further, or run `jaxgen tokenize` again.",
+            )
     return tokenizer
+
+
+def digest(params: PyTree) -> str:
+    """sha256 of parameters, as their safetensors file has them."""
+    return hashlib.sha256(dump(jax.device_get(params), {})).hexdigest()
 
 
 def saved_config(workdir: Path) -> ml_collections.ConfigDict:

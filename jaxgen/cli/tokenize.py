@@ -1,0 +1,32 @@
+"""Write the codes of a tokenizer's data, for a second stage to train on.
+
+A second stage's config then says data.source=dict(name="codes.codes", path=OUT).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxgen tokenize`."""
+    parser.add_argument("--workdir", required=True, help="of the tokenizer")
+    parser.add_argument("--out", required=True, help="folder for the codes")
+    parser.add_argument("--ema", default=None)
+    parser.add_argument("--flips", action="store_true", help="codes of the mirrored images too")
+    parser.add_argument("--batch_size", type=int, default=256)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Encode both halves; returns what `codes.json` says."""
+    from jaxgen.api import load, tokenize
+
+    return tokenize(
+        load(args.workdir),
+        args.workdir,
+        args.out,
+        ema=args.ema,
+        flips=args.flips,
+        batch_size=args.batch_size,
+    )

@@ -1,0 +1,82 @@
+"""The convolutional autoencoder: Stable Diffusion's layout, size and function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.errors import UsageError
+from jaxgen.nn.autoencoder import AutoencoderKL, Decoder, Encoder
+from jaxgen.pretrained.autoencoder_kl import from_diffusers
+
+TINY = dict(widths=(8, 16, 16), blocks=1, latent_channels=3, groups=4)
+
+
+def size(module, *args) -> int:
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+def test_stable_diffusions_size():
+    # diffusers' AutoencoderKL of Stable Diffusion 1.x has 83,653,863 weights.
+    assert size(AutoencoderKL(out_channels=3), jnp.zeros((1, 64, 64, 3))) == 83_653_863
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_is_diffusers_autoencoder_on_random_weights(blocks):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(blocks)
+    kinds = ["DownEncoderBlock2D"] * 3, ["UpDecoderBlock2D"] * 3
+    theirs = diffusers.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=kinds[0],
+        up_block_types=kinds[1],
+        block_out_channels=TINY["widths"],
+        layers_per_block=blocks,
+        latent_channels=3,
+        norm_num_groups=4,
+    ).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.2)
+    state = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    params = from_diffusers(state)
+    ours = AutoencoderKL(out_channels=3, **{**TINY, "blocks": blocks})
+    x = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)["params"])
+    assert jax.tree.map(jnp.shape, params) == shapes
+    with torch.no_grad():
+        moments = theirs.encode(torch.tensor(x.transpose(0, 3, 1, 2))).latent_dist
+        image = theirs.decode(moments.mean).sample.numpy().transpose(0, 2, 3, 1)
+    mean, logvar = ours.apply({"params": params}, x, method="encode")
+    made = ours.apply({"params": params}, mean, method="decode")
+    for a, b in ((mean, moments.mean), (logvar, moments.logvar)):
+        b = b.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+    np.testing.assert_allclose(made, image, atol=1e-4 * np.abs(image).max())
+
+
+def test_missing_weights_are_named():
+    with pytest.raises(UsageError, match="encoder.conv_in.weight"):
+        from_diffusers({})
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    encoder = Encoder(4, widths=(8, 8, 8))
+    with pytest.raises(UsageError, match="multiples of 4"):
+        jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 10, 8, 1)))
+
+
+def test_shapes_attention_levels_and_bfloat16():
+    encoder = Encoder(6, widths=(8, 16), blocks=1, attention_levels=(1,), dtype="bfloat16")
+    decoder = Decoder(1, widths=(8, 16), blocks=1, attention_levels=(1,), dtype="bfloat16")
+    x = jnp.ones((2, 8, 12, 1))
+    code, variables = encoder.init_with_output(jax.random.key(0), x)
+    assert code.shape == (2, 4, 6, 6) and code.dtype == jnp.float32
+    assert "down1_attention0" in variables["params"]
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(variables))
+    image, _ = decoder.init_with_output(jax.random.key(0), code)
+    assert image.shape == x.shape and image.dtype == jnp.float32
