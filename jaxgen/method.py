@@ -230,6 +230,40 @@ def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
 LossFn = Callable[[PyTree, Batch, jax.Array, PyTree], tuple[jax.Array, tuple[Metrics, PyTree]]]
 
 
+def mean_gradient(
+    loss: LossFn, params: PyTree, batch: Batch, key: jax.Array, extra: PyTree, accumulate: int = 1
+) -> tuple[jax.Array, Metrics, PyTree, PyTree]:
+    """(value, metrics, extra, gradient) of a loss over a batch cut into `accumulate` microbatches.
+
+    Values, metrics and gradients are means over the microbatches, so those of the whole batch up to
+    rounding; `extra` goes from one to the next. accumulate must divide the batch.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (value, (metrics, extra)), grads = gradient(params, batch, key, extra)
+        return value, metrics, extra, grads
+
+    def body(carry: PyTree, part: Batch) -> tuple[PyTree, tuple[jax.Array, Metrics]]:
+        total, extra = carry
+        (value, (metrics, extra)), grads = gradient(params, part, key, extra)
+        return (jax.tree.map(jnp.add, total, grads), extra), (value, metrics)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (grads, extra), (values, many) = jax.lax.scan(body, (zeros, extra), cut(batch, accumulate))
+    grads = jax.tree.map(lambda g: g / accumulate, grads)
+    return values.mean(), jax.tree.map(lambda m: m.mean(0), many), extra, grads
+
+
+def cut(batch: Batch, parts: int) -> Batch:
+    """A batch as `parts` equal ones: [B, ...] -> [parts, B / parts, ...].
+
+    Part p holds every parts-th example from p on, so that each device's examples stay on it.
+    """
+    return jax.tree.map(
+        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
 def gradient_update(
     loss: LossFn,
     optimizer: optax.GradientTransformation,
@@ -241,7 +275,8 @@ def gradient_update(
     """Turn a loss into an update: gradient, accumulation, optimizer step, projection, averages.
 
     loss(params, batch, key, extra) -> (scalar, (metrics, extra)), a mean over the examples given;
-    `batch["index"]` is each example's place in the global batch. accumulate: the number of
+    `batch["index"]` is each example's place in the global batch, `batch["seen"]` [B] the number of
+    examples seen before this update (what is annealed counts in it). accumulate: the number of
     microbatches a batch is cut into (must divide B); the gradient is the mean over them, so the
     result is that of the whole batch up to rounding. project: applied to the parameters after each
     step (EDM2's forced weight normalisation). Clipping is a part of `optimizer`.
@@ -249,26 +284,11 @@ def gradient_update(
 
     def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         size = batch["label"].shape[0]
-        batch = {**batch, "index": jnp.arange(size, dtype=jnp.int32)}
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        if accumulate == 1:
-            (value, (metrics, extra)), grads = gradient(state.params, batch, key, state.extra)
-        else:
-            # (B,) -> (accumulate, B / accumulate) with each device's examples staying on it.
-            micro = jax.tree.map(
-                lambda a: a.reshape(size // accumulate, accumulate, *a.shape[1:]).swapaxes(0, 1),
-                batch,
-            )
-
-            def body(carry: PyTree, part: Batch) -> tuple[PyTree, tuple[jax.Array, Metrics]]:
-                total, extra = carry
-                (value, (metrics, extra)), grads = gradient(state.params, part, key, extra)
-                return (jax.tree.map(jnp.add, total, grads), extra), (value, metrics)
-
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            (grads, extra), (values, many) = jax.lax.scan(body, (zeros, state.extra), micro)
-            grads = jax.tree.map(lambda g: g / accumulate, grads)
-            value, metrics = values.mean(), jax.tree.map(lambda m: m.mean(0), many)
+        seen = jnp.full(size, state.step.astype(jnp.float32) * size)
+        batch = {**batch, "index": jnp.arange(size, dtype=jnp.int32), "seen": seen}
+        value, metrics, extra, grads = mean_gradient(
+            loss, state.params, batch, key, state.extra, accumulate
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if project is not None:
