@@ -1,0 +1,128 @@
+"""Enumerated environments: what a policy samples, exactly, by dynamic programming."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.data.environment import Environment
+
+PyTree = Any
+
+
+class Graph(NamedTuple):
+    """An environment as tables over its N states.
+
+    children [N, actions - 1] and parents [N, back_actions]: places of states, the state's own
+    where there is none. has_child, has_parent: bool. through [N, back_actions]: the action from the
+    parent. rewards [N]: ln R, NEVER counted where target is 0. target [N]: R / Z.
+    """
+
+    states: np.ndarray
+    children: np.ndarray
+    has_child: np.ndarray
+    parents: np.ndarray
+    has_parent: np.ndarray
+    through: np.ndarray
+    rewards: np.ndarray
+    target: np.ndarray
+    log_z: float
+    root: int
+    steps: int
+
+
+def graph(environment: Environment) -> Graph:
+    """The tables of an enumerable environment."""
+    env = environment
+    states = env.states()
+    here = jnp.asarray(states)
+    count = len(states)
+    has_child = np.asarray(env.allowed(here))[:, :-1]
+    has_parent = np.asarray(env.parents(here))
+    children, parents, through = [], [], []
+    for action in range(env.actions - 1):
+        found = env.index(env.step(here, jnp.full(count, action, jnp.int32)))
+        children.append(np.where(has_child[:, action], found, np.arange(count)))
+    for way in range(env.back_actions):
+        parent, action = env.undo(here, jnp.full(count, way, jnp.int32))
+        parents.append(np.where(has_parent[:, way], env.index(parent), np.arange(count)))
+        through.append(np.where(has_parent[:, way], action, 0))
+    target = env.target()
+    log_z = env.log_z
+    assert log_z is not None
+    return Graph(
+        states=states,
+        children=np.stack(children, 1),
+        has_child=has_child,
+        parents=np.stack(parents, 1),
+        has_parent=has_parent,
+        through=np.stack(through, 1),
+        rewards=np.where(target > 0, np.log(np.maximum(target, 1e-300)) + log_z, 0.0),
+        target=target,
+        log_z=log_z,
+        root=int(env.index(jnp.asarray(env.root()))),
+        steps=env.steps,
+    )
+
+
+def visits(tables: Graph, log_forward: jax.Array) -> jax.Array:
+    """The chance [N] that a trajectory of P_F passes each state. log_forward [N, actions]."""
+    chance = jnp.where(tables.has_child, jnp.exp(log_forward[:, :-1]), 0.0)
+    mass = jnp.zeros(len(tables.states)).at[tables.root].set(1.0)
+    return _spread(mass, chance, tables.children, tables.steps)
+
+
+def back_visits(tables: Graph, log_backward: jax.Array) -> jax.Array:
+    """The chance [N] that a way back by P_B from a sample of the target passes each state."""
+    chance = jnp.where(tables.has_parent, jnp.exp(log_backward), 0.0)
+    return _spread(jnp.asarray(tables.target, jnp.float32), chance, tables.parents, tables.steps)
+
+
+def _spread(mass: jax.Array, chance: jax.Array, places: np.ndarray, steps: int) -> jax.Array:
+    """Sum over time of mass that moves along edges; the graph is graded, so it ends."""
+
+    def body(mass: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        moved = jnp.zeros_like(mass).at[places].add(mass[:, None] * chance)
+        return moved, mass
+
+    _, history = jax.lax.scan(body, mass, None, length=steps)
+    return history.sum(0)
+
+
+def terminating(tables: Graph, log_forward: jax.Array) -> jax.Array:
+    """The distribution [N] of where trajectories of P_F stop."""
+    return visits(tables, log_forward) * jnp.exp(log_forward[:, -1])
+
+
+def scores(tables: Graph, log_forward: jax.Array, log_backward: jax.Array) -> dict[str, jax.Array]:
+    """How far the policy is from the target, in nats where it is a log.
+
+    total_variation and kl (of the policy's samples from the target) are of the terminating
+    distribution. elbo = E_{P_F}[ln R + ln P_B - ln P_F] <= ln Z <= eubo, the same under the target
+    and P_B (Blessing et al. 2024): their distances from ln Z are divergences of trajectories.
+    """
+    reach = visits(tables, log_forward)
+    found = reach * jnp.exp(log_forward[:, -1])
+    target = jnp.asarray(tables.target, jnp.float32)
+    rewards = jnp.asarray(tables.rewards, jnp.float32)
+    inside = target > 0
+    ratio = jnp.log(jnp.maximum(found, 1e-38)) - jnp.log(jnp.maximum(target, 1e-38))
+    kl = jnp.where(inside & (found > 0), found * ratio, 0.0).sum()
+
+    # ln P_B - ln P_F of the edge into each state along each way back.
+    parent_policy = log_forward[tables.parents, tables.through]
+    gain = jnp.where(tables.has_parent, log_backward - parent_policy, 0.0)
+    edge = jnp.where(tables.has_parent, reach[tables.parents] * jnp.exp(parent_policy), 0.0)
+    ends = jnp.where(inside, rewards - log_forward[:, -1], 0.0)
+    elbo = (edge * gain).sum() + (found * ends).sum()
+    back = back_visits(tables, log_backward)[:, None] * jnp.exp(log_backward)
+    eubo = (jnp.where(tables.has_parent, back, 0.0) * gain).sum() + (target * ends).sum()
+    return {
+        "total_variation": 0.5 * jnp.abs(found - target).sum(),
+        "kl": kl,
+        "elbo_gap": tables.log_z - elbo,
+        "eubo_gap": eubo - tables.log_z,
+    }
