@@ -1,0 +1,153 @@
+"""`autoregressive`: any causal network as a Method with an exact likelihood.
+
+Sun et al. 2024 (LlamaGen), van den Oord et al. 2016 (Gated PixelCNN), Salimans et al. 2017
+(PixelCNN++): the same loss, sampler and likelihood around different networks and heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.config import build
+from jaxgen.errors import invalid
+from jaxgen.families.autoregressive.sampler import build_sampler
+from jaxgen.method import (
+    Averages,
+    Batch,
+    Likelihood,
+    Method,
+    Metrics,
+    Sampler,
+    Spec,
+    TrainState,
+    drop_labels,
+    exact_label_error,
+    example_keys,
+    fold,
+    gradient_update,
+)
+
+PyTree = Any
+HEADS = "jaxgen.families.autoregressive.heads"
+DROPOUT = 1_000_000  # folded into the step's key: apart from every example's place
+
+
+def autoregressive(
+    spec: Spec,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Averages,
+    *,
+    head: Any = "softmax",
+    label_dropout: float = 0.1,
+    accumulate: int = 1,
+) -> Method:
+    """Predict each element from those before it: images row by row, a pixel's channels in turn.
+
+    spec: the data; its elements must have levels. model: a causal Flax module(tokens[B, N],
+    labels[B], *, train) -> [B, N / group, outputs], whose row i depends on the label and on tokens
+    [0, i group); `model.group` elements are predicted in one go. Where it has `decoder` (see
+    `jaxgen.nn.llama.Llama`), sampling keeps what was computed; else every step runs the whole
+    network. head: a section or name in `families.autoregressive.heads`. label_dropout: share of
+    labels dropped in training, which guidance needs.
+
+    The loss is the mean of -ln p per element, in nats. `log_prob` is exact.
+
+    Raises UsageError for values out of range, real-valued examples and bidirectional networks.
+    """
+    if not 0 <= label_dropout < 1:
+        raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
+    if spec.levels is None:
+        raise invalid("config.data.source", "real-valued examples", "a source with discrete values")
+    if not hasattr(model, "group"):
+        raise invalid("config.model.name", type(model).__name__, "a causal network with `group`")
+    if not getattr(model, "causal", True):
+        raise invalid("config.model.causal", False, "True: this family predicts what comes next")
+    distribution = build(head, HEADS, "method.head", levels=spec.levels, group=model.group)
+    net = model.clone(outputs=distribution.outputs)
+
+    def rows(
+        params: PyTree, x: jax.Array, labels: jax.Array, dropout: jax.Array | None = None
+    ) -> jax.Array:
+        """ln p of each group [B, N / group] of examples [B, *shape]; dropout: a key, or None."""
+        tokens = spec.to_tokens(x).reshape(x.shape[0], -1)
+        out = net.apply(
+            {"params": params["net"]},
+            tokens,
+            labels,
+            train=dropout is not None,
+            rngs=None if dropout is None else {"dropout": dropout},
+        )
+        return distribution.log_prob(out, tokens.reshape(*out.shape[:2], -1))
+
+    def loss(
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        keys = fold(example_keys(key, batch), 0)
+        labels = drop_labels(keys, batch["label"], label_dropout, spec.null_label)
+        dropout = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["index"][0])
+        found = rows(params, batch["image"], labels, dropout)
+        return -found.sum() / (found.shape[0] * spec.size), ({}, extra)
+
+    def init(key: jax.Array) -> TrainState:
+        tokens, labels = jnp.zeros((1, spec.size), jnp.int32), jnp.zeros(1, jnp.int32)
+        params = {"net": net.init(key, tokens, labels)["params"]}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=averages.init(params),
+        )
+
+    def sampler(
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        typical: float = 1.0,
+        guidance: float = 1.0,
+    ) -> Sampler:
+        """Exact samples, one element after another, in one compiled loop.
+
+        temperature divides the logits; top_k (0: all), top_p and typical (1: all) then cut them
+        (`families.autoregressive.truncation`). guidance w: logits of "no label" + w (logits of
+        the label - those), before all of that; 1 is the label's own model and costs one branch.
+
+        Raises UsageError: values out of range, guidance that this model was not trained for.
+        """
+        if guidance != 1 and label_dropout == 0:
+            raise invalid(
+                "guidance",
+                guidance,
+                "1: this model was trained without label dropout",
+                "Train with method.label_dropout=0.1 to guide it.",
+            )
+        return build_sampler(
+            net,
+            distribution,
+            spec,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            typical=typical,
+            guidance=guidance,
+        )
+
+    def log_prob() -> Any:
+        """fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B], exact."""
+        return lambda params, x, labels, keys: rows(params, x, labels).sum(-1)
+
+    return Method(
+        spec=spec,
+        init=init,
+        update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+        sampler=sampler,
+        log_prob=log_prob,
+        likelihood=Likelihood(exact=True, mass=True),
+        label_error=exact_label_error(log_prob()),
+        label_noise=False,
+    )

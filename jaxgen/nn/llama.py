@@ -1,0 +1,306 @@
+"""Llama on image tokens: RMSNorm, SwiGLU, 2-D rotary positions, no biases; causal or bidirectional.
+
+Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (2024),
+LlamaGen; the block is Touvron et al. 2023's. One departure: LlamaGen's released code multiplies the
+class token's queries and keys by zero where it means not to turn them; here they are not turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import invalid, unknown
+from jaxgen.nn.layers import compute_dtype, stacked
+from jaxgen.nn.positions import rope_2d, rotate
+from jaxgen.ops import attention
+
+PyTree = Any
+
+# The paper's table 1. With 16x16 tokens, 16384 codes and 1000 classes: 111, 343, 775, 1411 and
+# 3096 million parameters.
+SIZES: dict[str, dict[str, int]] = {
+    "B": dict(depth=12, width=768, heads=12),
+    "L": dict(depth=24, width=1024, heads=16),
+    "XL": dict(depth=36, width=1280, heads=20),
+    "XXL": dict(depth=48, width=1536, heads=24),
+    "3B": dict(depth=24, width=3200, heads=32),
+}
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square along the last axis, in float32, times a learned scale."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> [..., width] in the compute dtype."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+        square = jnp.square(wide).mean(-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(square + 1e-5) * scale).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm block on tokens as a matrix [B * N, width], or on one token with a cache."""
+
+    width: int
+    heads: int
+    hidden: int
+    causal: bool
+    dropout: float
+    train: bool
+    dtype: Any
+    implementation: str
+
+    def setup(self) -> None:
+        """Name the parts, which `__call__` and `step` share."""
+
+        def dense(features: int) -> nn.Dense:
+            init = nn.initializers.normal(0.02)
+            return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype)
+
+        self.attention_norm = RMSNorm(self.dtype)
+        self.qkv = dense(3 * self.width)
+        self.proj = dense(self.width)
+        self.mlp_norm = RMSNorm(self.dtype)
+        self.expand = dense(2 * self.hidden)
+        self.contract = dense(self.width)
+        self.drop = nn.Dropout(self.dropout, deterministic=not self.train)
+
+    def __call__(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, None]:
+        """x [B * N, width], angles [N, head / 2] -> x [B * N, width]."""
+        length = angles.shape[0]
+        q, k, v = self._heads(x, length)
+        mask = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
+        h = self._attend(rotate(q, angles), rotate(k, angles), v, mask)
+        x = x + self.drop(self.proj(h))
+        return x + self.drop(self._mlp(x)), None
+
+    def step(
+        self, x: jax.Array, angles: jax.Array, cache: PyTree, position: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        """Token `position` alone: x [B, width], angles [N, D / 2], cache {"k", "v"} [B, H, N, D].
+
+        Returns x [B, width] and the cache with this token's key and value in its place.
+        """
+        q, k, v = self._heads(x, 1)
+        angle = jax.lax.dynamic_slice_in_dim(angles, position, 1)
+        new = {"k": rotate(k, angle), "v": v}
+        cache = jax.tree.map(
+            lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, position, axis=2), cache, new
+        )
+        seen = jnp.arange(angles.shape[0]) <= position
+        h = self._attend(rotate(q, angle), cache["k"], cache["v"], seen)
+        x = x + self.proj(h)
+        return x + self._mlp(x), cache
+
+    def _heads(self, x: jax.Array, length: int) -> jax.Array:
+        """Queries, keys and values, each [B, heads, N, head]."""
+        qkv = self.qkv(self.attention_norm(x))
+        return qkv.reshape(-1, length, 3, self.heads, self.width // self.heads).transpose(
+            2, 0, 3, 1, 4
+        )
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any) -> jax.Array:
+        scale = q.shape[-1] ** -0.5
+        h = attention(q, k, v, scale=scale, mask=mask, implementation=self.implementation)
+        return h.transpose(0, 2, 1, 3).reshape(-1, self.width)
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        gate, value = jnp.split(self.expand(self.mlp_norm(x)), 2, axis=-1)
+        return self.contract(nn.silu(gate) * value)
+
+
+class Llama(nn.Module):
+    """Llama: module(tokens[B, N], labels[B]) -> float32 logits [B, N, outputs].
+
+    tokens: int32, an example of `shape` (h, w) or (H, W, C) flattened row by row, channels last.
+    labels: int32 in [0, num_classes]; row num_classes of their table is "no label"; out of range
+    gives NaN. The label's embedding is the first token of the sequence and is not turned.
+
+    causal=True: the sequence is the label and all tokens but the last, and row i of the logits
+    predicts token i from the label and tokens [0, i). `decoder` gives the same rows one by one with
+    keys and values kept. causal=False: the sequence is the label and all tokens, every row sees
+    everything, and row i of the logits belongs to token i itself: what masked and discrete
+    diffusion models ask for. `extra` further input tokens, numbered from `levels`, are never
+    predicted (extra=1: `levels` is the mask).
+
+    Fields: levels (the vocabulary); outputs (None: levels); depth, width, heads (see `SIZES`);
+    multiple (the MLP's hidden width, 8/3 width, is rounded up to it); dropout on the embeddings and
+    on both branches of each block (rng "dropout" when train=True); dtype (compute; parameters,
+    norms, softmax and logits are float32); scan, remat, attention as in `jaxgen.nn.dit.DiT`. At
+    initialisation all logits are 0. With channels, an embedding of the channel is added, since
+    rotary angles are the place's alone.
+    """
+
+    num_classes: int
+    levels: int
+    shape: tuple[int, ...]
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    multiple: int = 256
+    causal: bool = True
+    extra: int = 0
+    outputs: int | None = None
+    dropout: float = 0.0
+    dtype: str = "float32"
+    scan: bool = True
+    remat: str = "dots"
+    attention: str = "xla"
+
+    @property
+    def group(self) -> int:
+        """Tokens that a row of the output is about: one."""
+        return 1
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, labels: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits float32 [B, N, outputs] of tokens [B, N] under labels [B]."""
+        self._check(tokens.shape)
+        dtype = compute_dtype(self.dtype)
+        init = nn.initializers.normal(0.02)
+
+        def embed(rows: int, name: str) -> nn.Embed:
+            return nn.Embed(rows, self.width, embedding_init=init, dtype=dtype, name=name)
+
+        first = embed(self.num_classes + 1, "labels")(labels)[:, None]
+        h = embed(self.levels + self.extra, "tokens")(tokens)
+        if self._channels > 1:
+            h = h + embed(self._channels, "channels")(jnp.arange(tokens.shape[1]) % self._channels)
+        h = jnp.concatenate([first, h[:, :-1] if self.causal else h], axis=1)
+        length = h.shape[1]
+        h = nn.Dropout(self.dropout, deterministic=not train)(h).reshape(-1, self.width)
+        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat)
+        h, _ = blocks(*self._block_fields(train), name="blocks")(h, self._angles(length))
+        h = RMSNorm(dtype, name="norm")(h).reshape(-1, length, self.width)
+        h = h if self.causal else h[:, 1:]
+        out = nn.Dense(
+            self.outputs or self.levels,
+            use_bias=False,
+            kernel_init=nn.initializers.zeros,
+            dtype=dtype,
+            name="out",
+        )
+        return out(h.reshape(-1, self.width)).reshape(*tokens.shape, -1).astype(jnp.float32)
+
+    def decoder(
+        self, params: PyTree, labels: jax.Array
+    ) -> tuple[PyTree, Callable[..., tuple[jax.Array, PyTree]]]:
+        """(memory, step) for one-by-one decoding under labels [B]; causal=True only.
+
+        step(memory, tokens[B, N], i) -> (row i of the logits [B, outputs], memory), to be called
+        for i = 0, 1, ... in turn (i may be traced); of the tokens it reads number i - 1 alone.
+        memory: for each layer {"k", "v"} [B, heads, N, head], of fixed size.
+        """
+        assert self.causal, "a bidirectional network has no order to decode in"
+        dtype = compute_dtype(self.dtype)
+        size = labels.shape[0]
+        angles = self._angles(self._length)
+        # Cut into layers here, outside the loop over tokens, so that no step copies weights.
+        layers = [jax.tree.map(lambda a, i=i: a[i], params["blocks"]) for i in range(self.depth)]
+        layers = jax.tree.map(lambda a: a.astype(dtype) if a.ndim > 1 else a, layers)
+        table, out = (
+            params[n][k].astype(dtype) for n, k in (("tokens", "embedding"), ("out", "kernel"))
+        )
+        first = _rows(params["labels"]["embedding"], labels).astype(dtype)
+        block = Block(*self._block_fields(train=False), parent=None)
+        norm = RMSNorm(dtype, parent=None)
+        empty = jnp.zeros((size, self.heads, self._length, self.width // self.heads), dtype)
+        memory = tuple({"k": empty, "v": empty} for _ in range(self.depth))
+
+        def step(memory: PyTree, tokens: jax.Array, i: jax.Array) -> tuple[jax.Array, PyTree]:
+            last = jnp.maximum(i - 1, 0)
+            h = _rows(table, jax.lax.dynamic_index_in_dim(tokens, last, 1, keepdims=False))
+            if self._channels > 1:
+                h = h + params["channels"]["embedding"][last % self._channels].astype(dtype)
+            h = jnp.where(i == 0, first, h)
+            kept = []
+            for layer, cache in zip(layers, memory, strict=True):
+                both = block.apply({"params": layer}, h, angles, cache, i, method=Block.step)
+                h, cache = cast(tuple[jax.Array, PyTree], both)
+                kept.append(cache)
+            h = cast(jax.Array, norm.apply({"params": params["norm"]}, h))
+            return (h @ out).astype(jnp.float32), tuple(kept)
+
+        return memory, step
+
+    @property
+    def _channels(self) -> int:
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+    @property
+    def _length(self) -> int:
+        return self.shape[0] * self.shape[1] * self._channels
+
+    def _block_fields(self, train: bool) -> tuple[Any, ...]:
+        hidden = -(-int(8 * self.width / 3) // self.multiple) * self.multiple
+        dtype = compute_dtype(self.dtype)
+        return (
+            self.width,
+            self.heads,
+            hidden,
+            self.causal,
+            self.dropout,
+            train,
+            dtype,
+            self.attention,
+        )
+
+    def _angles(self, length: int) -> jax.Array:
+        """Rotary angles [length, head / 2] of the sequence: 0 for the label, then the tokens'."""
+        angles = rope_2d(self.shape[0], self.shape[1], self.width // self.heads)
+        angles = jnp.repeat(angles, self._channels, axis=0)
+        return jnp.concatenate([jnp.zeros_like(angles[:1]), angles])[:length]
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(self.shape) not in (2, 3):
+            raise invalid("model.shape", self.shape, "(rows, columns) or (height, width, channels)")
+        if len(shape) != 2 or shape[1] != self._length:
+            raise invalid("tokens", shape, f"[B, {self._length}], a flattened {self.shape}")
+        if self.width % (4 * self.heads):
+            raise invalid("model.width", self.width, f"multiples of 4 x heads = {4 * self.heads}")
+
+
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of a table; NaN out of range, as flax's Embed."""
+    return jnp.take(table, index, axis=0, mode="fill")
+
+
+def sized(
+    size: str = "B",
+    *,
+    num_classes: int,
+    levels: int,
+    shape: tuple[int, ...],
+    causal: bool = True,
+    extra: int = 0,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    scan: bool = True,
+    remat: str = "dots",
+    attention: str = "xla",
+) -> Llama:
+    """The Llama of a size of the paper's table 1, "B" to "3B"; the rest: fields of `Llama`."""
+    if size not in SIZES:
+        raise unknown("model.size", size, SIZES)
+    fields: dict[str, Any] = SIZES[size]
+    return Llama(
+        num_classes=num_classes,
+        levels=levels,
+        shape=tuple(shape),
+        **fields,
+        causal=causal,
+        extra=extra,
+        dropout=dropout,
+        dtype=dtype,
+        scan=scan,
+        remat=remat,
+        attention=attention,
+    )
