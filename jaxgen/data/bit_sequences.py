@@ -55,7 +55,9 @@ class BitSequences(Environment):
 
     def step(self, state: jax.Array, action: jax.Array) -> jax.Array:
         """The next word is `action`."""
-        here = jnp.arange(self.words) == self._filled(state)[..., None]
+        here = (jnp.arange(self.words) == self._filled(state)[..., None]) & (action != self.stop)[
+            ..., None
+        ]
         return jnp.where(here, action[..., None].astype(jnp.int32), state)
 
     def undo(self, state: jax.Array, back: jax.Array) -> tuple[jax.Array, jax.Array]:

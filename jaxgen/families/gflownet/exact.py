@@ -18,7 +18,8 @@ class Graph(NamedTuple):
 
     children [N, actions - 1] and parents [N, back_actions]: places of states, the state's own
     where there is none. has_child, has_parent: bool. through [N, back_actions]: the action from the
-    parent. rewards [N]: ln R, NEVER counted where target is 0. target [N]: R / Z.
+    parent. rewards [N]: ln R, 0 where one may
+    not stop. target [N]: R / Z.
     """
 
     states: np.ndarray
@@ -38,28 +39,30 @@ def graph(environment: Environment) -> Graph:
     """The tables of an enumerable environment."""
     env = environment
     states = env.states()
-    here = jnp.asarray(states)
     count = len(states)
-    has_child = np.asarray(env.allowed(here))[:, :-1]
-    has_parent = np.asarray(env.parents(here))
-    children, parents, through = [], [], []
-    for action in range(env.actions - 1):
-        found = env.index(env.step(here, jnp.full(count, action, jnp.int32)))
-        children.append(np.where(has_child[:, action], found, np.arange(count)))
-    for way in range(env.back_actions):
-        parent, action = env.undo(here, jnp.full(count, way, jnp.int32))
-        parents.append(np.where(has_parent[:, way], env.index(parent), np.arange(count)))
-        through.append(np.where(has_parent[:, way], action, 0))
+
+    @jax.jit
+    def edges(here: jax.Array) -> tuple[jax.Array, ...]:
+        def each(number: int) -> tuple[jax.Array, jax.Array]:
+            every = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32), (count, number))
+            return jnp.repeat(here[:, None], number, axis=1), every
+
+        child = env.index(env.step(*each(env.actions - 1)))
+        parent, through = env.undo(*each(env.back_actions))
+        return env.allowed(here)[:, :-1], child, env.parents(here), env.index(parent), through
+
+    has_child, children, has_parent, parents, through = map(np.asarray, edges(jnp.asarray(states)))
+    own = np.arange(count)[:, None]
     target = env.target()
     log_z = env.log_z
     assert log_z is not None
     return Graph(
         states=states,
-        children=np.stack(children, 1),
+        children=np.where(has_child, children, own),
         has_child=has_child,
-        parents=np.stack(parents, 1),
+        parents=np.where(has_parent, parents, own),
         has_parent=has_parent,
-        through=np.stack(through, 1),
+        through=np.where(has_parent, through, 0),
         rewards=np.where(target > 0, np.log(np.maximum(target, 1e-300)) + log_z, 0.0),
         target=target,
         log_z=log_z,

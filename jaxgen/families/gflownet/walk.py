@@ -61,7 +61,8 @@ class NetworkHeads:
         features = env.features(states)
         # A matrix: XLA on CPU runs dense layers on more axes slower.
         rows = features.reshape(-1, features.shape[-1])
-        raw = self.model.apply({"params": params["net"]}, rows).reshape(*lead, -1)
+        out: Any = self.model.apply({"params": params["net"]}, rows)
+        raw = out.reshape(*lead, -1)
         allowed = env.allowed(states)
         logits = jnp.where(allowed, raw[..., : env.actions], NEVER)
         back = raw[..., env.actions : env.actions + env.back_actions]

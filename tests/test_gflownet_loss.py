@@ -1,0 +1,193 @@
+"""Losses and the dynamic programme, against flows that are known exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.data.bit_sequences import bit_sequences
+from jaxgen.data.hypergrid import additive, hypergrid
+from jaxgen.data.sets import sets
+from jaxgen.errors import UsageError
+from jaxgen.families.gflownet import exact, losses
+from jaxgen.families.gflownet.walk import NEVER, Outputs, rollout, seen, walk
+
+ENVIRONMENTS = {
+    "grid": hypergrid(dims=2, height=5),
+    "additive": additive(dims=2, height=4),
+    "bits": bit_sequences(length=6, word=2, modes=2),
+    "sets": sets(items=6, size=3),
+}
+LOSSES = {
+    "flow_matching": losses.flow_matching(),
+    "detailed_balance": losses.detailed_balance(),
+    "trajectory_balance": losses.trajectory_balance(),
+    "subtrajectory_balance": losses.subtrajectory_balance(0.8),
+}
+
+
+def uniform(env):
+    """The policies that are uniform over what is allowed, [N, ...] each."""
+    states = jnp.asarray(env.states())
+    forward = jax.nn.log_softmax(jnp.where(env.allowed(states), 0.0, NEVER))
+    return forward, jax.nn.log_softmax(jnp.where(env.parents(states), 0.0, NEVER))
+
+
+def table(env, change=0.0):
+    """Heads that look up the exact flows for a uniform P_B, moved by normal noise times `change`.
+
+    F(s) = R(s) [one may stop] + sum over children F(s') P_B(s | s'), children first.
+    """
+    tables = exact.graph(env)
+    _, log_backward = uniform(env)
+    backward = np.exp(np.asarray(log_backward, np.float64))
+    order = np.argsort([-depth for depth in depths(env, tables)], kind="stable")
+    edges = np.zeros((env.count, env.actions))
+    edges[:, -1] = tables.target * np.exp(tables.log_z)
+    ways = np.asarray(env.back(jnp.arange(env.stop)))
+    for s in order:
+        for a in np.flatnonzero(tables.has_child[s]):
+            child = tables.children[s, a]
+            edges[s, a] = edges[child].sum() * backward[child, ways[a]]
+    logits = np.log(np.maximum(edges, 1e-300))
+    logits += change * np.random.default_rng(0).normal(size=logits.shape)
+    logits = jnp.where(edges > 0, logits, NEVER).astype(jnp.float32)
+    flow = jax.nn.logsumexp(logits, axis=-1)
+
+    def heads(params, states):
+        del params
+        i = env.index(states)
+        return Outputs(jax.nn.log_softmax(logits[i]), log_backward[i], flow[i], logits[i])
+
+    return heads, tables, flow[tables.root]
+
+
+def depths(env, tables):
+    depth = np.full(env.count, -1)
+    depth[tables.root] = 0
+    for level in range(env.steps):
+        for s in np.flatnonzero(depth == level):
+            depth[tables.children[s][tables.has_child[s]]] = level + 1
+    return depth
+
+
+def draw(env, count=64):
+    """Trajectories of a policy that explores, so that all kinds of edges are on them."""
+    heads, _, _ = table(env, change=1.0)
+    keys = jax.random.split(jax.random.key(0), count)
+    run = jax.jit(lambda keys: rollout(env, heads, {}, keys, jnp.zeros(count, bool), epsilon=0.5))
+    return run(keys)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+@pytest.mark.parametrize("truncate", [0, 2])
+def test_exact_flows_have_no_loss_and_others_do(env, truncate):
+    actions, _ = draw(env)
+    keys = jax.random.split(jax.random.key(1), len(actions))
+    for change in (0.0, 0.3):
+        heads, _, log_z = table(env, change)
+        if change == 0:
+            np.testing.assert_allclose(log_z, env.log_z, atol=1e-5)
+
+        @jax.jit
+        def measure(actions, keys, heads=heads, log_z=log_z):
+            path = walk(env, heads, {}, actions, keys, log_z=log_z, truncate=truncate)
+            return path.whole, {name: loss.of(path) for name, loss in LOSSES.items()}
+
+        whole, every = jax.device_get(measure(actions, keys))
+        for name, found in every.items():
+            if change == 0:
+                # Sums of at most 11 logs of size 10 in float32, squared.
+                assert found.max() < 1e-9, (name, found.max())
+            elif name == "trajectory_balance" and truncate:
+                assert (found[~whole] == 0).all() and not whole.all()
+            else:
+                assert np.median(found) > 1e-3, name
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_exact_flows_sample_the_target(env):
+    heads, tables, _ = table(env)
+    out = heads({}, jnp.asarray(tables.states))
+    found = exact.terminating(tables, out.log_forward)
+    np.testing.assert_allclose(found, tables.target, atol=1e-6)
+    scores = jax.jit(lambda f, b: exact.scores(tables, f, b))(out.log_forward, out.log_backward)
+    assert all(abs(float(v)) < 1e-5 for v in scores.values()), scores
+
+
+@pytest.mark.parametrize(
+    ("dims", "height", "tv", "kl", "elbo", "eubo"),
+    [
+        (2, 8, 0.699978, 1.522356, 1.537807, 6.015716),
+        (2, 16, 0.780599, 2.188974, 1.943010, 11.014129),
+        (4, 8, 0.800148, 2.713007, 3.449082, 10.528954),
+    ],
+)
+def test_uniform_policy_scores_as_computed_elsewhere(dims, height, tv, kl, elbo, eubo):
+    env = hypergrid(dims=dims, height=height)
+    tables = exact.graph(env)
+    found = jax.jit(lambda: exact.scores(tables, *uniform(env)))()
+    # Six digits were given; float32 sums over at most 4096 states add a few units of the sixth.
+    for name, expected in (
+        ("total_variation", tv),
+        ("kl", kl),
+        ("elbo_gap", tables.log_z - elbo),
+        ("eubo_gap", eubo - tables.log_z),
+    ):
+        np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_rollouts_stop_where_the_programme_says(env):
+    heads, tables, _ = table(env, change=1.0)
+    expected = np.asarray(
+        exact.terminating(tables, heads({}, jnp.asarray(tables.states)).log_forward)
+    )
+    count = 20_000
+    keys = jax.random.split(jax.random.key(3), count)
+    _, end = jax.jit(lambda k: rollout(env, heads, {}, k, jnp.zeros(count, bool)))(keys)
+    found = np.bincount(np.asarray(env.index(end)), minlength=env.count) / count
+    # The mean of an empirical distribution's distance; its deviation is far smaller.
+    floor = np.sqrt(2 * expected * (1 - expected) / (np.pi * count)).sum() / 2
+    assert 0.5 * np.abs(found - expected).sum() < 1.5 * floor
+
+
+def test_trajectory_balance_by_hand():
+    env = hypergrid(dims=2, height=3)
+    heads, _, _ = table(env, change=0.5)
+    # Right, up, stop; the last two entries are padding.
+    actions = jnp.asarray([[0, 1, 2, 2, 2]])
+    states = jnp.asarray([[0, 0], [1, 0], [1, 1]])
+    out = heads({}, states)
+    forward = sum(float(out.log_forward[i, a]) for i, a in enumerate((0, 1, 2)))
+    residual = 0.7 + forward - float(env.log_reward(states[2])) - np.log(1.0 * 0.5)
+
+    @jax.jit
+    def measure():
+        path = walk(env, heads, {}, actions, jax.random.split(jax.random.key(0), 1), log_z=0.7)
+        extremes = [losses.subtrajectory_balance(decay).of(path) for decay in (1e-6, 1e6)]
+        return [LOSSES[n].of(path) for n in ("trajectory_balance", "detailed_balance")] + extremes
+
+    trajectory, detailed, local, whole = measure()
+    np.testing.assert_allclose(trajectory[0], residual**2, rtol=1e-5)
+    # All of SubTB's weight on neighbours is detailed balance.
+    np.testing.assert_allclose(local, detailed, rtol=1e-4)
+    first, last = float(out.flow[0]), residual - 0.7
+    np.testing.assert_allclose(whole[0], (first + last) ** 2, rtol=1e-4)
+
+
+def test_parts_are_in_a_row_and_anywhere():
+    stops = jnp.arange(9)[None].repeat(4000, 0) >= 6
+    parts = np.asarray(seen(stops, jax.random.split(jax.random.key(0), 4000), 3))
+    assert (parts.sum(1) == 3).all()
+    first = parts.argmax(1)
+    assert (parts[np.arange(4000), first + 2]).all()
+    share = np.bincount(first, minlength=5) / 4000
+    assert len(share) == 5 and np.abs(share - 0.2).max() < 0.03
+    short = seen(stops[:1], jax.random.split(jax.random.key(0), 1), 20)
+    assert int(short.sum()) == 7
+
+
+def test_bad_decay():
+    with pytest.raises(UsageError, match="method.loss.decay"):
+        losses.subtrajectory_balance(0.0)
