@@ -26,40 +26,48 @@ LOSSES = {
 }
 
 
+def log_softmax(logits):
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
 def uniform(env):
     """The policies that are uniform over what is allowed, [N, ...] each."""
-    states = jnp.asarray(env.states())
-    forward = jax.nn.log_softmax(jnp.where(env.allowed(states), 0.0, NEVER))
-    return forward, jax.nn.log_softmax(jnp.where(env.parents(states), 0.0, NEVER))
+    allowed, parents = jax.jit(lambda s: (env.allowed(s), env.parents(s)))(env.states())
+    return tuple(log_softmax(np.where(m, 0.0, NEVER)).astype("f4") for m in (allowed, parents))
 
 
 def table(env, change=0.0):
-    """Heads that look up the exact flows for a uniform P_B, moved by normal noise times `change`.
+    """Heads that look up flows, and as their parameters the exact ones for a uniform P_B.
 
-    F(s) = R(s) [one may stop] + sum over children F(s') P_B(s | s'), children first.
+    F(s) = R(s) [one may stop] + sum over children F(s') P_B(s | s'), children first; then logits
+    are moved by normal noise times `change`.
     """
     tables = exact.graph(env)
     _, log_backward = uniform(env)
     backward = np.exp(np.asarray(log_backward, np.float64))
-    order = np.argsort([-depth for depth in depths(env, tables)], kind="stable")
     edges = np.zeros((env.count, env.actions))
     edges[:, -1] = tables.target * np.exp(tables.log_z)
     ways = np.asarray(env.back(jnp.arange(env.stop)))
-    for s in order:
+    for s in np.argsort(-depths(env, tables), kind="stable"):
         for a in np.flatnonzero(tables.has_child[s]):
             child = tables.children[s, a]
             edges[s, a] = edges[child].sum() * backward[child, ways[a]]
     logits = np.log(np.maximum(edges, 1e-300))
     logits += change * np.random.default_rng(0).normal(size=logits.shape)
-    logits = jnp.where(edges > 0, logits, NEVER).astype(jnp.float32)
-    flow = jax.nn.logsumexp(logits, axis=-1)
+    logits = np.where(edges > 0, logits, NEVER)
+    params = {
+        "forward": log_softmax(logits).astype("f4"),
+        "flow": np.logaddexp.reduce(logits, axis=-1).astype("f4"),
+        "logits": logits.astype("f4"),
+    }
 
     def heads(params, states):
-        del params
         i = env.index(states)
-        return Outputs(jax.nn.log_softmax(logits[i]), log_backward[i], flow[i], logits[i])
+        back = jnp.asarray(log_backward)[i]
+        return Outputs(params["forward"][i], back, params["flow"][i], params["logits"][i])
 
-    return heads, tables, flow[tables.root]
+    params = jax.tree.map(jnp.asarray, params)
+    return heads, params, tables, float(params["flow"][tables.root])
 
 
 def depths(env, tables):
@@ -73,46 +81,47 @@ def depths(env, tables):
 
 def draw(env, count=64):
     """Trajectories of a policy that explores, so that all kinds of edges are on them."""
-    heads, _, _ = table(env, change=1.0)
+    heads, params, _, _ = table(env, change=1.0)
     keys = jax.random.split(jax.random.key(0), count)
-    run = jax.jit(lambda keys: rollout(env, heads, {}, keys, jnp.zeros(count, bool), epsilon=0.5))
-    return run(keys)
+    return jax.jit(
+        lambda keys: rollout(env, heads, params, keys, jnp.zeros(count, bool), epsilon=0.5)
+    )(keys)
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-@pytest.mark.parametrize("truncate", [0, 2])
-def test_exact_flows_have_no_loss_and_others_do(env, truncate):
+def test_exact_flows_have_no_loss_and_others_do(env):
     actions, _ = draw(env)
+    heads, _, tables, _ = table(env)
     keys = jax.random.split(jax.random.key(1), len(actions))
-    for change in (0.0, 0.3):
-        heads, _, log_z = table(env, change)
-        if change == 0:
-            np.testing.assert_allclose(log_z, env.log_z, atol=1e-5)
 
-        @jax.jit
-        def measure(actions, keys, heads=heads, log_z=log_z):
-            path = walk(env, heads, {}, actions, keys, log_z=log_z, truncate=truncate)
-            return path.whole, {name: loss.of(path) for name, loss in LOSSES.items()}
+    @jax.jit
+    def measure(params, log_z):
+        found = []
+        for truncate in (0, 2):
+            path = walk(env, heads, params, actions, keys, log_z=log_z, truncate=truncate)
+            found.append((path.whole, {name: loss.of(path) for name, loss in LOSSES.items()}))
+        out = heads(params, jnp.asarray(tables.states))
+        return found, exact.scores(tables, out.log_forward, out.log_backward)
 
-        whole, every = jax.device_get(measure(actions, keys))
-        for name, found in every.items():
-            if change == 0:
-                # Sums of at most 11 logs of size 10 in float32, squared.
-                assert found.max() < 1e-9, (name, found.max())
-            elif name == "trajectory_balance" and truncate:
-                assert (found[~whole] == 0).all() and not whole.all()
-            else:
-                assert np.median(found) > 1e-3, name
-
-
-@pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-def test_exact_flows_sample_the_target(env):
-    heads, tables, _ = table(env)
-    out = heads({}, jnp.asarray(tables.states))
-    found = exact.terminating(tables, out.log_forward)
-    np.testing.assert_allclose(found, tables.target, atol=1e-6)
-    scores = jax.jit(lambda f, b: exact.scores(tables, f, b))(out.log_forward, out.log_backward)
+    _, params, _, log_z = table(env)
+    np.testing.assert_allclose(log_z, env.log_z, atol=1e-5)
+    found, scores = jax.device_get(measure(params, log_z))
+    # Exact flows sample the target.
     assert all(abs(float(v)) < 1e-5 for v in scores.values()), scores
+    for _, every in found:
+        for name, values in every.items():
+            # Sums of at most 11 logs of size 10 in float32, squared.
+            assert values.max() < 1e-9, (name, values.max())
+
+    _, params, _, log_z = table(env, 0.3)
+    (full, parts), scores = jax.device_get(measure(params, log_z))
+    assert scores["total_variation"] > 0.02
+    assert full[0].all() and not parts[0].all()
+    # What has no end has no reward to balance.
+    assert (parts[1]["trajectory_balance"][~parts[0]] == 0).all()
+    for name in LOSSES:
+        assert np.median(full[1][name]) > 1e-3, name
+        assert name == "trajectory_balance" or np.median(parts[1][name]) > 1e-3, name
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,8 @@ def test_exact_flows_sample_the_target(env):
 def test_uniform_policy_scores_as_computed_elsewhere(dims, height, tv, kl, elbo, eubo):
     env = hypergrid(dims=dims, height=height)
     tables = exact.graph(env)
-    found = jax.jit(lambda: exact.scores(tables, *uniform(env)))()
+    policies = uniform(env)
+    found = jax.jit(lambda: exact.scores(tables, *map(jnp.asarray, policies)))()
     # Six digits were given; float32 sums over at most 4096 states add a few units of the sixth.
     for name, expected in (
         ("total_variation", tv),
@@ -139,13 +149,11 @@ def test_uniform_policy_scores_as_computed_elsewhere(dims, height, tv, kl, elbo,
 
 @pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 def test_rollouts_stop_where_the_programme_says(env):
-    heads, tables, _ = table(env, change=1.0)
-    expected = np.asarray(
-        exact.terminating(tables, heads({}, jnp.asarray(tables.states)).log_forward)
-    )
+    heads, params, tables, _ = table(env, change=1.0)
+    expected = np.asarray(jax.jit(lambda: exact.terminating(tables, params["forward"]))())
     count = 20_000
     keys = jax.random.split(jax.random.key(3), count)
-    _, end = jax.jit(lambda k: rollout(env, heads, {}, k, jnp.zeros(count, bool)))(keys)
+    _, end = jax.jit(lambda k: rollout(env, heads, params, k, jnp.zeros(count, bool)))(keys)
     found = np.bincount(np.asarray(env.index(end)), minlength=env.count) / count
     # The mean of an empirical distribution's distance; its deviation is far smaller.
     floor = np.sqrt(2 * expected * (1 - expected) / (np.pi * count)).sum() / 2
@@ -154,17 +162,18 @@ def test_rollouts_stop_where_the_programme_says(env):
 
 def test_trajectory_balance_by_hand():
     env = hypergrid(dims=2, height=3)
-    heads, _, _ = table(env, change=0.5)
+    heads, params, _, _ = table(env, change=0.5)
     # Right, up, stop; the last two entries are padding.
     actions = jnp.asarray([[0, 1, 2, 2, 2]])
     states = jnp.asarray([[0, 0], [1, 0], [1, 1]])
-    out = heads({}, states)
+    out = heads(params, states)
     forward = sum(float(out.log_forward[i, a]) for i, a in enumerate((0, 1, 2)))
     residual = 0.7 + forward - float(env.log_reward(states[2])) - np.log(1.0 * 0.5)
 
     @jax.jit
     def measure():
-        path = walk(env, heads, {}, actions, jax.random.split(jax.random.key(0), 1), log_z=0.7)
+        keys = jax.random.split(jax.random.key(0), 1)
+        path = walk(env, heads, params, actions, keys, log_z=0.7)
         extremes = [losses.subtrajectory_balance(decay).of(path) for decay in (1e-6, 1e6)]
         return [LOSSES[n].of(path) for n in ("trajectory_balance", "detailed_balance")] + extremes
 
