@@ -1,0 +1,141 @@
+"""Samplers: decoding by confidence or in random order, and jump processes, each one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.errors import invalid, unknown
+from jaxgen.families.discrete.bounds import remaining
+from jaxgen.families.discrete.core import Core
+from jaxgen.families.discrete.schedules import Schedule
+from jaxgen.method import Sampler, fold
+
+PyTree = Any
+
+SOLVERS = ("confidence", "random", "ancestral", "euler")
+RAMPS: dict[str, Callable[[float], float]] = {
+    "constant": lambda r: 1.0,
+    "linear": lambda r: r,
+    "cosine": lambda r: 0.5 - 0.5 * float(np.cos(np.pi * r)),
+}
+"""The share of guidance's strength in force when a share r of the steps is done."""
+
+
+def build_sampler(
+    core: Core,
+    *,
+    solver: str,
+    steps: int,
+    schedule: Schedule,
+    temperature: float,
+    final_temperature: float | None,
+    choice_temperature: float,
+    guidance: float,
+    guidance_schedule: str,
+    guided: bool,
+) -> Sampler:
+    """A sampler of the core's elements; see `method.discrete_interpolants` for the options."""
+    if solver not in SOLVERS:
+        raise unknown("sample.solver", solver, SOLVERS)
+    by_count = solver in ("confidence", "random")
+    if by_count and core.noise != "mask":
+        raise invalid("sample.solver", solver, "ancestral or euler for uniform noise")
+    most = core.size if by_count else None
+    if steps < 1 or (most is not None and steps > most):
+        raise invalid("sample.steps", steps, f"1 to {most}" if most else "steps >= 1")
+    final = temperature if final_temperature is None else final_temperature
+    for name, value in (("temperature", temperature), ("final_temperature", final)):
+        if not value > 0:
+            raise invalid(f"sample.{name}", value, "a number > 0")
+    if choice_temperature < 0:
+        raise invalid("sample.choice_temperature", choice_temperature, "a number >= 0")
+    if guidance_schedule not in RAMPS:
+        raise unknown("sample.guidance_schedule", guidance_schedule, RAMPS)
+    if guidance != 1 and not guided:
+        raise invalid(
+            "guidance",
+            guidance,
+            "1: this model was trained without label dropout",
+            "Train with method.label_dropout=0.1 to guide it.",
+        )
+
+    done = np.arange(steps) / steps
+    table: dict[str, np.ndarray] = {
+        "number": np.arange(steps),
+        "temperature": temperature + (final - temperature) * done,
+        "weight": 1 + (guidance - 1) * np.array([RAMPS[guidance_schedule](r) for r in done]),
+        # Ends at 0: the last choice is by confidence alone (MaskGIT, appendix).
+        "choice": choice_temperature * (1 - (np.arange(steps) + 1) / steps),
+    }
+    if by_count:
+        counts = remaining(schedule, core.size, steps)
+        with jax.ensure_compile_time_eval():
+            table["t"] = np.asarray(core.schedule.time(jnp.asarray(counts[:-1] / core.size)))
+        table["after"] = counts[1:]
+    else:
+        with jax.ensure_compile_time_eval():
+            edges = jnp.linspace(1.0, 0.0, steps + 1)
+            share = np.asarray(schedule.share(edges), np.float64)
+            slope = np.asarray(schedule.slope(edges), np.float64)
+            table["t"] = np.asarray(core.schedule.time(jnp.asarray(share[:-1])))
+        if solver == "ancestral":
+            chance = 1 - share[1:] / share[:-1]
+        else:
+            chance = np.minimum(slope[:-1] / share[:-1] / steps, 1.0)
+        # What is left at the end comes then.
+        chance[-1] = 1.0
+        table["chance"] = chance
+    rows = {
+        k: jnp.asarray(v, jnp.int32 if v.dtype == int else jnp.float32) for k, v in table.items()
+    }
+
+    def predict(
+        params: PyTree, x: jax.Array, labels: jax.Array, row: dict[str, jax.Array]
+    ) -> jax.Array:
+        """Guided, tempered logits [B, N, V]."""
+        count = len(labels)
+        if guidance == 1:
+            out = core.logits(params, x, labels, jnp.broadcast_to(row["t"], (count,)))
+        else:
+            both = jnp.concatenate([labels, jnp.full_like(labels, core.spec.null_label)])
+            t = jnp.broadcast_to(row["t"], (2 * count,))
+            cond, uncond = jnp.split(core.logits(params, jnp.tile(x, (2, 1)), both, t), 2)
+            out = uncond + row["weight"] * (cond - uncond)
+        return out / row["temperature"]
+
+    def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        shape = (core.size, core.values)
+
+        def body(x: jax.Array, row: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+            now = fold(keys, row["number"])
+            logits = predict(params["net"], x, labels, row)
+            gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape))(fold(now, 0))
+            drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+            if by_count:
+                masked = x == core.values
+                noise = jax.vmap(lambda k: jax.random.gumbel(k, shape[:1]))(fold(now, 1))
+                if solver == "confidence":
+                    log = jax.nn.log_softmax(logits, axis=-1)
+                    sure = jnp.take_along_axis(log, drawn[..., None], axis=-1)[..., 0]
+                    score = sure + row["choice"] * noise
+                else:
+                    score = noise
+                # The least sure stay masked; what is revealed stays revealed.
+                order = jnp.argsort(jnp.argsort(jnp.where(masked, score, jnp.inf), axis=1), axis=1)
+                take = masked & (order >= row["after"])
+            else:
+                coin = jax.vmap(lambda k: jax.random.uniform(k, shape[:1]))(fold(now, 1))
+                take = coin < row["chance"]
+                if core.noise == "mask":
+                    take &= x == core.values
+            return jnp.where(take, drawn, x), None
+
+        x, _ = jax.lax.scan(body, core.start(fold(keys, steps)), rows)
+        return core.examples(x)
+
+    return Sampler(fn, calls=float(steps * (1 if guidance == 1 else 2)), steps=steps)
