@@ -1,0 +1,122 @@
+"""Every family on the digits at an equal wall-clock budget: one table, one picture a family.
+
+    python -m experiments.benchmarks.families --seconds 60 --out /tmp/families
+
+Each config trains in a process of its own for as many images as its measured rate allows in the
+budget (a short run first finds the rate; compilation is not counted), then scores, bounds the
+likelihood and classifies as its config says. Writes table.md, table.json and a PNG a family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CONFIGS = {
+    "diffusion (DiT, flow matching)": "digits.py",
+    "autoregressive (Llama on pixels)": "digits_llamagen.py",
+    "autoregressive (PixelCNN++)": "digits_pixelcnn.py",
+    "masked (MaskGIT on pixels)": "digits_maskgit.py",
+    "adversarial": "digits_gan.py",
+    "flow (TarFlow)": "digits_tarflow.py",
+    "flow (Glow)": "digits_glow.py",
+    "variational (CVAE)": "digits_vae.py",
+    "variational (IWAE, two layers)": "digits_vae.py:iwae",
+}
+
+
+def train(config: str, workdir: Path, *overrides: str) -> dict[str, Any]:
+    """Run the command line; the report. Raises CalledProcessError if it fails."""
+    command = [sys.executable, "-m", "jaxgen", "train", "--json", "--config", f"configs/{config}"]
+    command += ["--workdir", str(workdir), *(f"--config.{o}" for o in overrides)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def rate(config: str, workdir: Path, images: int) -> float:
+    """Training images a second, from a run over a few images that scores nothing."""
+    off = [f"{s}.at_end=False" for s in ("evaluate", "classify", "likelihood")]
+    report = train(config, workdir, f"train.images={images}", "train.log_every=1_000_000_000", *off)
+    return float(report["timings"]["images_per_second"])
+
+
+def row(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of a report: its scores are those of the last guidance."""
+    results = report["results"]
+    receipt = results["evaluate"]["receipts"][-1]
+    scores = {s["name"]: s for s in receipt["scores"]}
+    likelihood, classify = results.get("likelihood"), results.get("classify")
+    return {
+        "family": name,
+        "parameters": report["parameters"],
+        "images_per_second": report["timings"]["images_per_second"],
+        "images": report["images_seen"],
+        "accuracy": scores["accuracy_classifier"]["value"],
+        "fd": scores["fd_classifier"]["value"],
+        "precision": scores["precision_k3"]["value"],
+        "recall": scores["recall_k3"]["value"],
+        "samples_per_second": receipt["images_per_second"],
+        "bits_per_dim": likelihood and likelihood["bits_per_dim"],
+        "kind": likelihood and likelihood["kind"],
+        "classified": classify and classify["accuracy"],
+        "guidance": receipt["guidance"],
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    head = (
+        "| family | parameters | trains, images/s | samples/s | label agrees | Frechet | precision "
+        "| recall | bits/dim | classifies |"
+    )
+    lines = [head, "|-|" + "-:|" * 9]
+    for r in rows:
+        bits = "none"
+        if r["bits_per_dim"] is not None:
+            bits = f"{'' if r['kind'] == 'exact' else '<= '}{r['bits_per_dim']:.3f}"
+        right = "none" if r["classified"] is None else f"{100 * r['classified']:.1f} %"
+        lines.append(
+            f"| {r['family']} | {r['parameters'] / 1e6:.2f} M | {r['images_per_second']:,.0f} | "
+            f"{r['samples_per_second']:,.0f} | {100 * r['accuracy']:.1f} % | {r['fd']:.2f} | "
+            f"{r['precision']:.2f} | {r['recall']:.2f} | {bits} | {right} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train all or some families and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="training time of each")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="", help="a word that the family's name contains")
+    parser.add_argument("--probe", type=int, default=10_240, help="images that find the rate")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, config in CONFIGS.items():
+        if args.only not in name:
+            continue
+        slug = config.replace(".py", "").replace(":", "_")
+        workdir = args.out / slug
+        for stale in (workdir, args.out / "probe"):
+            shutil.rmtree(stale, ignore_errors=True)
+        speed = rate(config, args.out / "probe", args.probe)
+        images = max(int(speed * args.seconds), args.probe)
+        overrides = [f"train.images={images}", "train.sample_every=0", "checkpoint.every=0"]
+        rows.append(row(name, train(config, workdir, *overrides)))
+        picture = sorted((workdir / "samples").glob("final_*.png"))[-1]
+        shutil.copy(picture, args.out / f"{slug}.png")
+        print(markdown(rows[-1:]), flush=True)
+    (args.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (args.out / "table.md").write_text(markdown(rows))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
