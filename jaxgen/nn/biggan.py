@@ -12,6 +12,7 @@ channels as it reads, of which three are kept; ours computes the three.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.nn.gan_layers import BatchNorm, Conv, Dense, Embed, SelfAttention
+from jaxgen.nn import gan_layers
 from jaxgen.nn.layers import compute_dtype
+
+# Orthogonal at initialisation, everywhere (Saxe et al. 2014).
+_partial: Any = functools.partial(functools.partial, initial=gan_layers.ORTHOGONAL)
+BatchNorm, SelfAttention = _partial(gan_layers.BatchNorm), _partial(gan_layers.SelfAttention)
+Conv, Dense = _partial(gan_layers.Conv), _partial(gan_layers.Dense)
+Embed = _partial(gan_layers.Embed)
 
 # Widths as multiples of `width`, from 4x4 up in the generator; the paper's tables 4 to 9.
 GENERATOR = {

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-ORTHOGONAL = nn.initializers.orthogonal()
+LECUN, ORTHOGONAL = nn.initializers.lecun_normal(), nn.initializers.orthogonal()
 
 
 def spectral_norm(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -26,7 +26,7 @@ def spectral_norm(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array
     fixed = jax.lax.stop_gradient(matrix)
     v = _unit(fixed @ u)
     u = _unit(v @ fixed)
-    return kernel / (v @ matrix @ u), u
+    return kernel / jnp.maximum(v @ matrix @ u, 1e-12), u
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ class _Normalised(nn.Module):
     """What the three layers share: a float32 kernel, divided by its spectral norm where asked."""
 
     def kernel_of(self, shape: tuple[int, ...], spectral: bool, name: str = "kernel") -> jax.Array:
-        kernel = self.param(name, ORTHOGONAL, shape)
+        kernel = self.param(name, self.initial, shape)
         if not spectral:
             return kernel
 
@@ -52,12 +52,13 @@ class _Normalised(nn.Module):
 
 
 class Dense(_Normalised):
-    """A dense layer, orthogonal at initialisation; spectral: its matrix has spectral norm 1."""
+    """A dense layer; spectral: its matrix has spectral norm 1. initial: of the kernel."""
 
     features: int
     spectral: bool = False
     use_bias: bool = True
     dtype: Any = jnp.float32
+    initial: Any = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,13 +72,14 @@ class Dense(_Normalised):
 
 
 class Conv(_Normalised):
-    """A convolution with zero padding, orthogonal at initialisation; spectral as in `Dense`."""
+    """A convolution with zero padding; spectral and initial as in `Dense`."""
 
     features: int
     size: int = 3
     spectral: bool = False
     use_bias: bool = True
     dtype: Any = jnp.float32
+    initial: Any = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,6 +105,7 @@ class Embed(_Normalised):
     entries: int
     features: int
     spectral: bool = False
+    initial: Any = nn.initializers.normal(1.0)
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
@@ -121,6 +124,7 @@ class BatchNorm(nn.Module):
 
     spectral: bool = False
     epsilon: float = 1e-5
+    initial: Any = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None, *, train: bool) -> jax.Array:
@@ -142,8 +146,9 @@ class BatchNorm(nn.Module):
             gain = self.param("scale", nn.initializers.ones, (width,))
             return x * gain + self.param("bias", nn.initializers.zeros, (width,))
         shape = (x.shape[0], *(1,) * (x.ndim - 2), width)
-        gain = Dense(width, self.spectral, use_bias=False, name="gain")(condition)
-        bias = Dense(width, self.spectral, use_bias=False, name="bias")(condition)
+        options: dict[str, Any] = dict(use_bias=False, initial=self.initial)
+        gain = Dense(width, self.spectral, name="gain", **options)(condition)
+        bias = Dense(width, self.spectral, name="bias", **options)(condition)
         return x * (1 + gain.reshape(shape)) + bias.reshape(shape)
 
 
@@ -156,14 +161,16 @@ class SelfAttention(nn.Module):
 
     spectral: bool = True
     dtype: Any = jnp.float32
+    initial: Any = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] -> [B, H, W, C]."""
+        options: dict[str, Any] = dict(use_bias=False, dtype=self.dtype, initial=self.initial)
         batch, height, width, channels = x.shape
 
         def project(features: int, name: str, pool: bool) -> jax.Array:
-            h = Conv(features, 1, self.spectral, use_bias=False, dtype=self.dtype, name=name)(x)
+            h = Conv(features, 1, self.spectral, name=name, **options)(x)
             h = nn.max_pool(h, (2, 2), (2, 2)) if pool else h
             return h.reshape(batch, 1, -1, features)
 
@@ -173,5 +180,5 @@ class SelfAttention(nn.Module):
         # The logits are not scaled (`ops.attention` also wants values as wide as keys).
         h = nn.softmax((q @ k.swapaxes(-1, -2)).astype(jnp.float32)).astype(self.dtype) @ v
         h = h.reshape(batch, height, width, channels // 2)
-        out = Conv(channels, 1, self.spectral, use_bias=False, dtype=self.dtype, name="out")(h)
+        out = Conv(channels, 1, self.spectral, name="out", **options)(h)
         return x + self.param("gain", nn.initializers.zeros, ()) * out
