@@ -1,0 +1,96 @@
+"""PixelCNN++: masses of discretised logistics, and causality of the shifted streams."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.autoregressive.parts import method, random_weights, reach, total
+from experiments.check import Check, above, below, near
+from jaxgen.families.autoregressive.heads import LogisticMixture
+from jaxgen.method import Spec
+from jaxgen.nn.pixelcnnpp import PixelCNNpp
+
+PAPER = (
+    "PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other "
+    "Modifications"
+)
+ENTRY = "jaxgen.families.autoregressive.heads.LogisticMixture"
+NET = dict(width=4, blocks=1, resolutions=2, dropout=0.0)
+
+
+def checks() -> list[Check]:
+    """Sums, Jacobians and enumeration, each also with a part taken away."""
+    return [*masses(), *causality(), *images()]
+
+
+def masses() -> list[Check]:
+    """256 levels of colour, means far outside and scales from very sharp to flat."""
+    head = LogisticMixture(256, group=3, components=10)
+    out = jnp.asarray(4 * np.random.default_rng(0).normal(size=(64, head.outputs)), jnp.float32)
+    chosen: list[jax.Array] = []
+    found, before = [], jnp.zeros(64)
+    for name in "RGB":
+        log = head.logits(out, chosen)
+        # A channel's masses, over the mass of the channels before it.
+        off = jnp.abs(jnp.exp(jax.nn.logsumexp(log, axis=-1) - before) - 1).max()
+        found.append(below(f"sum of 256 masses of {name}, from 1", off, 1e-4))
+        chosen.append(jnp.arange(64) * 4)
+        before = log[jnp.arange(64), chosen[-1]]
+    # Without the open ends, what lies outside [-1, 1] is lost.
+    k = head.components
+    mean, scale = out[:, k : 2 * k], jnp.maximum(out[:, 4 * k : 5 * k], -7)
+    edge = 1 + 1 / 255
+    inside = jax.nn.sigmoid((edge - mean) / jnp.exp(scale))
+    inside = (inside - jax.nn.sigmoid((-edge - mean) / jnp.exp(scale))).mean()
+    found.append(below("mass of a component with its ends cut off", inside, 0.9))
+    # Green's law moves with red, by way of the coefficients.
+    a, b = (jax.nn.softmax(head.logits(out, [jnp.full(64, r)])) for r in (0, 255))
+    found.append(above("change of green by red", jnp.abs(a - b).sum(-1).mean(), 0.1))
+    # One component has one weight: without its coefficients nothing of red is left in green.
+    one = LogisticMixture(256, group=3, components=1)
+    for name, size in (("one component, with", 1.0), ("one component, without", 0.0)):
+        moved = out[:, : one.outputs].at[:, 7:].set(size)
+        a, b = (jax.nn.softmax(one.logits(moved, [jnp.full(64, r)])) for r in (0, 255))
+        change = jnp.abs(a - b).sum(-1)
+        bound = above if size else below
+        found.append(bound(f"{name} coefficients", change.mean(), 0.1 if size else 1e-3))
+    return found
+
+
+def causality() -> list[Check]:
+    """Jacobians at even and at odd sizes; the control leaves the shifts out."""
+    found = []
+    for shape in ((5, 6, 1), (4, 4, 3)):
+        net = PixelCNNpp(1, 9, shape, outputs=7, **NET)
+        size = int(np.prod(shape))
+
+        def init(net: PixelCNNpp = net, size: int = size) -> object:
+            tokens, labels = jnp.zeros((1, size), jnp.int32), jnp.zeros(1, jnp.int32)
+            return net.init(jax.random.key(0), tokens, labels)["params"]
+
+        weights = random_weights(init, 0.6)
+        earlier, later = reach(net, weights)
+        found.append(above(f"least derivative by an earlier pixel {shape}", earlier.min(), 1e-12))
+        found.append(below(f"largest by itself or a later one {shape}", later.max(), 0.0))
+    with mock.patch("jaxgen.nn.pixelcnnpp.right", lambda x: x):
+        leak = reach(net, weights)[1].max()
+    found.append(above("largest by itself without the shift to the right", leak, 1e-3))
+    return found
+
+
+def images() -> list[Check]:
+    """All binary images of nine elements."""
+    found = []
+    for shape in ((3, 3, 1), (1, 3, 3)):
+        net = PixelCNNpp(1, 2, shape, **NET)
+        built = method(Spec(shape, 1, levels=2), net, head=dict(name="logistic_mixture"))
+        weights = random_weights(lambda built=built: built.init(jax.random.key(0)).params, 0.9)
+        found.append(near(f"sum over 512 images {shape}", total(built, weights), 1.0, 1e-4))
+    with mock.patch("jaxgen.nn.pixelcnnpp.right", lambda x: x):
+        off = abs(total(built, weights) - 1)
+    found.append(above("distance from 1 without the shift to the right", off, 1e-3))
+    return found
