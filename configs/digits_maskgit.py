@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
             seed=0,
             data=dict(source=dict(name="digits.digits"), batch_size=128),
             # Patches of 2 x 2 tokens: a quarter of the positions.
-            model=dict(name="bert.Bert", patch=2, width=128, depth=4, heads=4, dropout=0.1),
+            model=dict(name="bert.Bert", patch=2, width=96, depth=4, heads=4),
             method=dict(
                 name="discrete.maskgit",
                 schedule="cosine",
@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
                 clip_norm=1.0,
             ),
             ema=dict(half_life=(10_000,)),
-            train=dict(images=150_000, log_every=5_000),
+            train=dict(images=100_000, log_every=5_000),
             checkpoint=dict(),
             log=dict(),
             mesh=dict(data=-1),

@@ -9,8 +9,8 @@ import ml_collections
 
 SIZES = {
     "2x8": dict(dims=2, height=8, trajectories=160_000),
-    "2x16": dict(dims=2, height=16, trajectories=400_000),
-    "4x8": dict(dims=4, height=8, trajectories=800_000),
+    "2x16": dict(dims=2, height=16, trajectories=240_000),
+    "4x8": dict(dims=4, height=8, trajectories=400_000),
 }
 
 

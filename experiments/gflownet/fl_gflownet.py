@@ -18,22 +18,12 @@ from jaxgen.training.ema import Averages
 
 PAPER = "Better Training of GFlowNets with Local Credit and Incomplete Trajectories"
 ENTRY = "jaxgen.families.gflownet.fl_gflownet"
-STEPS, TRAJECTORIES, PART = 2500, 16, 3
-
-
-class Blind(Hypergrid):
-    """The same grid, whose energies are not known before the end: the potential is 0."""
-
-    def potential(self, state: jax.Array) -> jax.Array:
-        """Nothing."""
-        return jnp.zeros(state.shape[:-1])
+STEPS, TRAJECTORIES, PART = 1000, 16, 3
 
 
 def checks() -> list[Check]:
     """L1 distance of the exact terminating distribution from exp(-E) / Z on an 8 x 8 grid."""
     grid = additive(dims=2, height=8, spread=0.7, seed=1)
-    fields = {f: getattr(grid, f) for f in grid.__dataclass_fields__}
-    blind = Blind(**fields)
     untrained = distance(grid, fl_gflownet, 0)
     parts: dict[str, Any] = dict(truncate=PART)
     local = distance(grid, fl_gflownet, STEPS, loss="detailed_balance", **parts)
@@ -46,15 +36,9 @@ def checks() -> list[Check]:
             distance(grid, fl_gflownet, STEPS, loss="subtrajectory_balance", **parts),
             0.05,
         ),
-        # Controls: whole trajectories are what TB needs, and it is looking forward that is fast.
+        # The control: without whole trajectories TB has next to no loss.
         above(
             "L1, TB on the same parts", distance(grid, gflownet, STEPS, epsilon=0.0, **parts), 0.3
-        ),
-        above(
-            "L1, DB without energies of partial states, over FL-DB's (both on parts, 1/4 steps)",
-            distance(blind, fl_gflownet, STEPS // 4, **parts)
-            / distance(grid, fl_gflownet, STEPS // 4, **parts),
-            1.5,
         ),
     ]
     return found
