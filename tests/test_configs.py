@@ -30,7 +30,7 @@ def tiny_source(name: str, folder: Path) -> list[str]:
     """Overrides that put a small source, made here, in place of the data set."""
     rng = np.random.default_rng(0)
     source = "data.source="
-    if name == "digits":
+    if name.startswith("digits"):
         return []
     if name == "fashion_mnist":
         path = arrays(folder, (28, 28, 1))
@@ -59,6 +59,8 @@ def tiny_source(name: str, folder: Path) -> list[str]:
 
 NARROW = {
     "digits": ["model.width=16", "model.depth=1"],
+    "digits_llamagen": ["model.width=16", "model.depth=1"],
+    "digits_pixelcnn": ["model.width=16", "model.depth=1"],
     "fashion_mnist": ["model.width=16", "model.depth=1"],
     "cifar10_edm": ["model.channels=16", "model.blocks=1"],
     "imagenet64_edm2": [

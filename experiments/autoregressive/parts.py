@@ -15,7 +15,6 @@ from jaxgen.families.autoregressive import autoregressive
 from jaxgen.method import Method, Spec
 from jaxgen.training.ema import Averages
 
-
 # Compiling dominates the time here, and unoptimised code computes the same numbers.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

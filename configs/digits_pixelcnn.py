@@ -1,0 +1,44 @@
+"""scikit-learn's embedded handwritten digits (8x8, 17 levels, 10 classes) with a Gated PixelCNN.
+
+jaxgen train --config configs/digits_pixelcnn.py --workdir runs/digits_pixelcnn
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Minutes on 2 cores."""
+    return ml_collections.ConfigDict(
+        dict(
+            seed=0,
+            data=dict(source=dict(name="digits.digits"), batch_size=64),
+            model=dict(
+                name="pixelcnn.GatedPixelCNN",
+                depth=5,
+                width=32,
+                kernel=3,
+                first=5,
+                hidden=64,
+                dropout=0.3,
+            ),
+            method=dict(name="autoregressive.autoregressive", label_dropout=0.1),
+            optimizer=dict(
+                name="adamw",
+                learning_rate=2e-3,
+                b2=0.98,
+                weight_decay=0.1,
+                schedule="cosine",
+                warmup_images=5_000,
+                clip_norm=1.0,
+            ),
+            ema=dict(half_life=(10_000,)),
+            train=dict(images=60_000, log_every=5_000),
+            checkpoint=dict(),
+            log=dict(),
+            mesh=dict(data=-1),
+            sample=dict(temperature=1.0, guidance=1.5),
+            evaluate=dict(samples=2000, guidance=(1.0, 1.5)),
+            classify=dict(draws=1),
+            likelihood=dict(at_end=True),
+        )
+    )
