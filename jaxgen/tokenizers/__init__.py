@@ -1,0 +1,1 @@
+"""Tokenizers: methods that turn images into codes and back; a second stage models the codes."""

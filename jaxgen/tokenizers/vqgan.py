@@ -1,0 +1,310 @@
+"""`vqgan`: an autoencoder with a quantiser and, if wanted, an adversary, as a Method.
+
+Esser et al. 2021. Reconstruction, perceptual and quantiser losses from the start; the adversarial
+one after a warm-up, with a weight that balances its gradient at the decoder's last layer against
+that of the reconstruction (equations 6 and 7).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.config import build
+from jaxgen.errors import invalid
+from jaxgen.families.adversarial.loss import Loss
+from jaxgen.method import (
+    Averages,
+    Batch,
+    Method,
+    Metrics,
+    Spec,
+    TrainState,
+    example_keys,
+    mean_gradient,
+)
+from jaxgen.nn.vqgan import LAST
+from jaxgen.tokenizers.quantisers import Quantised, Quantiser, perplexity
+
+PyTree = Any
+Features = Callable[[jax.Array], Any]
+
+
+def vqgan(
+    spec: Spec,
+    model: Any,
+    optimizer: Any,
+    averages: Averages,
+    *,
+    quantiser: Any = "nearest",
+    reconstruction: Literal["l1", "l2"] = "l1",
+    perceptual: Any = None,
+    perceptual_weight: float = 1.0,
+    loss: Any = "hinge",
+    adversarial_weight: float = 0.8,
+    adversarial_start: int = 0,
+    adaptive: bool = True,
+    accumulate: int = 1,
+) -> Method:
+    """Train a tokenizer of images: `encode` to tokens [h, w], `decode` to images.
+
+    model: an autoencoder (with encode, decode and code_channels, as `nn.vqgan.VQGAN`), or sections
+    {"autoencoder", "discriminator"}, the latter module(x) -> logits of any shape. optimizer: one
+    for all, or one each under the same names. quantiser: a section or name in
+    `tokenizers.quantisers`. perceptual: a section naming a factory whose result maps images [B, H,
+    W, C] to a pytree of features; `perceptual_weight` is of their mean squared distance. loss: in
+    `families.adversarial.loss`. adversarial_weight: of the generator's loss, times the adaptive
+    weight if `adaptive`; 0 until `adversarial_start` images were seen, and so is the
+    discriminator's loss.
+
+    Parameters are {"net", "codebook"?, "discriminator"?}; averages leave out the discriminator.
+    Raises UsageError for parts that do not fit together.
+    """
+    if spec.tokens or spec.target is not None:
+        raise invalid("config.data.source", "examples that are no images", "images to tokenize")
+    for name, value in (
+        ("perceptual_weight", perceptual_weight),
+        ("adversarial_weight", adversarial_weight),
+        ("adversarial_start", adversarial_start),
+    ):
+        if value < 0:
+            raise invalid(f"method.{name}", value, "a number >= 0")
+    quant: Quantiser = _part(quantiser, "jaxgen.tokenizers.quantisers", "quantiser")
+    game: Loss = _part(loss, "jaxgen.families.adversarial.loss", "loss")
+    if game.lipschitz:
+        raise invalid("method.loss", loss, "a loss that needs no bound on the slope")
+    features: Features | None = None
+    if perceptual is not None:
+        features = _part(perceptual, "jaxgen.tokenizers", "perceptual")
+    net, judge = _networks(model)
+    net = net.clone(code_channels=quant.width)
+    tx = _optimizers(optimizer, judge is not None)
+    grid = jax.eval_shape(
+        lambda key: net.init_with_output(key, jnp.zeros((1, *spec.shape)), method="encode")[0],
+        jax.random.key(0),
+    ).shape[1:-1]
+
+    def learned(params: PyTree) -> PyTree:
+        """What the autoencoder's optimizer trains."""
+        return {k: params[k] for k in ("net", "codebook") if k in params and _is_trained(k)}
+
+    def _is_trained(part: str) -> bool:
+        return part == "net" or quant.trained
+
+    def init(key: jax.Array) -> TrainState:
+        keys = jax.random.split(key, 3)
+        x = jnp.zeros((1, *spec.shape))
+        params = {"net": net.init(keys[0], x)["params"]}
+        book = quant.init(keys[1])
+        if book:
+            params["codebook"] = book
+        opt_state = {"autoencoder": tx["autoencoder"].init(learned(params))}
+        if judge is not None:
+            params["discriminator"] = judge.init(keys[2], x)["params"]
+            opt_state["discriminator"] = tx["discriminator"].init(params["discriminator"])
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=opt_state,
+            ema=averages.init(_averaged(params)),
+            extra={"codebook": quant.start(book)} if quant.refresh is not None else (),
+        )
+
+    def rebuilt(
+        params: PyTree, x: jax.Array, keys: jax.Array | None
+    ) -> tuple[jax.Array, Quantised, jax.Array]:
+        """Reconstructions, what the quantiser did, and what it was given."""
+        held = {"params": params["net"]}
+        z = net.apply(held, x, train=keys is not None, method="encode", rngs=_rngs(keys))
+        found = quant.quantise(params.get("codebook", {}), z, keys)
+        out = net.apply(held, found.z, train=keys is not None, method="decode", rngs=_rngs(keys))
+        return out, found, z
+
+    def judged(params: PyTree, x: jax.Array) -> jax.Array:
+        assert judge is not None
+        # Batch norm in a discriminator goes by the batch, so its moments are not kept.
+        return judge.apply({"params": params}, x, mutable=["batch_stats"])[0].reshape(-1)
+
+    def distance(x: jax.Array, made: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Reconstruction and perceptual loss together, and each as a metric."""
+        error = jnp.abs(x - made) if reconstruction == "l1" else jnp.square(x - made)
+        metrics = {"reconstruction": error.mean()}
+        value = metrics["reconstruction"]
+        if features is not None:
+            pairs = jax.tree.map(lambda a, b: jnp.square(a - b).mean(), features(x), features(made))
+            metrics["perceptual"] = jnp.stack(jax.tree.leaves(pairs)).mean()
+            value += perceptual_weight * metrics["perceptual"]
+        return value, metrics
+
+    def weight(params: PyTree, fixed: PyTree, z: jax.Array, x: jax.Array) -> jax.Array:
+        """The adaptive weight at these codes, held."""
+
+        def last(of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            def f(kernel: jax.Array) -> jax.Array:
+                held = _replaced(params["net"], LAST, kernel)
+                return of(net.apply({"params": held}, z, method="decode"))
+
+            return jnp.linalg.norm(jax.grad(f)(_leaf(params["net"], LAST)))
+
+        one = last(lambda made: distance(x, made)[0])
+        two = last(lambda made: game.generator(judged(fixed["discriminator"], made)))
+        return jax.lax.stop_gradient(adaptive_weight(one, two))
+
+    def autoencoder_loss(
+        fixed: PyTree, on: jax.Array, params: PyTree, part: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        x, keys = part["image"], example_keys(key, part)
+        params = {**fixed, **params}
+        made, found, z = rebuilt(params, x, keys)
+        value, metrics = distance(x, made)
+        value += found.loss
+        metrics |= {"quantiser": found.loss, **found.metrics}
+        if judge is not None:
+            metrics["g_loss"] = game.generator(judged(fixed["discriminator"], made))
+            scale = adversarial_weight * on
+            if adaptive:
+                held = jax.lax.stop_gradient((params, found.z))
+                metrics["adaptive_weight"] = weight(held[0], fixed, held[1], x)
+                scale *= metrics["adaptive_weight"]
+            value += scale * metrics["g_loss"]
+        flat = found.tokens.reshape(-1)
+        metrics["share"] = jnp.zeros(quant.levels).at[flat].add(1.0) / flat.size
+        if found.sums is not None and quant.refresh is not None:
+            metrics["sums"] = found.sums
+            # As many vectors of the batch as there are codes, by chance.
+            pick = jax.random.randint(key, (quant.levels,), 0, flat.size)
+            extra = {"candidates": jax.lax.stop_gradient(z.reshape(-1, quant.width)[pick])}
+        return value, (metrics, extra)
+
+    def discriminator_loss(
+        fixed: PyTree, on: jax.Array, d: PyTree, part: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        made = rebuilt(fixed, part["image"], example_keys(key, part))[0]
+        real, fake = judged(d, part["image"]), judged(d, jax.lax.stop_gradient(made))
+        value = game.discriminator(real, fake)
+        metrics = {
+            "d_loss": value,
+            "d_real": (real > game.threshold).mean(),
+            "d_fake": (fake <= game.threshold).mean(),
+        }
+        return on * value, (metrics, extra)
+
+    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        size = batch["label"].shape[0]
+        batch = {**batch, "index": jnp.arange(size, dtype=jnp.int32)}
+        on = (state.step * size >= adversarial_start).astype(jnp.float32)
+        params, opt_state = dict(state.params), dict(state.opt_state)
+        own = learned(params)
+        fixed = {k: v for k, v in params.items() if k not in own}
+        extra: PyTree = ()
+        if quant.refresh is not None:
+            extra = {"candidates": jnp.zeros((quant.levels, quant.width))}
+        value, metrics, extra, grads = mean_gradient(
+            functools.partial(autoencoder_loss, fixed, on), own, batch, key, extra, accumulate
+        )
+        updates, opt_state["autoencoder"] = tx["autoencoder"].update(
+            grads, opt_state["autoencoder"], own
+        )
+        following = {**params, **optax.apply_updates(own, updates)}
+        share, sums = metrics.pop("share"), metrics.pop("sums", None)
+        kept: PyTree = ()
+        if quant.refresh is not None:
+            book, state_of_book = quant.refresh(
+                following["codebook"], state.extra["codebook"], share, sums, extra["candidates"]
+            )
+            following["codebook"], kept = book, {"codebook": state_of_book}
+        metrics |= {"perplexity": perplexity(share), "used": (share > 0).mean()}
+        if judge is not None:
+            held = {k: v for k, v in params.items() if k != "discriminator"}
+            d = params["discriminator"]
+            _, found, _, d_grads = mean_gradient(
+                functools.partial(discriminator_loss, held, on), d, batch, key, (), accumulate
+            )
+            updates, opt_state["discriminator"] = tx["discriminator"].update(
+                d_grads, opt_state["discriminator"], d
+            )
+            following["discriminator"] = optax.apply_updates(d, updates)
+            metrics |= found
+        step = state.step + 1
+        ema = averages.update(state.ema, _averaged(following), step, size)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
+        return TrainState(step, following, opt_state, ema, kept), metrics
+
+    def encode(params: PyTree, x: jax.Array) -> jax.Array:
+        z = net.apply({"params": params["net"]}, x, method="encode")
+        return quant.quantise(params.get("codebook", {}), z, None).tokens
+
+    def decode(params: PyTree, tokens: jax.Array) -> jax.Array:
+        z = quant.embed(params.get("codebook", {}), tokens)
+        return jnp.clip(net.apply({"params": params["net"]}, z, method="decode"), -1, 1)
+
+    return Method(
+        spec=spec,
+        init=init,
+        update=update,
+        encode=encode,
+        decode=decode,
+        code=Spec(tuple(grid), spec.num_classes, quant.levels, tokens=True),
+    )
+
+
+def adaptive_weight(reconstruction: jax.Array, adversarial: jax.Array) -> jax.Array:
+    """The ratio of two gradients' norms, at most 1e4 (Esser et al. 2021, equation 7)."""
+    return jnp.minimum(reconstruction / (adversarial + 1e-4), 1e4)
+
+
+def _averaged(params: PyTree) -> PyTree:
+    return {k: v for k, v in params.items() if k != "discriminator"}
+
+
+def _rngs(keys: jax.Array | None) -> dict[str, jax.Array]:
+    return {} if keys is None else {"dropout": keys[0]}
+
+
+def _leaf(tree: PyTree, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _replaced(tree: PyTree, path: tuple[str, ...], leaf: Any) -> PyTree:
+    if not path:
+        return leaf
+    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaf)}
+
+
+def _part(value: Any, room: str, key: str) -> Any:
+    """A section or name built in a room; anything built as it is."""
+    if isinstance(value, str) or hasattr(value, "keys"):
+        return build(value, room, f"method.{key}")
+    return value
+
+
+def _networks(model: Any) -> tuple[Any, Any]:
+    if not isinstance(model, Mapping):
+        net, judge = model, None
+    elif set(model) == {"autoencoder", "discriminator"}:
+        net, judge = model["autoencoder"], model["discriminator"]
+    else:
+        raise invalid(
+            "config.model", sorted(model), "one network, or autoencoder and discriminator"
+        )
+    if not all(hasattr(net, name) for name in ("encode", "decode", "code_channels")):
+        raise invalid("config.model", type(net).__name__, "an autoencoder such as vqgan.VQGAN")
+    return net, judge
+
+
+def _optimizers(optimizer: Any, adversary: bool) -> dict[str, optax.GradientTransformation]:
+    names = ["autoencoder", "discriminator"][: 1 + adversary]
+    if not isinstance(optimizer, Mapping):
+        return dict.fromkeys(names, optimizer)
+    if set(optimizer) != set(names):
+        raise invalid(
+            "config.optimizer", sorted(optimizer), f"one section, or {' and '.join(names)}"
+        )
+    return {name: optimizer[name] for name in names}
