@@ -267,12 +267,16 @@ def _initial(init_from: str) -> Any:
     source = load(init_from)
 
     def initial(state: TrainState) -> TrainState:
-        params = source.weights(None)
+        # An average may leave out what sampling does not need (a discriminator).
+        params = {**source.weights("params"), **source.weights(None)}
         have = jax.tree.map(lambda a: (a.shape, str(a.dtype)), params)
         want = jax.tree.map(lambda a: (a.shape, str(a.dtype)), state.params)
         if have != want:
             raise invalid("--init_from", init_from, "a run with the same networks")
-        copies = {name: jax.tree.map(np.asarray, params) for name in state.ema}
+        copies = {
+            name: jax.tree.map(np.asarray, {part: params[part] for part in average})
+            for name, average in state.ema.items()
+        }
         return state.replace(params=jax.tree.map(np.asarray, params), ema=copies)
 
     say(f"Starting from {init_from} ({source.images_seen} images).")
