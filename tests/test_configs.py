@@ -59,6 +59,8 @@ def tiny_source(name: str, folder: Path) -> list[str]:
 
 NARROW = {
     "digits": ["model.width=16", "model.depth=1"],
+    "digits_glow": ["model.steps=1", "model.hidden=8"],
+    "digits_tarflow": ["model.flows=1", "model.layers=1"],
     "digits_llamagen": ["model.width=16", "model.depth=1"],
     "digits_pixelcnn": ["model.width=16", "model.depth=1"],
     "fashion_mnist": ["model.width=16", "model.depth=1"],
@@ -75,8 +77,13 @@ NARROW = {
 def test_config_takes_a_step(path, tmp_path):
     config = configs.load(str(path))
     # A warm-up in images would make the first step's rate too small to see.
-    overrides = [*tiny_source(path.stem, tmp_path), *NARROW[path.stem], "data.batch_size=8"]
-    configs.override(config, [*overrides, "optimizer.warmup_images=0"], TOP)
+    narrow = NARROW.get(path.stem, [])
+    overrides = [*tiny_source(path.stem, tmp_path), *narrow, "data.batch_size=8"]
+    configs.override(config, overrides, TOP)
+    every = config.optimizer.values() if "name" not in config.optimizer else [config.optimizer]
+    for section in every:
+        with section.unlocked():
+            section.warmup_images = 0
     parts = setup(config)
     method: Method = parts.method
     state = jax.jit(method.init)(jax.random.key(0))
@@ -84,7 +91,7 @@ def test_config_takes_a_step(path, tmp_path):
     batch = next(iter(batches(parts.source, batch_size=8, seed=0, flip=parts.data.flip)))
     step = jax.jit(make_step(method))
     state, tally = step(state, empty_tally(method, state, batch), batch, jax.random.key(1))
-    assert 0 < read_tally(tally, 1)["loss"] < 1e3
+    assert abs(read_tally(tally, 1)["loss"]) < 1e4
     changed = [
         bool((np.asarray(a) != b).any())
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before), strict=True)
