@@ -2,15 +2,17 @@
 
     jaxgen train --config configs/hypergrid.py:2x8 --workdir runs/hypergrid
 
-Arguments: 2x8, 2x16, 4x8 (dimensions x height).
+Arguments: 2x8, 2x16, 4x8 (dimensions x height). Measured on a busy machine with two processors
+(the first command 45 s in all, the others 138 s and 349 s), of the exact terminating distribution:
+2x8 total variation 1.4e-6, |ln Z - true| 1.4e-6; 2x16 2.7e-6, 1.1e-5; 4x8 .0041, .00024.
 """
 
 import ml_collections
 
 SIZES = {
     "2x8": dict(dims=2, height=8, trajectories=160_000),
-    "2x16": dict(dims=2, height=16, trajectories=240_000),
-    "4x8": dict(dims=4, height=8, trajectories=400_000),
+    "2x16": dict(dims=2, height=16, trajectories=400_000),
+    "4x8": dict(dims=4, height=8, trajectories=800_000),
 }
 
 
