@@ -23,6 +23,7 @@ from jaxgen.setup import TOP, setup, spec_of
 from jaxgen.testing import check_compiles_once, check_sampler
 from jaxgen.training.ema import Averages
 from jaxgen.training.sharding import make_mesh
+from tests.nn_kit import quick_jit
 from tests.test_train_mesh import assert_close, one_device, run
 
 LLAMA = dict(depth=2, width=16, heads=2, multiple=8)
@@ -52,11 +53,11 @@ def test_probabilities_of_all_binary_images_sum_to_one_and_samples_follow_them()
     spec = Spec((3, 3, 1), 2, levels=2)
     parts = method(spec, llama(spec))
     params, x = live(parts, 0.6), BINARY.reshape(-1, 3, 3, 1)
-    log = jax.jit(parts.log_prob())
+    log = quick_jit(parts.log_prob())
     for label in (0, 1, 2):
         found = log(params, x, jnp.full(512, label), keys(512))
         assert float(jnp.exp(found).sum()) == pytest.approx(1, abs=1e-5)
-    sample = jax.jit(parts.sampler().fn)
+    sample = quick_jit(parts.sampler().fn)
     count, label = 20_000, 1
     drawn = np.asarray(sample(params, keys(count), jnp.full(count, label)))
     assert set(np.unique(drawn)) == {-1.0, 1.0} and drawn.shape == (count, 3, 3, 1)
@@ -76,7 +77,7 @@ def test_samples_depend_on_their_key_and_label_alone(guidance):
     parts = method(spec, llama(spec))
     params, made = live(parts), parts.sampler(guidance=guidance, top_k=6, typical=0.9)
     assert made.calls == 9 * (1 if guidance == 1 else 2)
-    fn = jax.jit(made.fn)
+    fn = quick_jit(made.fn)
     check_sampler(fn, params, jnp.array([0, 1, 2, 3, 1, 1]))
     check_compiles_once(fn, params, keys(4), jnp.zeros(4, jnp.int32))
 
@@ -88,7 +89,7 @@ def test_kept_keys_and_the_whole_network_draw_the_same():
     params, labels = live(parts), jnp.arange(16) % 4
     net, head = net.clone(outputs=9), configs.build("softmax", HEADS, "head", levels=9, group=1)
     made = [
-        jax.jit(build_sampler(net, head, spec, guidance=2.0, cached=c).fn) for c in (True, False)
+        quick_jit(build_sampler(net, head, spec, guidance=2.0, cached=c).fn) for c in (True, False)
     ]
     np.testing.assert_array_equal(*(fn(params, keys(16), labels) for fn in made))
 
@@ -105,7 +106,7 @@ def test_guidance_mixes_logits():
     log = [parts.log_prob()(params, every, jnp.full(5, y), keys(5)) for y in (0, 2)]
 
     def law(w):
-        fn = jax.jit(parts.sampler(guidance=w).fn)
+        fn = quick_jit(parts.sampler(guidance=w).fn)
         drawn = spec.to_tokens(fn(params, keys(count), jnp.zeros(count, jnp.int32)))
         return np.bincount(np.asarray(drawn).ravel(), minlength=5) / count
 
@@ -119,12 +120,12 @@ def test_tokens_come_back_as_tokens_and_truncation_is_applied():
     spec = Spec((2, 2), 3, levels=6, tokens=True)
     parts = method(spec, llama(spec))
     params, labels = live(parts), jnp.arange(8) % 3
-    greedy = jax.jit(parts.sampler(top_k=1).fn)(params, keys(8), labels)
+    greedy = quick_jit(parts.sampler(top_k=1).fn)(params, keys(8), labels)
     assert greedy.dtype == jnp.int32 and greedy.shape == (8, 2, 2)
     np.testing.assert_array_equal(greedy[0], greedy[3])
     out = llama(spec).apply({"params": params["net"]}, greedy.reshape(8, -1), labels)
     np.testing.assert_array_equal(out.argmax(-1), greedy.reshape(8, -1))
-    cold = jax.jit(parts.sampler(temperature=1e-3).fn)(params, keys(8), labels)
+    cold = quick_jit(parts.sampler(temperature=1e-3).fn)(params, keys(8), labels)
     np.testing.assert_array_equal(cold, greedy)
 
 
@@ -146,7 +147,7 @@ def test_training_reaches_the_entropy_of_bars_and_stripes_and_not_below(size):
     spec = spec_of(source)
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 300), b2=0.95)
     parts = autoregressive(spec, llama(spec, width=32), optimizer, Averages((1000,)))
-    state, update = jax.jit(parts.init)(jax.random.key(0)), jax.jit(parts.update)
+    state, update = quick_jit(parts.init)(jax.random.key(0)), jax.jit(parts.update)
     images = jnp.asarray(source.images(np.arange(len(source))))
     copies = 56 // len(images)
     batch = {"image": jnp.tile(images, (copies, 1, 1, 1))}
@@ -181,7 +182,7 @@ def test_labels_are_dropped_at_the_share_asked_for():
     for share in (0.0, 0.999):
         parts = method(spec, llama(spec), label_dropout=share)
         state = parts.init(jax.random.key(0)).replace(params=live(parts))
-        after, _ = jax.jit(parts.update)(state, batch, jax.random.key(0))
+        after, _ = quick_jit(parts.update)(state, batch, jax.random.key(0))
         moved = [a["net"]["labels"]["embedding"] for a in (after.params, state.params)]
         seen.append((np.abs(moved[0] - moved[1]).max(1) > 0).tolist())
     assert seen == [[True, False], [False, True]]
