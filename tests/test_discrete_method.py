@@ -27,14 +27,14 @@ SMALL = dict(name="bert.Bert", width=32, depth=1, heads=2)
 
 def config(*, source=None, model=None, images=640, rate=3e-3, batch=32, accumulate=1, **method):
     name = method.pop("name", "discrete.discrete_interpolants")
-    decay = method.pop("schedule_of_rate", "constant")
+    decay, warmup = method.pop("schedule_of_rate", "constant"), method.pop("warmup", 0)
     return ml_collections.ConfigDict(
         dict(
             seed=0,
             data=dict(source=source or dict(name="digits.digits"), batch_size=batch),
             model=model or dict(SMALL, patch=2),
             method=dict(name=name, **method),
-            optimizer=dict(name="adam", learning_rate=rate, b2=0.99, schedule=decay),
+            optimizer=dict(name="adam", learning_rate=rate, schedule=decay, warmup_images=warmup),
             ema=dict(half_life=(1000,)),
             train=dict(images=images, log_every=320, accumulate=accumulate, preview_per_label=2),
             log=dict(tensorboard=False),
@@ -110,7 +110,8 @@ def test_bars_and_stripes_are_learnt_to_their_entropy():
             batch=48,
             label_dropout=0.0,
             images=48 * 1000,
-            rate=4e-3,
+            rate=2e-3,
+            warmup=48 * 50,
             schedule_of_rate="cosine",
         )
     )
