@@ -48,7 +48,7 @@ def decoding() -> list[Check]:
     tokens = jnp.asarray(np.random.default_rng(2).integers(0, 11, (4, 16)), jnp.int32)
     labels = jnp.array([0, 1, 2, 0])
     weights = random_weights(lambda: module.init(jax.random.key(0), tokens, labels)["params"], 0.3)
-    whole = module.apply({"params": weights}, tokens, labels)
+    whole = quick_jit(module.apply)({"params": weights}, tokens, labels)
 
     def rows(keep: bool) -> jax.Array:
         start, step = module.decoder(weights, labels)
@@ -74,7 +74,7 @@ def source() -> list[Check]:
     fresh = sequences(4000, 10_000)
     labels = jnp.zeros(4000, jnp.int32)
     assert built.log_prob is not None
-    log = jax.jit(built.log_prob())
+    log = quick_jit(built.log_prob())
     nats = -np.asarray(log(state.params, fresh, labels, None)) / 16
     states = np.asarray(fresh).reshape(4000, 16)
     steps = np.log(CHAIN)[states[:, :-1], states[:, 1:]].sum(1)
@@ -101,10 +101,10 @@ def guidance() -> list[Check]:
     keys = jax.random.split(jax.random.key(3), 64)
     labels = jnp.arange(64) % 2
     assert built.sampler is not None and alone.sampler is not None
-    want = jax.jit(alone.sampler().fn)(weights, keys, labels)
+    want = quick_jit(alone.sampler().fn)(weights, keys, labels)
     found = []
     for scale in (1.0, 3.0):
-        drawn = jax.jit(built.sampler(guidance=scale).fn)(weights, keys, labels)
+        drawn = quick_jit(built.sampler(guidance=scale).fn)(weights, keys, labels)
         found.append(float((drawn != want).mean()))
     return [
         below("tokens that guidance 1 changes", found[0], 0.0),
