@@ -1,13 +1,19 @@
 """scikit-learn's embedded handwritten digits (8x8, 17 levels, 10 classes) with a Gated PixelCNN.
 
 jaxgen train --config configs/digits_pixelcnn.py --workdir runs/digits_pixelcnn
+
+2 CPU cores shared with other work, 167 s for the whole command, of which 60 s training (750
+images/s). It printed for the test half of 896 images 1.7248 bits/dim, exact (independent pixels
+2.4286, given the label 2.2450), and as a classifier 96.88 % right with 10 calls an image. Of 2,000
+samples the classifier agrees with 82.7 % at guidance 1 and 93.95 % at 1.5, the default (Frechet
+distance 2.29 and 1.62, floor .50); .05 % are memorised.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Minutes on 2 cores."""
+    """About 3 minutes on 2 cores, scores included."""
     return ml_collections.ConfigDict(
         dict(
             seed=0,
@@ -24,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
             method=dict(name="autoregressive.autoregressive", label_dropout=0.1),
             optimizer=dict(
                 name="adamw",
-                learning_rate=2e-3,
+                learning_rate=4e-3,
                 b2=0.98,
                 weight_decay=0.1,
                 schedule="cosine",
@@ -32,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
                 clip_norm=1.0,
             ),
             ema=dict(half_life=(10_000,)),
-            train=dict(images=60_000, log_every=5_000),
+            train=dict(images=45_000, log_every=5_000),
             checkpoint=dict(),
             log=dict(),
             mesh=dict(data=-1),

@@ -8,6 +8,10 @@ with its static cache. Before anything is timed, greedy tokens are compared. Wha
 from the softmax. Rounds alternate; a ratio is the median over rounds of PyTorch's time over
 jaxgen's in the same round, so above one jaxgen is faster. "cpu" is the processor time of the
 process, which other loads on the machine disturb less than "wall". See `cpu_dit` about threads.
+
+Measured on one processor of a busy 2-core machine (jax 0.10.2, 3 rounds), ratios of processor time
+to the dynamic and to the static cache: digits 13.1, 15.8; small 3.6, 4.3; wide 2.6, 3.0. All greedy
+tokens were equal.
 """
 
 from __future__ import annotations
