@@ -1,4 +1,4 @@
-"""scikit-learn's embedded handwritten digits (8x8, 17 levels, 10 classes), pixel by pixel, by Llama.
+"""scikit-learn's embedded handwritten digits (8x8, 17 levels), pixel by pixel, by a Llama.
 
 jaxgen train --config configs/digits_llamagen.py --workdir runs/digits_llamagen
 """

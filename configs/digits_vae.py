@@ -1,6 +1,8 @@
 """scikit-learn's digits with a class-conditional variational autoencoder.
 
     jaxgen train --config configs/digits_vae.py --workdir runs/digits_vae
+
+Arguments: elbo (the default), iwae, dlgm.
 """
 
 import ml_collections

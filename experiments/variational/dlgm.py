@@ -1,7 +1,7 @@
 """DLGM: stochastic backpropagation, and the rank-one posterior where it is the exact one.
 
-z ~ N(0, I_3), x | z ~ N(w . z, s^2): the posterior's precision is I + w w^T / s^2, of rank one above
-a diagonal, so a rank-one q closes the bound and the best diagonal one leaves
+z ~ N(0, I_3), x | z ~ N(w . z, s^2): the posterior's precision is I + w w^T / s^2, of rank one
+above a diagonal, so a rank-one q closes the bound and the best diagonal one leaves
 (1/2) (sum_i ln L_ii - ln |L|), L the precision.
 """
 

@@ -64,7 +64,7 @@ def gradients(doubly: bool, k: int, repeats: int) -> np.ndarray:
 
 
 def checks() -> list[Check]:
-    """Order of the bounds, the gap's end, and what averaging without the logarithm's inside does."""
+    """Order of the bounds, the end of the gap, and averaging bounds instead of weights."""
     std = (GAIN**2 + NOISE**2) ** 0.5
     x = std * jax.random.normal(jax.random.key(0), (COUNT,))
     exact = norm(0, std).logpdf(np.asarray(x))
