@@ -105,13 +105,13 @@ SETTINGS = {
 }
 
 
-def make(name: str, spec: Spec = DIGITS, **changes):
+def make(name: str, spec: Spec = DIGITS, optimizer=None, **changes):
     net, settings = SETTINGS[name]
     model = VAE(
         num_classes=spec.num_classes, shape=spec.shape, **{"latents": (3,), "hidden": (8,), **net}
     )
     settings = {"observation": "categorical", **settings, **changes}
-    return vae(spec, model, optax.adam(3e-3), Averages((200,)), **settings)
+    return vae(spec, model, optimizer or optax.adam(3e-3), Averages((200,)), **settings)
 
 
 def batch(spec: Spec, size: int = 16):
@@ -123,41 +123,45 @@ def batch(spec: Spec, size: int = 16):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_training_lowers_the_loss_and_a_mesh_does_not_change_it(name):
+def test_training_lowers_the_loss(name):
     method, data = make(name), batch(DIGITS)
-    state = method.init(jax.random.key(0))
-    step = jax.jit(method.update)
+    step, state = jax.jit(method.update), method.init(jax.random.key(0))
+    losses = []
+    for n in range(200):
+        state, metrics = step(state, data, jax.random.fold_in(jax.random.key(1), n))
+        losses.append(metrics["loss"])
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-20:]) < np.mean(losses[:20]) - 1.0
+
+
+@pytest.mark.parametrize("name", ["layers", "doubly", "dlgm"])
+def test_a_mesh_does_not_change_a_step(name):
+    # Plain descent: Adam would make a step out of the rounding of a gradient that is zero.
+    method, data = make(name, optimizer=optax.sgd(1e-2)), batch(DIGITS)
+    step, state = jax.jit(method.update), method.init(jax.random.key(0))
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     cut = jax.device_put(data, NamedSharding(mesh, PartitionSpec("data")))
-    other, _ = step(state, cut, jax.random.key(3))
-    one, _ = step(state, data, jax.random.key(3))
-    for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(one.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-
-    @jax.jit
-    def run(state, keys):
-        return jax.lax.scan(
-            lambda s, k: (lambda out: (out[0], out[1]["loss"]))(method.update(s, data, k)),
-            state,
-            keys,
-        )
-
-    state, losses = run(state, jax.random.split(jax.random.key(1), 200))
-    assert losses[-20:].mean() < losses[:20].mean() - 1.0
-    assert np.isfinite(losses).all()
-    for pixels in ("mean", "sample"):
-        sampler = method.sampler(pixels=pixels)
-        check_sampler(sampler.fn, state.params, jnp.array([0, 1, 2, 3]), atol=1e-5)
+    states = [step(state, b, jax.random.key(3))[0] for b in (data, cut)]
+    for a, b in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_gradient_estimators_agree_and_accumulation_is_the_batch():
+@pytest.mark.parametrize(("name", "pixels"), [("layers", "mean"), ("dlgm", "sample")])
+def test_samples_keep_the_laws(name, pixels):
+    method = make(name)
+    params = method.init(jax.random.key(0)).params
+    fn = method.sampler(pixels=pixels).fn
+    check_sampler(fn, params, jnp.array([0, 1, 2, 3]), atol=1e-5)
+
+
+def test_accumulation_is_the_batch():
     data, key = batch(DIGITS), jax.random.key(3)
     updates = {}
     for name, changes in (("plain", {}), ("cut", {"accumulate": 4})):
-        method = make("elbo", **changes)
+        method = make("elbo", optimizer=optax.sgd(1e-2), **changes)
         updates[name] = method.update(method.init(jax.random.key(0)), data, key)[0].params
     for a, b in zip(*map(jax.tree.leaves, updates.values()), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["elbo", "layers", "dlgm", "prior"])
