@@ -1,6 +1,13 @@
 """scikit-learn's embedded handwritten digits (8x8, 17 levels), pixel by pixel, by a Llama.
 
-jaxgen train --config configs/digits_llamagen.py --workdir runs/digits_llamagen
+    jaxgen train --config configs/digits_llamagen.py --workdir runs/digits_llamagen
+
+2 CPU cores shared with other work: 427 s for the whole command, of which 347 s training (290
+images/s). It printed for the test half of 896 images 1.7709 bits/dim, exact (independent pixels
+2.4286, given the label 2.2450), and as a classifier 96.65 % right with 10 calls an image. Of 2,000
+samples the classifier agrees with 95.25 % at guidance 1 and 98.40 % at 1.5, the default (Frechet
+distance .985 and 1.467, floor .501); .85 and .75 % are memorised. With train.images=45_000 the test
+half costs less, 1.7162 bits/dim, and samples are worse: 88 and 93.5 % of 400.
 """
 
 import ml_collections
@@ -24,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
                 clip_norm=1.0,
             ),
             ema=dict(half_life=(10_000,)),
-            train=dict(images=45_000, log_every=5_000),
+            train=dict(images=100_000, log_every=5_000),
             checkpoint=dict(),
             log=dict(),
             mesh=dict(data=-1),
