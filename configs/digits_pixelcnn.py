@@ -1,6 +1,6 @@
 """scikit-learn's embedded handwritten digits (8x8, 17 levels, 10 classes) with a Gated PixelCNN.
 
-jaxgen train --config configs/digits_pixelcnn.py --workdir runs/digits_pixelcnn
+    jaxgen train --config configs/digits_pixelcnn.py --workdir runs/digits_pixelcnn
 
 2 CPU cores shared with other work, 167 s for the whole command, of which 60 s training (750
 images/s). It printed for the test half of 896 images 1.7248 bits/dim, exact (independent pixels
