@@ -24,7 +24,7 @@ def network(name: str, shape=(4, 4, 1), **changes):
     if name == "tarflow":
         sizes = dict(patch=2 if shape[0] > 2 else 1, width=8, flows=2, layers=1, heads=2)
         return TarFlow(**common, **{**sizes, **changes})
-    sizes = dict(levels=2 if shape[0] > 2 else 1, steps=2, hidden=8)
+    sizes = dict(scales=2 if shape[0] > 2 else 1, steps=2, hidden=8)
     return Glow(**common, **{**sizes, **changes})
 
 
@@ -84,7 +84,7 @@ def test_the_density_of_two_dimensions_integrates_to_one(name):
 
 
 def test_actnorm_gives_the_first_batch_mean_zero_and_deviation_one():
-    model = network("glow", levels=1, steps=1)
+    model = network("glow", scales=1, steps=1)
     x = 3 + 2 * jax.random.normal(jax.random.key(4), (64, 4, 4, 1))
     labels = jnp.zeros(64, jnp.int32)
     params = model.init(jax.random.key(0), x, labels)["params"]
@@ -192,7 +192,7 @@ def test_bad_options_are_refused(name, changes, options, words):
         ("tarflow", dict(patch=3), "proper divisor"),
         ("tarflow", dict(patch=4), "proper divisor"),
         ("tarflow", dict(heads=3), "divisor of width"),
-        ("glow", dict(levels=3), "divides"),
+        ("glow", dict(scales=3), "divides"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, changes, words):

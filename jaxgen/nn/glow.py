@@ -171,16 +171,16 @@ def unsqueeze(x: jax.Array) -> jax.Array:
 class Glow(nn.Module):
     """An invertible map between images [B, H, W, C] and standard normal noise, given labels.
 
-    steps: K of each level; levels: L; hidden: channels inside couplings (the paper's CIFAR-10 and
+    steps: K of each level; scales: L, the levels; hidden: channels inside couplings (the paper's CIFAR-10 and
     ImageNet models: K = 32 and 48, L = 3, 512). The label enters the couplings and the top prior.
     Steps are unrolled: their sizes differ between levels, and convolutions inside a scan are slow
-    on CPU. 2^levels must divide H and W, else UsageError.
+    on CPU. 2^scales must divide H and W, else UsageError.
     """
 
     num_classes: int
     shape: tuple[int, ...]
     steps: int = 32
-    levels: int = 3
+    scales: int = 3
     hidden: int = 512
     dtype: str = "float32"
 
@@ -202,10 +202,10 @@ class Glow(nn.Module):
         initialise: set every actnorm from this batch on the way (apply with mutable=["params"]).
         """
         del train
-        factor = 2**self.levels
+        factor = 2**self.scales
         height, width, channels = self.shape
         if height % factor or width % factor:
-            raise invalid("config.model.levels", self.levels, f"2^levels that divides {self.shape}")
+            raise invalid("config.model.scales", self.scales, f"2^scales that divides {self.shape}")
         dtype = compute_dtype(self.dtype)
         count = x.shape[0]
 
@@ -220,9 +220,9 @@ class Glow(nn.Module):
 
         sizes = []  # channels after the squeeze of each level
         c = channels
-        for level in range(self.levels):
+        for level in range(self.scales):
             sizes.append(4 * c)
-            c = 4 * c if level == self.levels - 1 else 2 * c
+            c = 4 * c if level == self.scales - 1 else 2 * c
         top = nn.Embed(
             self.num_classes + 1,
             2 * sizes[-1],
@@ -233,10 +233,10 @@ class Glow(nn.Module):
         total = jnp.zeros(count)
         if not inverse:
             h, latents = x.astype(jnp.float32), []
-            for level in range(self.levels):
+            for level in range(self.scales):
                 h, log_det = level_steps(squeeze(h), level)
                 total += log_det
-                if level < self.levels - 1:
+                if level < self.scales - 1:
                     h, z = jnp.split(h, 2, axis=-1)
                     m, s = Prior(z.shape[-1], name=f"prior{level}")(h)
                     latents.append((z - m) * jnp.exp(-s))
@@ -247,7 +247,7 @@ class Glow(nn.Module):
         ends, shapes = [0], []
         for level, size in enumerate(sizes):
             side = (height >> (level + 1), width >> (level + 1))
-            own = size if level == self.levels - 1 else size // 2
+            own = size if level == self.scales - 1 else size // 2
             shapes.append((*side, own))
             ends.append(ends[-1] + math.prod(shapes[-1]))
         parts = [
@@ -256,8 +256,8 @@ class Glow(nn.Module):
         ]
         h = parts[-1] * jnp.exp(log_scale) + mean
         total += (h.shape[1] * h.shape[2]) * log_scale.sum((1, 2, 3))
-        for level in reversed(range(self.levels)):
-            if level < self.levels - 1:
+        for level in reversed(range(self.scales)):
+            if level < self.scales - 1:
                 m, s = Prior(parts[level].shape[-1], name=f"prior{level}")(h)
                 h = jnp.concatenate([h, parts[level] * jnp.exp(s) + m], axis=-1)
                 total += s.sum((1, 2, 3))
