@@ -1,4 +1,4 @@
-"""scikit-learn's digits with a Glow of three levels.
+"""scikit-learn's digits with a Glow of two levels.
 
 jaxgen train --config configs/digits_glow.py --workdir runs/digits_glow
 """
@@ -7,7 +7,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A small Glow: 3 levels of 4 steps."""
+    """A small Glow: 2 levels of 6 steps."""
     return ml_collections.ConfigDict(
         dict(
             seed=0,

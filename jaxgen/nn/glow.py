@@ -171,8 +171,9 @@ def unsqueeze(x: jax.Array) -> jax.Array:
 class Glow(nn.Module):
     """An invertible map between images [B, H, W, C] and standard normal noise, given labels.
 
-    steps: K of each level; scales: L, the levels; hidden: channels inside couplings (the paper's CIFAR-10 and
-    ImageNet models: K = 32 and 48, L = 3, 512). The label enters the couplings and the top prior.
+    steps: K of each level; scales: L, how many levels; hidden: channels inside couplings (the
+    paper's CIFAR-10 and ImageNet models: K = 32 and 48, L = 3, 512). The label enters the couplings
+    and the top prior.
     Steps are unrolled: their sizes differ between levels, and convolutions inside a scan are slow
     on CPU. 2^scales must divide H and W, else UsageError.
     """
