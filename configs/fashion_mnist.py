@@ -11,7 +11,7 @@ minutes training, 17 scoring, 2 classifying; 130 minutes of processor time in al
 2,000 samples and the test set of 10,000: guidance 1: Frechet distance 6.598 (floor .081, of as many
 training images as samples .449), precision .779 (floor .842), recall .723 (.843), the classifier
 agrees with 83.6 % (of test images 93.1 %), memorised 0 %; guidance 2: 3.479, .841, .645, 96.4 %,
-.05 %. As a classifier: 84.0 % of 1,000 test images, 58 network calls an image. An hour on a CPU does
+.05 %. As a classifier: 84.0 % of 1,000 test images, 58 network calls an image. A CPU hour does
 not bring this model near its floor. `configs/fashion_mnist.py:gpu` has not been run.
 """
 
