@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
                 clip_norm=1.0,
             ),
             ema=dict(half_life=(30_000,)),
-            train=dict(images=250_000, log_every=10_000, sample_every=0),
+            train=dict(images=100_000, log_every=10_000, sample_every=0),
             checkpoint=dict(every=100_000),
             log=dict(),
             mesh=dict(data=-1),
