@@ -72,9 +72,9 @@ def train(
         _check_same_run(config, workdir)
         parts = setup(config)
         initial = None if init_from is None else _initial(init_from)
+        useful = _train_flops(parts)
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomic(workdir / "config.json", configs.to_json(config))
-        useful = _train_flops(parts)
         say(_headline(parts, workdir))
         state, timings = fit(
             parts,
@@ -287,7 +287,7 @@ def _train_flops(parts: Setup) -> float:
     """Floating-point operations to train on one example, two a multiply-add."""
     if parts.method.train_flops is not None:
         return parts.method.train_flops()
-    size = parts.train.accumulate
+    size = parts.data.batch_size
     batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     if parts.spec.target is None:
         kind = jnp.int32 if parts.spec.tokens else jnp.float32

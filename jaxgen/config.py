@@ -208,6 +208,16 @@ def build(section: Any, room: str, option: str, **given: Any) -> Any:
     return partial(section, room, option, **given)()
 
 
+def part(value: Any, room: str, option: str, **offered: Any) -> Any:
+    """`build` of a section or a name, told of `offered` what it asks for; anything else as it is.
+
+    For parts that a Python caller may hand over already built.
+    """
+    if isinstance(value, str) or hasattr(value, "keys"):
+        return build(value, room, option, **wanted(value, room, option, offered))
+    return value
+
+
 def partial(section: Any, room: str, option: str, **given: Any) -> Callable[..., Any]:
     """As `build`, without the call: the callable with its keywords bound and checked."""
     if isinstance(section, str):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.config import build
+from jaxgen.config import part
 from jaxgen.errors import invalid
 from jaxgen.families.adversarial.loss import Loss
 from jaxgen.method import (
@@ -74,13 +74,13 @@ def vqgan(
     ):
         if value < 0:
             raise invalid(f"method.{name}", value, "a number >= 0")
-    quant: Quantiser = _part(quantiser, "jaxgen.tokenizers.quantisers", "quantiser")
-    game: Loss = _part(loss, "jaxgen.families.adversarial.loss", "loss")
+    quant: Quantiser = part(quantiser, "jaxgen.tokenizers.quantisers", "method.quantiser")
+    game: Loss = part(loss, "jaxgen.families.adversarial.loss", "method.loss")
     if game.lipschitz:
         raise invalid("method.loss", loss, "a loss that needs no bound on the slope")
     features: Features | None = None
     if perceptual is not None:
-        features = _part(perceptual, "jaxgen.tokenizers", "perceptual")
+        features = part(perceptual, "jaxgen.tokenizers", "method.perceptual")
     net, judge = _networks(model)
     net = net.clone(code_channels=quant.width)
     tx = _optimizers(optimizer, judge is not None)
@@ -276,13 +276,6 @@ def _replaced(tree: PyTree, path: tuple[str, ...], leaf: Any) -> PyTree:
     if not path:
         return leaf
     return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaf)}
-
-
-def _part(value: Any, room: str, key: str) -> Any:
-    """A section or name built in a room; anything built as it is."""
-    if isinstance(value, str) or hasattr(value, "keys"):
-        return build(value, room, f"method.{key}")
-    return value
 
 
 def _networks(model: Any) -> tuple[Any, Any]:

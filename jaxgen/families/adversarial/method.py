@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.config import build, wanted
+from jaxgen.config import part
 from jaxgen.errors import UsageError, invalid
 from jaxgen.families.adversarial.augmentation import Augment
 from jaxgen.families.adversarial.head import Judgement
@@ -35,7 +35,6 @@ from jaxgen.method import (
     fold,
     mean_gradient,
 )
-from jaxgen.nn.flops import count
 
 PyTree = Any
 ROOM = "jaxgen.families.adversarial"
@@ -93,12 +92,16 @@ def adversarial(
     if not 0 <= statistics_decay < 1:
         raise invalid("method.statistics_decay", statistics_decay, "0 <= decay < 1")
     tx = _optimizers(optimizer)
-    game: Loss = _part(loss, "loss")
-    law: Latent = _part(latent, "latent")
-    augment: Augment | None = None if augmentation is None else _part(augmentation, "augmentation")
-    rules: list[Regulariser] = [_part(r, "regularisers") for r in regularisers]
+
+    def chosen(value: Any, key: str) -> Any:
+        return part(value, f"{ROOM}.{key}", f"method.{key}", num_classes=spec.num_classes)
+
+    game: Loss = chosen(loss, "loss")
+    law: Latent = chosen(latent, "latent")
+    augment: Augment | None = None if augmentation is None else chosen(augmentation, "augmentation")
+    rules: list[Regulariser] = [chosen(r, "regularisers") for r in regularisers]
     backbone = model["discriminator"]
-    judge = Discriminator(backbone, _part(head, "head", num_classes=spec.num_classes))
+    judge = Discriminator(backbone, chosen(head, "head"))
     _check_parts(game, rules, augment, judge)
     generator = model["generator"]
 
@@ -308,17 +311,7 @@ def adversarial(
 
         return Sampler(fn, calls=1)
 
-    def train_flops() -> float:
-        size = discriminator_steps * accumulate
-        batch = {
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-            "image": jax.ShapeDtypeStruct((size, *spec.shape), jnp.float32),
-        }
-        state = jax.eval_shape(init, jax.random.key(0))
-        jaxpr = jax.make_jaxpr(lambda s, b: update(s, b, jax.random.key(0)))(state, batch)
-        return 2 * count(jaxpr.jaxpr) / size
-
-    return Method(spec=spec, init=init, update=update, sampler=sampler, train_flops=train_flops)
+    return Method(spec=spec, init=init, update=update, sampler=sampler)
 
 
 def judgement_loss(game: Loss, judged: Judgement) -> tuple[jax.Array, Metrics]:
@@ -361,14 +354,6 @@ def _with_schedule_of(state: PyTree, before: PyTree, ahead: int = 0) -> PyTree:
         return optax.ScaleByScheduleState(old.count + ahead) if is_schedule(new) else new
 
     return jax.tree.map(pick, state, before, is_leaf=is_schedule)
-
-
-def _part(value: Any, key: str, **offered: Any) -> Any:
-    """A section or name built in this family's file of that name; anything built as it is."""
-    if isinstance(value, str) or hasattr(value, "keys"):
-        room = f"{ROOM}.{key}"
-        return build(value, room, f"method.{key}", **wanted(value, room, f"method.{key}", offered))
-    return value
 
 
 def _optimizers(optimizer: Any) -> dict[str, optax.GradientTransformation]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.config import ROOMS, build
+from jaxgen.config import ROOMS, part
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.label_error import label_error
@@ -76,14 +76,15 @@ def denoising(
 
     Raises UsageError for values out of range. Its parts' sources are in their own files.
     """
-    way: Path = _part(path, "path")
+    way: Path = part(path, ROOMS["path"], "method.path")
     if prediction not in KINDS:
         raise unknown("method.prediction", prediction, KINDS)
     if not 0 <= label_dropout < 1:
         raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
     if sigma_data <= 0:
         raise invalid("method.sigma_data", sigma_data, "sigma_data > 0")
-    times, weighting = _part(times, "times"), _part(weighting, "weighting")
+    times = part(times, ROOMS["times"], "method.times")
+    weighting = part(weighting, ROOMS["weighting"], "method.weighting")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
     network = Network(model, way, prediction, sigma_data, learned_variance)
     spread = Uncertainty()
@@ -192,13 +193,6 @@ def denoising(
         label_error=label_error(network),
         train_flops=lambda: 6 * multiply_adds(model, tuple(spec.shape)),
     )
-
-
-def _part(value: Any, key: str) -> Any:
-    """A section or name built in its room; anything already built as it is."""
-    if isinstance(value, (str, Mapping)):
-        return build(value, ROOMS[key], f"method.{key}")
-    return value
 
 
 def _sized(model: Any, channels: int) -> Any:

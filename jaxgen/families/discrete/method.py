@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.config import build
+from jaxgen.config import part
 from jaxgen.errors import invalid
 from jaxgen.families.discrete.bounds import bound, places, remaining
 from jaxgen.families.discrete.core import Bits, Core, Tokens, negative_log
@@ -203,7 +203,7 @@ def _method(
         raise invalid("method.label_smoothing", label_smoothing, "0 with weighting='elbo'")
     if getattr(model, "causal", True):
         raise invalid("config.model.causal", True, "False: tokens are predicted from all others")
-    way: Schedule = _schedule(schedule, "method.schedule")
+    way: Schedule = part(schedule, SCHEDULES, "method.schedule")
     core = Core(spec, model.clone(**changes), codec, way, noise, timed)
     # The share of noised tokens, on average over times: what "simple" is divided by.
     grid = jnp.linspace(0.0, 1.0, 2001)
@@ -276,7 +276,7 @@ def _method(
             core,
             solver=solver,
             steps=steps,
-            schedule=way if schedule is None else _schedule(schedule, "sample.schedule"),
+            schedule=way if schedule is None else part(schedule, SCHEDULES, "sample.schedule"),
             temperature=temperature,
             final_temperature=final_temperature,
             choice_temperature=choice_temperature,
@@ -294,7 +294,7 @@ def _method(
         if steps:
             if noise != "mask" or not 1 <= steps <= core.size:
                 raise invalid("steps", steps, f"0, or 1 to {core.size} for masks")
-            counts = remaining(_schedule(schedule, "schedule"), core.size, steps)
+            counts = remaining(part(schedule, SCHEDULES, "schedule"), core.size, steps)
 
         def fn(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
             place = places(fold(keys, 0), 0)
@@ -328,7 +328,3 @@ def _method(
         likelihood=Likelihood(exact=False, mass=True),
         label_error=label_error,
     )
-
-
-def _schedule(value: Any, option: str) -> Schedule:
-    return value if isinstance(value, Schedule) else build(value, SCHEDULES, option)

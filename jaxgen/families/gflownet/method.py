@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.config import build
+from jaxgen.config import part
 from jaxgen.data.environment import Environment
 from jaxgen.errors import invalid
 from jaxgen.families.gflownet import exact, replay
@@ -72,7 +72,7 @@ def gflownet(
         raise invalid(
             "config.data.source", "a source with examples", "an environment (hypergrid, sets, ...)"
         )
-    chosen: Loss = loss if isinstance(loss, Loss) else build(loss, LOSSES, "method.loss")
+    chosen: Loss = part(loss, LOSSES, "method.loss")
     if backward not in ("uniform", "learned"):
         raise invalid("method.backward", backward, "'uniform', 'learned'")
     if forward_looking and chosen.flow != "head":
