@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,17 +15,23 @@ from jaxgen.api import load
 TINY = "tests/tiny.py"
 
 
-def start(*arguments: str, **kwargs) -> subprocess.Popen:
-    """`python -m jaxgen ARGUMENTS` on one CPU device."""
+def start(*arguments: str, first: Callable[[], None] | None = None, **kwargs) -> subprocess.Popen:
+    """`python -m jaxgen ARGUMENTS` on one CPU device; the new process calls `first` before all."""
     env = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+
+    def prepare():
+        # A shell's background job ignores Ctrl-C, and its children would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if first is not None:
+            first()
+
     return subprocess.Popen(
         [sys.executable, "-m", "jaxgen", *arguments],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background job ignores Ctrl-C, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=prepare,
         **kwargs,
     )
 

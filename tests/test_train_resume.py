@@ -199,7 +199,7 @@ def test_full_disk_is_one_message_and_keeps_what_was_saved(uninterrupted, tmp_pa
 
     code, _, err = run(
         *train_arguments(workdir, "train.images=7000", "checkpoint.snapshot_every=0"),
-        preexec_fn=no_large_files,
+        first=no_large_files,
     )
     # orbax's own threads print tracebacks of theirs, before and after our one message.
     ours = [line for line in err.splitlines() if line.startswith("jaxgen: error:")]
