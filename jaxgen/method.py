@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -216,6 +216,22 @@ def exact_label_error(
         return -log_prob(params, x, labels, jax.vmap(jax.random.fold_in)(keys, draw))
 
     return error
+
+
+def optimizers_of(optimizer: Any, names: Sequence[str]) -> dict[str, optax.GradientTransformation]:
+    """An optimizer for each of several networks: one for all, or a mapping with exactly `names`.
+
+    Raises UsageError for other names.
+    """
+    if not isinstance(optimizer, Mapping):
+        return dict.fromkeys(names, optimizer)
+    if set(optimizer) != set(names):
+        raise invalid(
+            "config.optimizer",
+            sorted(optimizer),
+            f"one section, or one each for {', '.join(names)}",
+        )
+    return {name: optimizer[name] for name in names}
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:

@@ -27,6 +27,7 @@ from jaxgen.method import (
     TrainState,
     example_keys,
     mean_gradient,
+    optimizers_of,
 )
 from jaxgen.nn.vqgan import LAST
 from jaxgen.tokenizers.quantisers import Quantised, Quantiser, perplexity
@@ -83,7 +84,8 @@ def vqgan(
         features = part(perceptual, "jaxgen.tokenizers", "method.perceptual")
     net, judge = _networks(model)
     net = net.clone(code_channels=quant.width)
-    tx = _optimizers(optimizer, judge is not None)
+    names = ("autoencoder", "discriminator") if judge is not None else ("autoencoder",)
+    tx = optimizers_of(optimizer, names)
     grid = jax.eval_shape(
         lambda key: net.init_with_output(key, jnp.zeros((1, *spec.shape)), method="encode")[0],
         jax.random.key(0),
@@ -290,14 +292,3 @@ def _networks(model: Any) -> tuple[Any, Any]:
     if not all(hasattr(net, name) for name in ("encode", "decode", "code_channels")):
         raise invalid("config.model", type(net).__name__, "an autoencoder such as vqgan.VQGAN")
     return net, judge
-
-
-def _optimizers(optimizer: Any, adversary: bool) -> dict[str, optax.GradientTransformation]:
-    names = ["autoencoder", "discriminator"][: 1 + adversary]
-    if not isinstance(optimizer, Mapping):
-        return dict.fromkeys(names, optimizer)
-    if set(optimizer) != set(names):
-        raise invalid(
-            "config.optimizer", sorted(optimizer), f"one section, or {' and '.join(names)}"
-        )
-    return {name: optimizer[name] for name in names}

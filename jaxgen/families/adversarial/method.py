@@ -34,6 +34,7 @@ from jaxgen.method import (
     example_keys,
     fold,
     mean_gradient,
+    optimizers_of,
 )
 
 PyTree = Any
@@ -91,7 +92,7 @@ def adversarial(
         raise invalid("method.discriminator_steps", discriminator_steps, "steps >= 1")
     if not 0 <= statistics_decay < 1:
         raise invalid("method.statistics_decay", statistics_decay, "0 <= decay < 1")
-    tx = _optimizers(optimizer)
+    tx = optimizers_of(optimizer, ("generator", "discriminator"))
 
     def chosen(value: Any, key: str) -> Any:
         return part(value, f"{ROOM}.{key}", f"method.{key}", num_classes=spec.num_classes)
@@ -354,15 +355,6 @@ def _with_schedule_of(state: PyTree, before: PyTree, ahead: int = 0) -> PyTree:
         return optax.ScaleByScheduleState(old.count + ahead) if is_schedule(new) else new
 
     return jax.tree.map(pick, state, before, is_leaf=is_schedule)
-
-
-def _optimizers(optimizer: Any) -> dict[str, optax.GradientTransformation]:
-    names = ("generator", "discriminator")
-    if not isinstance(optimizer, Mapping):
-        return dict.fromkeys(names, optimizer)
-    if set(optimizer) != set(names):
-        raise invalid("config.optimizer", sorted(optimizer), "one section, or one for each network")
-    return {name: optimizer[name] for name in names}
 
 
 def _kind(model: Any) -> Any:
