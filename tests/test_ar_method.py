@@ -19,12 +19,10 @@ from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import Spec
 from jaxgen.nn.dit import DiT
 from jaxgen.nn.llama import Llama
-from jaxgen.setup import TOP, setup, spec_of
+from jaxgen.setup import spec_of
 from jaxgen.testing import check_compiles_once, check_sampler
 from jaxgen.training.ema import Averages
-from jaxgen.training.sharding import make_mesh
 from tests.nn_kit import quick_jit
-from tests.test_train_mesh import assert_close, one_device, run
 
 LLAMA = dict(depth=2, width=16, heads=2, multiple=8)
 BINARY = jnp.asarray(list(itertools.product((-1.0, 1.0), repeat=9)), jnp.float32)
@@ -157,21 +155,6 @@ def test_training_reaches_the_entropy_of_bars_and_stripes_and_not_below(size):
     nats = -parts.log_prob()(state.params, images, batch["label"][: len(images)], None).mean()
     assert entropy(size) <= float(nats) <= entropy(size) + 0.05
     assert float(metrics["loss"]) * spec.size == pytest.approx(float(nats), abs=0.1)
-
-
-def test_a_step_on_eight_devices_is_the_step_on_one():
-    def built(*mesh):
-        loaded = configs.load("tests/tiny_ar.py")
-        configs.override(loaded, ["data.batch_size=32", *mesh], TOP)
-        return setup(loaded)
-
-    state, metrics = run(built(), one_device())
-    for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2)):
-        mesh = [f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}"]
-        other, found = run(built(*mesh), make_mesh(data, fsdp, tensor))
-        assert_close(other.params, state.params)
-        assert_close(other.ema, state.ema)
-        np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-5)
 
 
 def test_labels_are_dropped_at_the_share_asked_for():

@@ -8,18 +8,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from jaxgen.data import batches, to_device
+from jaxgen.data import batches
 from jaxgen.errors import UsageError
 from jaxgen.families.discrete import maskbit
 from jaxgen.method import Spec
 from jaxgen.nn import bert
 from jaxgen.setup import setup
 from jaxgen.training.ema import Averages
-from jaxgen.training.loop import empty_tally, make_step, read_tally
 from jaxgen.training.optim import optimizer
-from jaxgen.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from tests.discrete_kit import bars
 
 SMALL = dict(name="bert.Bert", width=32, depth=1, heads=2)
@@ -141,31 +138,6 @@ def test_bars_and_stripes_are_learnt_to_their_entropy():
     error = float(estimate.std()) / 6000**0.5
     assert -float(estimate.mean()) == pytest.approx(exact, abs=5 * error)
     assert any_order_bound(parts, fresh.params, states) == pytest.approx(4 * np.log(2), abs=0.3)
-
-
-def test_a_step_on_a_mesh_is_the_step_on_one():
-    base = config(model=dict(SMALL, width=64, patch=2), name="discrete.maskgit")
-    states = []
-    one = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    for devices in (one, make_mesh(2, 2, 2)):
-        parts = setup(base)
-        method = parts.method
-        abstract = jax.eval_shape(method.init, jax.random.key(0))
-        shardings = state_sharding(devices, abstract)
-        state = jax.jit(method.init, out_shardings=shardings)(jax.random.key(0))
-        stream = to_device(batches(parts.source, batch_size=32, seed=0), batch_sharding(devices))
-        root = jax.device_put(jax.random.key(1), replicated(devices))
-        step = jax.jit(make_step(method), out_shardings=(shardings, replicated(devices)))
-        batch = next(stream)
-        tally = jax.device_put(empty_tally(method, abstract, batch), replicated(devices))
-        for _ in range(2):
-            state, tally = step(state, tally, batch, root)
-        states.append((jax.device_get(state), read_tally(tally, 2)["loss"]))
-    (a, loss_a), (b, loss_b) = states
-    np.testing.assert_allclose(loss_a, loss_b, rtol=1e-5)
-    # A tenth of Adam's two steps of 3e-3, where a gradient is nearly 0.
-    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
-        np.testing.assert_allclose(x, y, atol=6e-4)
 
 
 CASES = {

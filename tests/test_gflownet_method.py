@@ -7,15 +7,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from jaxgen.cli import main
-from jaxgen.data import batches, to_device
 from jaxgen.errors import UsageError
 from jaxgen.families.gflownet import replay
 from jaxgen.setup import setup
-from jaxgen.training.loop import empty_tally, make_step, read_tally
-from jaxgen.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 
 GRID = dict(name="hypergrid.hypergrid", dims=2, height=4)
 
@@ -135,35 +131,6 @@ def test_the_ring_keeps_the_newest_and_draws_by_reward():
     expected = dict(zip((2, 4, 6, 8), 0.5 * weights / weights.sum(), strict=True)) | {0: 0.5}
     # Three standard deviations of a share of 20,000 draws.
     assert all(abs(share[k] - v) < 0.011 for k, v in expected.items()), (share, expected)
-
-
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
-def test_a_step_on_a_mesh_is_the_step_on_one(mesh):
-    options = dict(replay_size=4096, replay_priority=1.0, epsilon=0.1)
-    model = dict(name="policy.Policy", width=256, depth=1)
-    base = config(**options, rate=1e-2)
-    base.model = model
-    states = []
-    one = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    for devices in (one, make_mesh(*mesh)):
-        parts = setup(base)
-        method = parts.method
-        abstract = jax.eval_shape(method.init, jax.random.key(0))
-        shardings = state_sharding(devices, abstract)
-        state = jax.jit(method.init, out_shardings=shardings)(jax.random.key(0))
-        stream = to_device(batches(parts.source, batch_size=32, seed=0), batch_sharding(devices))
-        root = jax.device_put(jax.random.key(1), replicated(devices))
-        step = jax.jit(make_step(method), out_shardings=(shardings, replicated(devices)))
-        batch = next(stream)
-        tally = jax.device_put(empty_tally(method, abstract, batch), replicated(devices))
-        for _ in range(3):
-            state, tally = step(state, tally, batch, root)
-        states.append((jax.device_get(state), read_tally(tally, 3)["loss"]))
-    (a, loss_a), (b, loss_b) = states
-    np.testing.assert_array_equal(a.extra["replay"].actions, b.extra["replay"].actions)
-    np.testing.assert_allclose(loss_a, loss_b, rtol=1e-4)
-    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-4)
 
 
 def test_microbatches_are_the_batch():

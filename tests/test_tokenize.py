@@ -20,7 +20,9 @@ TINY = dict(
     model=dict(
         name="autoencoder.AutoencoderKL", latent_channels=2, widths=(4, 8), blocks=1, groups=2
     ),
-    method=dict(name="jaxgen.tokenizers.kl.kl", kl_weight=0.01),
+    method=dict(
+        name="jaxgen.tokenizers.vqgan.vqgan", quantiser=dict(name="gaussian", kl_weight=0.01)
+    ),
     optimizer=dict(name="adam", learning_rate=3e-3, warmup_images=0),
     ema=dict(half_life=(50,)),
     train=dict(images=400, log_every=200),
@@ -58,7 +60,7 @@ def stage(tmp_path_factory):
 def test_training_lowers_the_error_and_the_report_shows_reconstructions(stage):
     _, model, workdir = stage
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    rec = [r["rec"] for r in rows if "rec" in r]
+    rec = [r["reconstruction"] for r in rows if "reconstruction" in r]
     assert rec[-1] < 0.9 * rec[0]
     assert (workdir / "samples" / "final_reconstructions.png").is_file()
     with pytest.raises(UsageError, match="does not generate"):

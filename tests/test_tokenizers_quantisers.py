@@ -28,13 +28,13 @@ def test_the_nearest_code_is_brute_force(l2):
     if l2:
         z, e = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (z, e))
     squares = ((z[..., None, :] - e) ** 2).sum(-1)
-    np.testing.assert_array_equal(found.tokens, squares.argmin(-1))
+    np.testing.assert_array_equal(found.code, squares.argmin(-1))
     np.testing.assert_allclose(found.z, e[squares.argmin(-1)], atol=1e-6)
-    np.testing.assert_allclose(quantiser.embed(codes, found.tokens), found.z, atol=1e-6)
+    np.testing.assert_allclose(quantiser.embed(codes, found.code), found.z, atol=1e-6)
     # A mean over elements of both terms: commitment 1/4 and the codebook's own.
     np.testing.assert_allclose(found.loss, 1.25 * squares.min(-1).mean() / 5, rtol=1e-5)
-    again = quantiser.quantise(codes, found.z, None).tokens
-    np.testing.assert_array_equal(again, found.tokens)
+    again = quantiser.quantise(codes, found.z, None).code
+    np.testing.assert_array_equal(again, found.code)
 
 
 def test_gradients_pass_straight_and_the_losses_go_to_their_own_side():
@@ -50,7 +50,7 @@ def test_gradients_pass_straight_and_the_losses_go_to_their_own_side():
     np.testing.assert_allclose(of_z, 0.25 * 2 * (Z - chosen) / Z.size, atol=1e-7)
     one = np.asarray(of_codes["codes"])
     sums = np.zeros((11, 5))
-    tokens = np.asarray(quantiser.quantise(codes, Z, None).tokens)
+    tokens = np.asarray(quantiser.quantise(codes, Z, None).code)
     np.add.at(sums, tokens, 2 * np.asarray(chosen - Z) / Z.size)
     np.testing.assert_allclose(one, sums, atol=1e-7)
 
@@ -66,7 +66,7 @@ def test_running_means_find_the_optimal_codebook(levels, distortion):
     @quick_jit
     def step(codes, state, key):
         found = quantiser.quantise(codes, z, None)
-        share = jnp.zeros(levels).at[found.tokens.ravel()].add(1.0) / z.size
+        share = jnp.zeros(levels).at[found.code.ravel()].add(1.0) / z.size
         picked = z.reshape(-1, 1)[jax.random.randint(key, (levels,), 0, z.size)]
         return quantiser.refresh(codes, state, share, found.sums, picked), found.metrics
 
@@ -118,11 +118,9 @@ def test_lookup_free_is_the_nearest_corner_and_its_tokens_go_back():
     corners = np.array(list(itertools.product([-1, 1], repeat=5)))
     squares = ((np.asarray(Z)[..., None, :] - corners) ** 2).sum(-1)
     np.testing.assert_array_equal(found.z, corners[squares.argmin(-1)])
-    np.testing.assert_array_equal(quantiser.embed({}, found.tokens), found.z)
+    np.testing.assert_array_equal(quantiser.embed({}, found.code), found.z)
     every = quantiser.embed({}, jnp.arange(32).reshape(1, 4, 8))
-    np.testing.assert_array_equal(
-        quantiser.quantise({}, every, None).tokens.ravel(), jnp.arange(32)
-    )
+    np.testing.assert_array_equal(quantiser.quantise({}, every, None).code.ravel(), jnp.arange(32))
     gradient = jax.grad(lambda z: (Z * quantiser.quantise({}, z, None).z).sum())(Z)
     np.testing.assert_allclose(gradient, Z, rtol=1e-6)
 
@@ -168,10 +166,10 @@ def test_bernoulli_bits_have_their_probability_and_round_without_noise():
     found = quantiser.quantise({}, many, keys)
     assert set(np.unique(np.round(found.z, 5))) == {0, 1}
     np.testing.assert_allclose(found.z.mean((0, 1, 2)), p, atol=5 * 0.5 / 8000**0.5)
-    np.testing.assert_allclose(quantiser.embed({}, found.tokens), found.z, atol=1e-6)
+    np.testing.assert_allclose(quantiser.embed({}, found.code), found.z, atol=1e-6)
     gradient = jax.grad(lambda z: quantiser.quantise({}, z, keys[:1]).z.sum())(many[:1])
     np.testing.assert_allclose(gradient[0, 0, 0], p * (1 - p), rtol=1e-4)
-    np.testing.assert_array_equal(quantiser.quantise({}, many[:1], None).tokens, 0b0110)
+    np.testing.assert_array_equal(quantiser.quantise({}, many[:1], None).code, 0b0110)
 
 
 def test_perplexity():

@@ -1,4 +1,4 @@
-"""Samplers and losses are the same function under jit, pmap and shard_map, and without any."""
+"""Samplers are the same function with and without jit (under shards: test_families.py)."""
 
 import functools
 
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import parameterized
-from jax.sharding import Mesh, PartitionSpec
 
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.flows import flow
@@ -59,20 +58,3 @@ class Variants(chex.TestCase):
         # Rows of chex's pmap are copies of the call on each device.
         found = np.asarray(found).reshape(-1, *expected.shape)[0]
         np.testing.assert_allclose(found, expected, atol=1e-5)
-
-    @parameterized.parameters(*FAMILIES)
-    def test_sampler_by_shards(self, name):
-        method, state = built(name)
-        options = dict(steps=2) if name == "diffusion" else {}
-        fn = method.sampler(**options).fn
-        keys, labels = inputs(16)
-        expected = jax.jit(fn)(state.params, keys, labels)
-        mesh = Mesh(np.asarray(jax.devices()), ("data",))
-        rows = PartitionSpec("data")
-        cut = jax.shard_map(
-            fn, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
-        )
-        np.testing.assert_allclose(jax.jit(cut)(state.params, keys, labels), expected, atol=1e-5)
-        each = jax.pmap(fn, in_axes=(None, 0, 0))
-        parts = each(state.params, keys.reshape(8, 2), labels.reshape(8, 2))
-        np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
