@@ -20,7 +20,10 @@ def get_config() -> ml_collections.ConfigDict:
                 blocks=1,
                 groups=8,
             ),
-            method=dict(name="jaxgen.tokenizers.kl.kl", kl_weight=1e-4),
+            method=dict(
+                name="jaxgen.tokenizers.vqgan.vqgan",
+                quantiser=dict(name="gaussian", kl_weight=1e-4),
+            ),
             optimizer=dict(
                 name="adamw", learning_rate=2e-3, schedule="cosine", warmup_images=6_400
             ),

@@ -1,4 +1,7 @@
-"""Quantisers: vectors to one of finitely many and back, with a gradient that passes through."""
+"""Quantisers: vectors to one of finitely many and back, with a gradient that passes through.
+
+`gaussian` is the one that keeps vectors real: latents with a light KL in place of codes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
+from jaxgen.method import normal
 
 PyTree = Any
 Codebook = Literal["average", "loss"]
@@ -19,13 +23,13 @@ MOST_BITS = 24
 class Quantised(NamedTuple):
     """z [B, h, w, width]: what was chosen, in the backward pass the identity of what came in.
 
-    tokens int32 [B, h, w]. loss: to be added to the reconstruction's. metrics. sums [levels,
-    width]: per code the sum of the vectors that chose it, over the number of vectors (`nearest`'s
-    codebooks; else None).
+    code: tokens int32 [B, h, w], or (`gaussian`) mean and deviation [B, h, w, 2 width]. loss: to be
+    added to the reconstruction's. metrics. sums [levels, width]: per code the sum of the vectors
+    that chose it, over the number of vectors (`nearest`'s codebooks; else None).
     """
 
     z: jax.Array
-    tokens: jax.Array
+    code: jax.Array
     loss: jax.Array
     metrics: dict[str, jax.Array]
     sums: jax.Array | None = None
@@ -35,19 +39,20 @@ class Quantised(NamedTuple):
 class Quantiser:
     """Pure functions around a codebook (a pytree, {} where there is none to learn).
 
-    levels: how many codes. width: channels of what is quantised. init(key) -> codebook.
+    levels: how many codes; None: latents, and the encoder gives mean and log-variance. width:
+    channels of what is quantised (latents: the network's own). init(key) -> codebook.
     quantise(codebook, z, keys[B] or None) -> Quantised; keys ask for training's noise.
-    embed(codebook, tokens [B, h, w]) -> what the decoder is given.
+    embed(codebook, tokens [B, h, w] or latents [B, h, w, width]) -> what the decoder is given.
     trained: the codebook learns by gradient. start(codebook) -> its own state;
     refresh(codebook, state, share[levels], sums, candidates[levels, width]) -> codebook and state
     after an update in which code k was chosen by a share of the vectors; candidates are vectors
     of this batch, for codes that nobody chooses.
     """
 
-    levels: int
+    levels: int | None
     width: int
     init: Callable[[jax.Array], PyTree]
-    quantise: Callable[[PyTree, jax.Array, jax.Array | None], Quantised]
+    quantise: Callable[[PyTree, Any, jax.Array | None], Quantised]
     embed: Callable[[PyTree, jax.Array], jax.Array]
     trained: bool = False
     start: Callable[[PyTree], PyTree] = lambda book: {}
@@ -57,6 +62,27 @@ class Quantiser:
 def straight_through(z: jax.Array, chosen: jax.Array) -> jax.Array:
     """`chosen`, with the gradient passed to z unchanged (Bengio et al. 2013)."""
     return z + jax.lax.stop_gradient(chosen - z)
+
+
+def gaussian(kl_weight: float = 1e-6, elements: int = 1) -> Quantiser:
+    """Gaussian latents with a light KL to N(0, I) (Rombach et al. 2022, appendix G): no codes.
+
+    The encoder gives mean and log-variance, each [B, h, w, width]; the decoder a sample in
+    training, else the mean. The loss is kl_weight times the nats of an image over `elements`, the
+    numbers in it, as the reconstruction is a mean over them. Raises UsageError if kl_weight < 0.
+    """
+    if kl_weight < 0:
+        raise invalid("quantiser.kl_weight", kl_weight, "kl_weight >= 0")
+
+    def quantise(book: PyTree, z: tuple[jax.Array, jax.Array], keys: jax.Array | None) -> Quantised:
+        mean, logvar = z
+        std = jnp.exp(0.5 * logvar)
+        nats = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3)).mean()
+        drawn = mean if keys is None else mean + std * normal(keys, mean.shape[1:])
+        code = jnp.concatenate([mean, std], axis=-1)
+        return Quantised(drawn, code, kl_weight / elements * nats, {"kl": nats})
+
+    return Quantiser(None, 0, lambda key: {}, quantise, lambda book, code: code)
 
 
 def nearest(

@@ -1,8 +1,9 @@
 """`vqgan`: an autoencoder with a quantiser and, if wanted, an adversary, as a Method.
 
-Esser et al. 2021. Reconstruction, perceptual and quantiser losses from the start; the adversarial
-one after a warm-up, with a weight that balances its gradient at the decoder's last layer against
-that of the reconstruction (equations 6 and 7).
+Esser et al. 2021; with the quantiser `gaussian` the autoencoder of Rombach et al. 2022.
+Reconstruction, perceptual and quantiser losses from the start; the adversarial one after a warm-up,
+with a weight that balances its gradient at the decoder's last layer against that of the
+reconstruction (Esser et al., equations 6 and 7).
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ def vqgan(
     adaptive: bool = True,
     accumulate: int = 1,
 ) -> Method:
-    """Train a tokenizer of images: `encode` to tokens [h, w], `decode` to images.
+    """Train a tokenizer of images: `encode` to tokens [h, w] or latents, `decode` to images.
 
-    model: an autoencoder (with encode, decode and code_channels, as `nn.vqgan.VQGAN`), or sections
-    {"autoencoder", "discriminator"}, the latter module(x) -> logits of any shape. optimizer: one
-    for all, or one each under the same names. quantiser: a section or name in
-    `tokenizers.quantisers`. perceptual: a section naming a factory whose result maps images [B, H,
-    W, C] to a pytree of features; `perceptual_weight` is of their mean squared distance. loss: in
-    `families.adversarial.loss`. adversarial_weight: of the generator's loss, times the adaptive
-    weight if `adaptive`; 0 until `adversarial_start` images were seen, and so is the
-    discriminator's loss.
+    model: an autoencoder (with encode, decode and code_channels, as `nn.vqgan.VQGAN`; for latents
+    `nn.autoencoder.AutoencoderKL`), or sections {"autoencoder", "discriminator"}, the latter
+    module(x) -> logits of any shape. optimizer: one for all, or one each under the same names.
+    quantiser: a section or name in `tokenizers.quantisers`. perceptual: a section naming a factory
+    whose result maps images [B, H, W, C] to a pytree of features; `perceptual_weight` is of their
+    mean squared distance. loss: in `families.adversarial.loss`. adversarial_weight: of the
+    generator's loss, times the adaptive weight if `adaptive`; 0 until `adversarial_start` images
+    were seen, and so is the discriminator's loss.
 
     Parameters are {"net", "codebook"?, "discriminator"?}; averages leave out the discriminator.
     Raises UsageError for parts that do not fit together.
@@ -75,21 +76,27 @@ def vqgan(
     ):
         if value < 0:
             raise invalid(f"method.{name}", value, "a number >= 0")
-    quant: Quantiser = part(quantiser, "jaxgen.tokenizers.quantisers", "method.quantiser")
+    quant: Quantiser = part(
+        quantiser, "jaxgen.tokenizers.quantisers", "method.quantiser", elements=spec.size
+    )
     game: Loss = part(loss, "jaxgen.families.adversarial.loss", "method.loss")
     if game.lipschitz:
         raise invalid("method.loss", loss, "a loss that needs no bound on the slope")
     features: Features | None = None
     if perceptual is not None:
         features = part(perceptual, "jaxgen.tokenizers", "method.perceptual")
-    net, judge = _networks(model)
-    net = net.clone(code_channels=quant.width)
+    net, judge = _networks(model, quant)
     names = ("autoencoder", "discriminator") if judge is not None else ("autoencoder",)
     tx = optimizers_of(optimizer, names)
-    grid = jax.eval_shape(
+    encoded = jax.eval_shape(
         lambda key: net.init_with_output(key, jnp.zeros((1, *spec.shape)), method="encode")[0],
         jax.random.key(0),
-    ).shape[1:-1]
+    )
+    if quant.levels is None:
+        width = encoded[0].shape[-1]
+        code = Spec(encoded[0].shape[1:], spec.num_classes, None)
+    else:
+        code = Spec(encoded.shape[1:-1], spec.num_classes, quant.levels, tokens=True)
 
     def learned(params: PyTree) -> PyTree:
         """What the autoencoder's optimizer trains."""
@@ -174,12 +181,13 @@ def vqgan(
                 metrics["adaptive_weight"] = weight(held[0], fixed, held[1], x)
                 scale *= metrics["adaptive_weight"]
             value += scale * metrics["g_loss"]
-        flat = found.tokens.reshape(-1)
-        metrics["share"] = jnp.zeros(quant.levels).at[flat].add(1.0) / flat.size
+        if quant.levels is not None:
+            flat = found.code.reshape(-1)
+            metrics["share"] = jnp.zeros(quant.levels).at[flat].add(1.0) / flat.size
         if found.sums is not None and quant.refresh is not None:
             metrics["sums"] = found.sums
             # As many vectors of the batch as there are codes, by chance.
-            pick = jax.random.randint(key, (quant.levels,), 0, flat.size)
+            pick = jax.random.randint(key, metrics["share"].shape, 0, flat.size)
             extra = {"candidates": jax.lax.stop_gradient(z.reshape(-1, quant.width)[pick])}
         return value, (metrics, extra)
 
@@ -213,14 +221,15 @@ def vqgan(
             grads, opt_state["autoencoder"], own
         )
         following = {**params, **optax.apply_updates(own, updates)}
-        share, sums = metrics.pop("share"), metrics.pop("sums", None)
+        share, sums = metrics.pop("share", None), metrics.pop("sums", None)
         kept: PyTree = ()
         if quant.refresh is not None:
             book, state_of_book = quant.refresh(
                 following["codebook"], state.extra["codebook"], share, sums, extra["candidates"]
             )
             following["codebook"], kept = book, {"codebook": state_of_book}
-        metrics |= {"perplexity": perplexity(share), "used": (share > 0).mean()}
+        if share is not None:
+            metrics |= {"perplexity": perplexity(share), "used": (share > 0).mean()}
         if judge is not None:
             held = {k: v for k, v in params.items() if k != "discriminator"}
             d = params["discriminator"]
@@ -239,10 +248,15 @@ def vqgan(
 
     def encode(params: PyTree, x: jax.Array) -> jax.Array:
         z = net.apply({"params": params["net"]}, x, method="encode")
-        return quant.quantise(params.get("codebook", {}), z, None).tokens
+        return quant.quantise(params.get("codebook", {}), z, None).code
 
-    def decode(params: PyTree, tokens: jax.Array) -> jax.Array:
-        z = quant.embed(params.get("codebook", {}), tokens)
+    def decode(params: PyTree, codes: jax.Array) -> jax.Array:
+        if quant.levels is None:
+            # Mean and deviation, as `encode` gives them, or a latent.
+            if codes.shape[-1] not in (width, 2 * width):
+                raise invalid("codes", codes.shape, f"{width} or {2 * width} channels")
+            codes = codes[..., :width]
+        z = quant.embed(params.get("codebook", {}), codes)
         return jnp.clip(net.apply({"params": params["net"]}, z, method="decode"), -1, 1)
 
     return Method(
@@ -251,7 +265,7 @@ def vqgan(
         update=update,
         encode=encode,
         decode=decode,
-        code=Spec(tuple(grid), spec.num_classes, quant.levels, tokens=True),
+        code=code,
     )
 
 
@@ -280,7 +294,7 @@ def _replaced(tree: PyTree, path: tuple[str, ...], leaf: Any) -> PyTree:
     return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaf)}
 
 
-def _networks(model: Any) -> tuple[Any, Any]:
+def _networks(model: Any, quant: Quantiser) -> tuple[Any, Any]:
     if not isinstance(model, Mapping):
         net, judge = model, None
     elif set(model) == {"autoencoder", "discriminator"}:
@@ -289,6 +303,11 @@ def _networks(model: Any) -> tuple[Any, Any]:
         raise invalid(
             "config.model", sorted(model), "one network, or autoencoder and discriminator"
         )
-    if not all(hasattr(net, name) for name in ("encode", "decode", "code_channels")):
-        raise invalid("config.model", type(net).__name__, "an autoencoder such as vqgan.VQGAN")
-    return net, judge
+    wanted, example = (
+        ("code_channels", "vqgan.VQGAN")
+        if quant.levels is not None
+        else ("latent_channels", "autoencoder.AutoencoderKL")
+    )
+    if not all(hasattr(net, name) for name in ("encode", "decode", wanted)):
+        raise invalid("config.model", type(net).__name__, f"an autoencoder such as {example}")
+    return net if quant.levels is None else net.clone(code_channels=quant.width), judge
