@@ -13,7 +13,7 @@ from jaxgen.data.environment import Environment
 from jaxgen.errors import invalid
 from jaxgen.families.gflownet import exact, replay
 from jaxgen.families.gflownet.losses import Loss
-from jaxgen.families.gflownet.walk import NetworkHeads, rollout, walk
+from jaxgen.families.gflownet.walk import Heads, NetworkHeads, rollout, tabled, walk
 from jaxgen.method import (
     Averages,
     Batch,
@@ -125,6 +125,12 @@ def gflownet(
             extra={"replay": replay.empty(replay_size, env.steps)} if replay_size else (),
         )
 
+    def heads_for(params: PyTree, batch_size: int) -> Heads:
+        """The quicker of two ways to the same numbers, for a batch of trajectories."""
+        if env.enumerable and env.count <= batch_size * env.steps:
+            return tabled(env, heads, params)
+        return heads
+
     def log_z(params: PyTree) -> jax.Array:
         if chosen.flow == "none":
             return log_z_rate * params["log_z"]
@@ -135,7 +141,8 @@ def gflownet(
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         z = log_z(params)
         keys = fold(example_keys(key, batch), 1)
-        path = walk(env, heads, params, batch["actions"], keys, log_z=z, truncate=truncate)
+        own = heads_for(params, len(keys))
+        path = walk(env, own, params, batch["actions"], keys, log_z=z, truncate=truncate)
         metrics = {"log_z": z, "steps": path.valid.sum(1).astype(jnp.float32).mean()}
         return chosen.of(path).mean(), (metrics, extra)
 
@@ -148,7 +155,7 @@ def gflownet(
         # No label is negative; said of the batch, so that trajectories lie on devices as it does.
         actions, end = rollout(
             env,
-            heads,
+            heads_for(state.params, len(label)),
             state.params,
             fold(keys, 0),
             label < 0,
@@ -176,7 +183,8 @@ def gflownet(
             raise invalid("sample.temperature", temperature, "a number > 0")
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            _, end = rollout(env, heads, params, keys, labels < 0, temperature=temperature)
+            own = heads_for(params, len(labels))
+            _, end = rollout(env, own, params, keys, labels < 0, temperature=temperature)
             return env.sample(end)
 
         return Sampler(fn, calls=float(env.steps), steps=env.steps)

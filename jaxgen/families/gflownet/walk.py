@@ -78,6 +78,23 @@ class NetworkHeads:
         return Outputs(jax.nn.log_softmax(logits), jax.nn.log_softmax(back), flow, logits)
 
 
+def tabled(environment: Environment, heads: Heads, params: PyTree) -> Heads:
+    """`heads` at `params`, worked out once for every state and then looked up.
+
+    The same numbers, at the price of `environment.count` states instead of one for each row of a
+    batch at each step. The result does not read the parameters that it is called with.
+    """
+    table = heads(params, jnp.asarray(environment.states()))
+
+    def look(params: PyTree, states: jax.Array) -> Outputs:
+        del params
+        # Parents that do not exist have no place; what is found there is masked by `parents`.
+        place = jnp.clip(environment.index(states), 0, environment.count - 1)
+        return Outputs(*(each[place] for each in table))
+
+    return look
+
+
 class Walk(NamedTuple):
     """What is said along trajectories [B, T], T = environment.steps, transition by transition.
 
