@@ -1,19 +1,36 @@
 """Digits as 64 tokens of 17 levels of ink, by a masked transformer (MaskGIT).
 
-jaxgen train --config configs/digits_maskgit.py --workdir runs/digits_maskgit
+    jaxgen train --config configs/digits_maskgit.py --workdir runs/digits_maskgit
+
+2 CPU cores that other runs used too: 198 s training (1,500 images/s), 291 s for the whole command.
+It printed for the test half of 896 images at most 1.8944 bits/dim (independent pixels 2.4286, given
+the label 2.2450), and as a classifier 98.0 % right of 200. Of 1,000 samples in 32 steps the
+classifier agrees with 98.5 % at guidance 1 and 99.4 % at 1.5, the default (Frechet distance 1.493
+and 1.479, floor .501; precision .768 and .786, recall .765 and .711); .4 and .2 % are memorised.
 """
 
 import ml_collections
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Minutes on 2 cores."""
+def get_config(data: str = "pixels") -> ml_collections.ConfigDict:
+    """`pixels`: 17 levels of ink. `codes`: the 4x4 tokens of a VQGAN, by `jaxgen tokenize`."""
+    # remat: at this size "full" is quicker on a CPU, 1.26 times the images/s of "dots".
+    model = dict(name="bert.Bert", width=96, depth=4, heads=4, remat="full")
+    sample = dict(solver="confidence", choice_temperature=10.0, guidance=1.5)
+    if data == "pixels":
+        source = dict(name="digits.digits")
+        # Patches of 2 x 2 tokens: a quarter of the positions.
+        model, sample = model | dict(patch=2), sample | dict(steps=32)
+    elif data == "codes":
+        source = dict(name="codes.codes", path="runs/digits_vqgan/codes")
+        sample |= dict(steps=8)
+    else:
+        raise ValueError(f"configs/digits_maskgit.py:{data}: not one of pixels, codes")
     return ml_collections.ConfigDict(
         dict(
             seed=0,
-            data=dict(source=dict(name="digits.digits"), batch_size=128),
-            # Patches of 2 x 2 tokens: a quarter of the positions.
-            model=dict(name="bert.Bert", patch=2, width=96, depth=4, heads=4),
+            data=dict(source=source, batch_size=128),
+            model=model,
             method=dict(
                 name="discrete.maskgit",
                 schedule="cosine",
@@ -29,12 +46,12 @@ def get_config() -> ml_collections.ConfigDict:
                 warmup_images=10_000,
                 clip_norm=1.0,
             ),
-            ema=dict(half_life=(10_000,)),
-            train=dict(images=100_000, log_every=5_000),
+            ema=dict(half_life=(20_000,)),
+            train=dict(images=300_000, log_every=5_000),
             checkpoint=dict(),
             log=dict(),
             mesh=dict(data=-1),
-            sample=dict(solver="confidence", steps=32, choice_temperature=10.0, guidance=1.5),
+            sample=sample,
             evaluate=dict(samples=1000, guidance=(1.0, 1.5)),
             classify=dict(draws=16, limit=200),
             likelihood=dict(at_end=True, draws=16),

@@ -13,7 +13,14 @@ def get_config(noise: str = "gaussian") -> ml_collections.ConfigDict:
             seed=0,
             data=dict(source=dict(name="digits.digits"), batch_size=128),
             model=dict(
-                name="tarflow.TarFlow", patch=2, width=64, flows=4, layers=2, heads=4, dropout=0.1
+                name="tarflow.TarFlow",
+                patch=2,
+                width=64,
+                flows=4,
+                layers=2,
+                heads=4,
+                dropout=0.1,
+                remat="full",  # at this size quicker on a CPU: 2.7 times the images/s of "none"
             ),
             method=dict(name="flows.flow", noise=noise, noise_std=0.1, label_dropout=0.1),
             optimizer=dict(
@@ -25,7 +32,7 @@ def get_config(noise: str = "gaussian") -> ml_collections.ConfigDict:
                 clip_norm=1.0,
             ),
             ema=dict(half_life=(30_000,)),
-            train=dict(images=100_000, log_every=10_000, sample_every=0),
+            train=dict(images=300_000, log_every=10_000, sample_every=0),
             checkpoint=dict(every=100_000),
             log=dict(),
             mesh=dict(data=-1),

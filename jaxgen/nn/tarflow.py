@@ -22,8 +22,12 @@ PyTree = Any
 
 
 class Layer(nn.Module):
-    """A pre-norm causal transformer layer on [B, N, width], or on one place with a cache."""
+    """A pre-norm causal transformer layer on all places, or on one place with a cache.
 
+    Places are rows of a matrix: XLA on CPU runs dense layers on more axes slower.
+    """
+
+    places: int
     width: int
     heads: int
     dropout: float
@@ -41,15 +45,15 @@ class Layer(nn.Module):
         self.drop = nn.Dropout(self.dropout, deterministic=not self.train)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        """x [B, N, width] -> the same; place n sees places up to n."""
-        n = x.shape[1]
-        q, k, v = self._heads(x)
+        """x [B * places, width] -> the same; place n sees places up to n."""
+        n = self.places
+        q, k, v = self._heads(x, n)
         x = x + self.drop(self._attend(q, k, v, jnp.tril(jnp.ones((n, n), bool))))
         return x + self.drop(self._mlp(x)), None
 
     def step(self, x: jax.Array, cache: PyTree, place: jax.Array) -> tuple[jax.Array, PyTree]:
-        """Place `place` alone: x [B, 1, width], cache {"k", "v"} [B, H, N, D]."""
-        q, k, v = self._heads(x)
+        """Place `place` alone: x [B, width], cache {"k", "v"} [B, H, places, D]."""
+        q, k, v = self._heads(x, 1)
         cache = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=2),
             cache,
@@ -59,15 +63,16 @@ class Layer(nn.Module):
         x = x + self._attend(q, cache["k"], cache["v"], seen)
         return x + self._mlp(x), cache
 
-    def _heads(self, x: jax.Array) -> jax.Array:
-        """Queries, keys and values, each [B, H, N, D]."""
+    def _heads(self, x: jax.Array, places: int) -> jax.Array:
+        """Queries, keys and values, each [B, H, places, D]."""
         qkv = self.qkv(self.norm1(x))
-        shape = (*x.shape[:2], 3, self.heads, self.width // self.heads)
-        return qkv.reshape(shape).transpose(2, 0, 3, 1, 4)
+        return qkv.reshape(-1, places, 3, self.heads, self.width // self.heads).transpose(
+            2, 0, 3, 1, 4
+        )
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         h = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-        return self.proj(h.transpose(0, 2, 1, 3).reshape(*h.shape[:1], h.shape[2], -1))
+        return self.proj(h.transpose(0, 2, 1, 3).reshape(-1, self.width))
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         return self.contract(nn.gelu(self.expand(self.norm2(x))))
@@ -95,7 +100,7 @@ class Flow(nn.Module):
         self.place = self.param("place", init, (self.places, self.width))
         self.label = nn.Embed(self.num_classes + 1, self.width, embedding_init=init)
         self.stack = stacked(Layer, self.layers, scan=self.scan, remat=self.remat)(
-            self.width, self.heads, self.dropout, self.train, self.dtype
+            self.places, self.width, self.heads, self.dropout, self.train, self.dtype
         )
         self.head = nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)
 
@@ -105,24 +110,28 @@ class Flow(nn.Module):
         """(x [B, N, D], ln |det| [B]) -> (z in reversed order, ln |det| with this flow's)."""
         x, log_det = carry
         h, _ = self.stack(self._enter(x, labels, self.place))
-        alpha, mu = self._leave(h[:, :-1])
+        alpha, mu = (each[:, :-1] for each in self._leave(h, self.places))
         first, rest = x[:, :1], (x[:, 1:] - mu) * jnp.exp(-alpha)
         z = jnp.concatenate([first, rest], axis=1)[:, ::-1]
         return (z, log_det - alpha.sum((1, 2))), None
 
     def enter(self, x: jax.Array, labels: jax.Array, place: jax.Array) -> jax.Array:
-        """Patches [B, 1, D] of one place as the transformer's input."""
+        """Patches [B, 1, D] of one place as the transformer's input [B, width]."""
         return self._enter(x, labels, jax.lax.dynamic_slice_in_dim(self.place, place, 1))
 
     def leave(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """alpha and mu of the next place, from the transformer's output."""
-        return self._leave(h)
+        """alpha and mu [B, D] of the next place, from the transformer's output [B, width]."""
+        alpha, mu = self._leave(h, 1)
+        return alpha[:, 0], mu[:, 0]
 
     def _enter(self, x: jax.Array, labels: jax.Array, place: jax.Array) -> jax.Array:
-        return self.embed(x) + (place + self.label(labels)[:, None]).astype(self.dtype)
+        rows = self.embed(x.reshape(-1, self.dim)).reshape(*x.shape[:2], self.width)
+        h = rows + (place + self.label(labels)[:, None]).astype(self.dtype)
+        return h.reshape(-1, self.width)
 
-    def _leave(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        alpha, mu = jnp.split(self.head(normalise(h)), 2, axis=-1)
+    def _leave(self, h: jax.Array, places: int) -> tuple[jax.Array, jax.Array]:
+        out = self.head(normalise(h)).reshape(-1, places, 2 * self.dim)
+        alpha, mu = jnp.split(out, 2, axis=-1)
         return alpha, mu
 
 
@@ -208,8 +217,8 @@ class TarFlow(nn.Module):
         """
         settings = self._flow()
         flow = Flow(**{**settings, "scan": True}, parent=None)
-        layer = Layer(self.width, self.heads, 0.0, False, settings["dtype"], parent=None)
         places, dim, head = settings["places"], settings["dim"], self.width // self.heads
+        layer = Layer(places, self.width, self.heads, 0.0, False, settings["dtype"], parent=None)
         branches = 1 if guidance == 1.0 else 2
         size = z.shape[0]
         if branches == 2:
@@ -233,7 +242,7 @@ class TarFlow(nn.Module):
                     return layer.apply({"params": own}, h, cache, number, method="step")
 
                 h, caches = jax.lax.scan(through, h, (p["stack"], caches))
-                out: Any = flow.apply({"params": p}, h[:, 0], method="leave")
+                out: Any = flow.apply({"params": p}, h, method="leave")
                 alpha, mu = out
                 if branches == 2:
                     alpha, mu = (b + guidance * (a - b) for a, b in (_halves(alpha), _halves(mu)))
