@@ -165,7 +165,10 @@ def test_a_model_that_is_no_tokenizer_is_refused(stage, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [(dict(reconstruction="l3"), "'l1', 'l2'"), (dict(kl_weight=-1.0), "kl_weight >= 0")],
+    [
+        (dict(reconstruction="l3"), "'l1', 'l2'"),
+        (dict(quantiser=dict(name="gaussian", kl_weight=-1.0)), "kl_weight >= 0"),
+    ],
 )
 def test_bad_settings_are_refused(changes, words):
     config = ml_collections.ConfigDict(dict(TINY, method=dict(TINY["method"], **changes)))

@@ -174,7 +174,9 @@ def test_codes_are_tokens_of_the_spec_and_training_lowers_the_error(quantiser):
     for params in (state.params, state.ema["half_life_100"]):
         tokens = method.encode(params, BATCH["image"])
         assert tokens.dtype == jnp.int32 and tokens.shape == (16, *method.code.shape) == (16, 2, 2)
-        assert method.code.code and 0 <= int(tokens.min()) <= int(tokens.max()) < method.code.levels
+        assert (
+            method.code.tokens and 0 <= int(tokens.min()) <= int(tokens.max()) < method.code.levels
+        )
         made = method.decode(params, tokens)
         assert made.shape == BATCH["image"].shape and float(jnp.abs(made).max()) <= 1
     assert float(jnp.square(made - BATCH["image"]).mean()) < float(

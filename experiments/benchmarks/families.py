@@ -4,7 +4,8 @@
 
 Each config trains in a process of its own for as many images as its measured rate allows in the
 budget (a short run first finds the rate; compilation is not counted), then scores, bounds the
-likelihood and classifies as its config says. Writes table.md, table.json and a PNG a family.
+likelihood and classifies as its config says. Where two configs are given, the first is a tokenizer:
+each gets half of the budget. Writes table.md, table.json and a PNG a family.
 """
 
 from __future__ import annotations
@@ -18,32 +19,40 @@ from pathlib import Path
 from typing import Any
 
 CONFIGS = {
-    "diffusion (DiT, flow matching)": "digits.py",
-    "autoregressive (Llama on pixels)": "digits_llamagen.py",
-    "autoregressive (PixelCNN++)": "digits_pixelcnn.py",
-    "masked (MaskGIT on pixels)": "digits_maskgit.py",
-    "adversarial": "digits_gan.py",
-    "flow (TarFlow)": "digits_tarflow.py",
-    "flow (Glow)": "digits_glow.py",
-    "variational (CVAE)": "digits_vae.py",
-    "variational (IWAE, two layers)": "digits_vae.py:iwae",
+    "diffusion (DiT, flow matching)": ("digits.py",),
+    "autoregressive (Llama on pixels)": ("digits_llamagen.py",),
+    "autoregressive (Gated PixelCNN)": ("digits_pixelcnn.py",),
+    "autoregressive (PixelCNN++)": ("digits_pixelcnn.py:pp",),
+    "masked (MaskGIT on pixels)": ("digits_maskgit.py",),
+    "masked (MaskGIT on a VQGAN's codes)": ("digits_vqgan.py", "digits_maskgit.py:codes"),
+    "adversarial (projection GAN)": ("digits_gan.py",),
+    "flow (TarFlow)": ("digits_tarflow.py",),
+    "flow (Glow)": ("digits_glow.py",),
+    "variational (CVAE)": ("digits_vae.py",),
+    "variational (IWAE, two layers)": ("digits_vae.py:iwae",),
 }
 
 
-def train(config: str, workdir: Path, *overrides: str) -> dict[str, Any]:
-    """Run the command line; the report. Raises CalledProcessError if it fails."""
-    command = [sys.executable, "-m", "jaxgen", "train", "--json", "--config", f"configs/{config}"]
-    command += ["--workdir", str(workdir), *(f"--config.{o}" for o in overrides)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+def run(command: str, *arguments: str) -> dict[str, Any]:
+    """What a `jaxgen` command prints as JSON. Raises CalledProcessError if it fails."""
+    line = [sys.executable, "-m", "jaxgen", command, "--json", *arguments]
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def rate(config: str, workdir: Path, images: int) -> float:
-    """Training images a second, from a run over a few images that scores nothing."""
+def train(config: str, workdir: Path, seconds: float, probe: int, *overrides: str) -> dict:
+    """Train for a time, as many images as the rate of a run over `probe` images allows."""
+    shared = ["--config", f"configs/{config}", *(f"--config.{o}" for o in overrides)]
     off = [f"{s}.at_end=False" for s in ("evaluate", "classify", "likelihood")]
-    report = train(config, workdir, f"train.images={images}", "train.log_every=1_000_000_000", *off)
-    return float(report["timings"]["images_per_second"])
+    off += [f"train.images={probe}", "train.log_every=1_000_000_000"]
+    first = workdir.parent / "probe"
+    for stale in (workdir, first):
+        shutil.rmtree(stale, ignore_errors=True)
+    report = run("train", *shared, "--workdir", str(first), *(f"--config.{o}" for o in off))
+    images = max(int(report["timings"]["images_per_second"] * seconds), probe)
+    last = [f"train.images={images}", "train.sample_every=0", "checkpoint.every=0"]
+    return run("train", *shared, "--workdir", str(workdir), *(f"--config.{o}" for o in last))
 
 
 def row(name: str, report: dict[str, Any]) -> dict[str, Any]:
@@ -99,19 +108,23 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name, config in CONFIGS.items():
+    for name, stages in CONFIGS.items():
         if args.only not in name:
             continue
-        slug = config.replace(".py", "").replace(":", "_")
-        workdir = args.out / slug
-        for stale in (workdir, args.out / "probe"):
-            shutil.rmtree(stale, ignore_errors=True)
-        speed = rate(config, args.out / "probe", args.probe)
-        images = max(int(speed * args.seconds), args.probe)
-        overrides = [f"train.images={images}", "train.sample_every=0", "checkpoint.every=0"]
-        rows.append(row(name, train(config, workdir, *overrides)))
+        overrides: list[str] = []
+        for config in stages:
+            workdir = args.out / config.replace(".py", "").replace(":", "_")
+            report = train(config, workdir, args.seconds / len(stages), args.probe, *overrides)
+            if config != stages[-1]:
+                codes = workdir / "codes"
+                run("tokenize", "--workdir", str(workdir), "--out", str(codes))
+                overrides = [f"data.source.path={codes.absolute()}"]
+        rows.append(row(name, report))
+        if len(stages) > 1:
+            # Of codes: no bound on the images.
+            rows[-1]["bits_per_dim"] = None
         picture = sorted((workdir / "samples").glob("final_*.png"))[-1]
-        shutil.copy(picture, args.out / f"{slug}.png")
+        shutil.copy(picture, args.out / f"{workdir.name}.png")
         print(markdown(rows[-1:]), flush=True)
     (args.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
     (args.out / "table.md").write_text(markdown(rows))
