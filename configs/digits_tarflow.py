@@ -1,6 +1,14 @@
 """scikit-learn's digits with a TarFlow: autoregressive affine flows on 2x2 patches.
 
-jaxgen train --config configs/digits_tarflow.py --workdir runs/digits_tarflow
+    jaxgen train --config configs/digits_tarflow.py --workdir runs/digits_tarflow
+
+2 CPU cores that other runs used too: 247 s training (1,200 images/s), 309 s for the whole command.
+It printed for 2,000 samples: guidance 1, classifier agrees 88.35 %, Frechet distance 1.726 (floor
+.501), precision .777, recall .835; guidance 2, the default, 96.55 %, 2.764, .797, .590. As a
+classifier of the 896 test images 96.09 % right. Its density, of images with Gaussian noise, bounds
+the test half at 2.408 bits/dim; `configs/digits_tarflow.py:uniform`, trained for likelihood with
+uniform noise, at 2.177 (independent pixels 2.429, given the label 2.245), with worse samples: 75.2
+and 91.1 %. After 300,000 images that bound is 2.227 and the training loss goes on falling.
 """
 
 import ml_collections
@@ -32,7 +40,9 @@ def get_config(noise: str = "gaussian") -> ml_collections.ConfigDict:
                 clip_norm=1.0,
             ),
             ema=dict(half_life=(30_000,)),
-            train=dict(images=300_000, log_every=10_000, sample_every=0),
+            train=dict(
+                images=300_000 if noise == "gaussian" else 200_000, log_every=10_000, sample_every=0
+            ),
             checkpoint=dict(every=100_000),
             log=dict(),
             mesh=dict(data=-1),
