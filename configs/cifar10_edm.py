@@ -17,6 +17,7 @@ def get_config(network: str = "ddpmpp") -> ml_collections.ConfigDict:
             seed=0,
             data=dict(
                 source=dict(name="tfds.tfds", dataset="cifar10"),
+                holds=dict(shape=(32, 32, 3), num_classes=10, levels=256),
                 batch_size=512,
                 flip=True,
                 workers=8,

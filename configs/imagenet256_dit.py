@@ -18,6 +18,7 @@ def get_config(variant: str = "XL/2") -> ml_collections.ConfigDict:
             seed=0,
             data=dict(
                 source=dict(name="latents.latents", path="data/imagenet256/{split}", scale=0.18215),
+                holds=dict(shape=(32, 32, 4), num_classes=1000, levels=None),
                 batch_size=256,
                 test="val",
                 flip=True,

@@ -21,6 +21,7 @@ def get_config(size: str = "S") -> ml_collections.ConfigDict:
             seed=0,
             data=dict(
                 source=dict(name="folder.folder", path="data/imagenet", image_size=64),
+                holds=dict(shape=(64, 64, 3), num_classes=1000, levels=256),
                 batch_size=2048,
                 test="val",
                 flip=False,

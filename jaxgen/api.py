@@ -19,9 +19,8 @@ from jaxgen.data import Source, normalise
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
 from jaxgen.model import Model, Samples, load, load_tokenizer, of_state, saved_config
-from jaxgen.nn.flops import count
 from jaxgen.scoring import classify, evaluate, likelihood
-from jaxgen.setup import Setup, setup
+from jaxgen.setup import Setup, setup, train_flops
 from jaxgen.tokenize import tokenize
 from jaxgen.training import ema as averages
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
@@ -72,7 +71,7 @@ def train(
         _check_same_run(config, workdir)
         parts = setup(config)
         initial = None if init_from is None else _initial(init_from)
-        useful = _train_flops(parts)
+        useful = train_flops(parts)
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomic(workdir / "config.json", configs.to_json(config))
         say(_headline(parts, workdir))
@@ -281,20 +280,6 @@ def _initial(init_from: str) -> Any:
 
     say(f"Starting from {init_from} ({source.images_seen} images).")
     return initial
-
-
-def _train_flops(parts: Setup) -> float:
-    """Floating-point operations to train on one example, two a multiply-add."""
-    if parts.method.train_flops is not None:
-        return parts.method.train_flops()
-    size = parts.data.batch_size
-    batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    if parts.spec.target is None:
-        kind = jnp.int32 if parts.spec.tokens else jnp.float32
-        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
-    state = jax.eval_shape(parts.method.init, jax.random.key(0))
-    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, b, jax.random.key(0)))
-    return 2 * count(update(state, batch).jaxpr) / size
 
 
 def _headline(parts: Setup, workdir: Path) -> str:

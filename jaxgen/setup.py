@@ -9,16 +9,18 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from jaxgen import config as configs
 from jaxgen.data import Source, Target
 from jaxgen.errors import invalid, unknown
 from jaxgen.method import Method, Spec
+from jaxgen.nn.flops import count
 from jaxgen.training.ema import Averages
 from jaxgen.training.optim import optimizer
 from jaxgen.training.sharding import check_batch, make_mesh
@@ -31,7 +33,9 @@ class DataOptions:
     source: a section or a name in `jaxgen.data`. train, test: the source's names of its halves.
     batch_size: global. flip: random horizontal flips. workers: reader processes (0: threads).
     prefetch: batches kept on the device ahead of the step. tokenizer: the workdir of the tokenizer
-    whose codes the source holds, where it is not the one that the codes themselves name.
+    whose codes the source holds, where it is not the one that the codes themselves name. holds:
+    what the source is meant to hold, as {"shape", "num_classes", "levels"?, "tokens"?}: `jaxgen
+    plan` then needs no data, and data that hold something else are refused.
     """
 
     source: Any
@@ -42,6 +46,7 @@ class DataOptions:
     workers: int = 0
     prefetch: int = 2
     tokenizer: str | None = None
+    holds: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +158,7 @@ class Setup:
     evaluate: EvaluateOptions
     classify: ClassifyOptions
     likelihood: LikelihoodOptions
-    source: Source
+    source: Any
     spec: Spec
     method: Method
     modules: Any
@@ -179,8 +184,14 @@ def open_source(data: DataOptions, split: str) -> Source:
     return configs.build(data.source, configs.ROOMS["source"], "config.data.source", split=split)
 
 
-def setup(config: ml_collections.ConfigDict) -> Setup:
-    """Build and check all parts of a config. Raises UsageError naming the option at fault."""
+def setup(
+    config: ml_collections.ConfigDict, *, devices: Sequence[Any] | None = None, data: bool = True
+) -> Setup:
+    """Build and check all parts of a config. Raises UsageError naming the option at fault.
+
+    devices: in place of those of this process. data=False: where the config says what its source
+    holds, that source is not opened, and the parts have none.
+    """
     for key in config:
         if key not in TOP:
             raise unknown(f"config.{key}", key, TOP)
@@ -192,17 +203,27 @@ def setup(config: ml_collections.ConfigDict) -> Setup:
         section = config.get(key, {"half_life": (50_000,)} if key == "ema" else {})
         keywords = configs.check(cls, dict(section), f"config.{key}")
         options[key] = cls(**keywords)
-    data, train = options["data"], options["train"]
+    reading, train = options["data"], options["train"]
     if train.images < 1:
         raise invalid("config.train.images", train.images, "images >= 1")
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
-    mesh = make_mesh(**configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh"))
-    check_batch(data.batch_size, mesh, train.accumulate)
-    source = open_source(data, data.train)
-    spec = spec_of(source)
+    sizes = configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh", {"devices"})
+    mesh = make_mesh(**sizes, devices=devices)
+    check_batch(reading.batch_size, mesh, train.accumulate)
+    declared = None if reading.holds is None else _declared(reading.holds)
+    source = open_source(reading, reading.train) if data or declared is None else None
+    spec = spec_of(source) if source is not None else declared
+    assert spec is not None
+    if declared is not None and dataclasses.replace(spec, target=None) != declared:
+        raise invalid(
+            "config.data.holds",
+            declared,
+            f"what the source holds: {spec}",
+            "Other data on purpose: config.data.holds=None.",
+        )
     modules = _each(config.get("model", {}), functools.partial(_network, spec=spec), "model")
-    run = dict(images=train.images, batch_size=data.batch_size)
+    run = dict(images=train.images, batch_size=reading.batch_size)
 
     def make_optimizer(section: Any, option: str) -> Any:
         keywords = {k: section[k] for k in section}
@@ -236,6 +257,11 @@ def setup(config: ml_collections.ConfigDict) -> Setup:
         method.sampler(**sample_options(parts, {}))
     jax.eval_shape(method.init, jax.random.key(0))
     return parts
+
+
+def _declared(section: Any) -> Spec:
+    keywords = configs.check(Spec, dict(section), "config.data.holds", {"target"})
+    return Spec(**{**keywords, "shape": tuple(keywords["shape"])})
 
 
 def spec_of(source: Source) -> Spec:
@@ -276,6 +302,23 @@ def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
                 f"--{key}", changes[key], f"options of this model's sampler: {', '.join(allowed)}"
             )
     return configs.check(sampler, {**parts.config.get("sample", {}), **changes}, "config.sample")
+
+
+def train_flops(parts: Setup) -> float:
+    """Useful floating-point operations to train on one example, two a multiply-add.
+
+    By the method, or else those of its update as written, recomputation included.
+    """
+    if parts.method.train_flops is not None:
+        return parts.method.train_flops()
+    size = parts.data.batch_size
+    batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if parts.spec.target is None:
+        kind = jnp.int32 if parts.spec.tokens else jnp.float32
+        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
+    state = jax.eval_shape(parts.method.init, jax.random.key(0))
+    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, b, jax.random.key(0)))
+    return 2 * count(update(state, batch).jaxpr) / size
 
 
 def _each(section: Any, make: Any, option: str) -> Any:

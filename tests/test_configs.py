@@ -16,6 +16,7 @@ from jaxgen.training.loop import empty_tally, make_step, read_tally
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
 CLASSES = 3
+OTHER = "data.holds=None"
 
 
 def arrays(folder: Path, shape: tuple[int, ...]) -> str:
@@ -37,14 +38,14 @@ def tiny_source(name: str, folder: Path) -> list[str]:
         return [source + repr(dict(name="arrays.arrays", path=path))]
     if name == "cifar10_edm":
         path = arrays(folder, (32, 32, 3))
-        return [source + repr(dict(name="arrays.arrays", path=path)), "data.workers=0"]
+        return [source + repr(dict(name="arrays.arrays", path=path)), "data.workers=0", OTHER]
     if name == "imagenet64_edm2":
         for label in range(CLASSES):
             (folder / "train" / f"n{label}").mkdir(parents=True)
             for i in range(4):
                 pixels = rng.integers(0, 256, (80, 70, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / "train" / f"n{label}" / f"{i}.png")
-        return [f"data.source.path={folder}", "data.workers=0"]
+        return [f"data.source.path={folder}", "data.workers=0", OTHER]
     moments = rng.normal(size=(4, 4 * CLASSES, 32, 32, 4)).astype(np.float16)
     np.savez(
         folder / "latents.npz",
@@ -54,7 +55,7 @@ def tiny_source(name: str, folder: Path) -> list[str]:
         flipped_mean=moments[2],
         flipped_logvar=moments[3],
     )
-    return [f"data.source.path={folder}/latents.npz", "data.workers=0"]
+    return [f"data.source.path={folder}/latents.npz", "data.workers=0", OTHER]
 
 
 NARROW = {

@@ -97,47 +97,51 @@ def any_order_bound(parts, params, states):
     return float(-(own * masks[None]).sum(-1).mean(0) @ weights)
 
 
-def test_bars_and_stripes_are_learnt_to_their_entropy():
+@pytest.mark.parametrize(
+    ("size", "steps", "width", "batch"), [(2, 1000, 32, 48), (3, 4000, 64, 56)]
+)
+def test_bars_and_stripes_are_learnt_to_their_entropy(size, steps, width, batch):
     """Also that `log_prob` is unbiased for the bound that all masks give."""
-    settings = dict(width=32, depth=2, heads=4)
+    states = bars(size)
     parts = setup(
         config(
-            source=dict(name="bars_and_stripes.bars_and_stripes", size=2),
-            model=dict(SMALL, **settings),
-            batch=48,
+            source=dict(name="bars_and_stripes.bars_and_stripes", size=size),
+            model=dict(SMALL, width=width, depth=2, heads=4),
+            batch=batch,
             label_dropout=0.0,
-            images=48 * 1000,
+            images=batch * steps,
             rate=2e-3,
-            warmup=48 * 50,
+            warmup=batch * 50,
             schedule_of_rate="cosine",
         )
     )
-    method, states = parts.method, bars(2)
-    batch = {
-        "image": jnp.asarray(parts.source.images(np.arange(48) % 6)),
-        "label": jnp.zeros(48, jnp.int32),
+    method, count = parts.method, len(states)
+    given = {
+        "image": jnp.asarray(parts.source.images(np.arange(batch) % count)),
+        "label": jnp.zeros(batch, jnp.int32),
     }
 
     @jax.jit
     def run(state):
         def body(state, i):
-            return method.update(state, batch, jax.random.fold_in(jax.random.key(1), i))[0], None
+            return method.update(state, given, jax.random.fold_in(jax.random.key(1), i))[0], None
 
-        return jax.lax.scan(body, state, jnp.arange(1000))[0]
+        return jax.lax.scan(body, state, jnp.arange(steps))[0]
 
     fresh = jax.jit(method.init)(jax.random.key(0))
     params = run(fresh).ema["half_life_1000"]
     exact = any_order_bound(parts, params, states)
-    assert np.log(6) < exact < np.log(6) + 0.05
-    x = jnp.asarray(parts.source.images(np.arange(6)))
+    assert np.log(count) < exact < np.log(count) + 0.05
+    x = jnp.asarray(parts.source.images(np.arange(count)))
     estimate = jax.jit(
         lambda keys: method.log_prob()(
-            params, jnp.repeat(x, 1000, 0), jnp.zeros(6000, jnp.int32), keys
+            params, jnp.repeat(x, 1000, 0), jnp.zeros(1000 * count, jnp.int32), keys
         )
-    )(jax.random.split(jax.random.key(2), 6000))
-    error = float(estimate.std()) / 6000**0.5
+    )(jax.random.split(jax.random.key(2), 1000 * count))
+    error = float(estimate.std()) / (1000 * count) ** 0.5
     assert -float(estimate.mean()) == pytest.approx(exact, abs=5 * error)
-    assert any_order_bound(parts, fresh.params, states) == pytest.approx(4 * np.log(2), abs=0.3)
+    start = any_order_bound(parts, fresh.params, states)
+    assert start == pytest.approx(size**2 * np.log(2), abs=0.3)
 
 
 CASES = {

@@ -10,7 +10,16 @@ from jaxgen.data.hypergrid import additive, hypergrid
 from jaxgen.data.sets import sets
 from jaxgen.errors import UsageError
 from jaxgen.families.gflownet import exact, losses
-from jaxgen.families.gflownet.walk import NEVER, Outputs, rollout, seen, walk
+from jaxgen.families.gflownet.walk import (
+    NEVER,
+    NetworkHeads,
+    Outputs,
+    rollout,
+    seen,
+    tabled,
+    walk,
+)
+from jaxgen.nn.policy import Policy
 
 ENVIRONMENTS = {
     "grid": hypergrid(dims=2, height=5),
@@ -200,3 +209,31 @@ def test_parts_are_in_a_row_and_anywhere():
 def test_bad_decay():
     with pytest.raises(UsageError, match="method.loss.decay"):
         losses.subtrajectory_balance(0.0)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_table_of_heads_says_the_same(name):
+    """Losses and their gradients by look-up are those of the network at every row."""
+    env = ENVIRONMENTS[name]
+    net = Policy(outputs=env.actions + env.back_actions + 1, width=16, depth=1)
+    params = {"net": net.init(jax.random.key(0), env.features(jnp.asarray(env.root())[None]))}
+    params = {"net": params["net"]["params"]}
+    noise = iter(jax.random.split(jax.random.key(1), 8))
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(noise), p.shape), params)
+    keys = jax.random.split(jax.random.key(2), 64)
+    for kind, loss in LOSSES.items():
+        flow = "edges" if loss.flow == "edges" else "head"
+        heads = NetworkHeads(env, net, learned_backward=True, flow=flow)
+        actions, _ = rollout(env, heads, params, keys, jnp.zeros(64, bool))
+
+        def value(params, tabulate, heads=heads, actions=actions, loss=loss):
+            own = tabled(env, heads, params) if tabulate else heads
+            return loss.of(walk(env, own, params, actions, keys)).mean()
+
+        pairs = [jax.value_and_grad(value)(params, which) for which in (False, True)]
+        for a, b in zip(*map(jax.tree.leaves, pairs), strict=True):
+            np.testing.assert_allclose(
+                a, b, rtol=2e-4, atol=2e-5 * float(jnp.abs(a).max()), err_msg=kind
+            )
+        again, _ = rollout(env, tabled(env, heads, params), params, keys, jnp.zeros(64, bool))
+        np.testing.assert_array_equal(actions, again)

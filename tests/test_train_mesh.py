@@ -44,7 +44,7 @@ def run(run_parts, mesh: Mesh, jit=jax.jit):
     state = jit(method.init, out_shardings=shardings)(jax.random.key(0))
     stream = to_device(batches(run_parts.source, batch_size=32, seed=0), batch_sharding(mesh))
     root = jax.device_put(jax.random.key(1), replicated(mesh))
-    step = jit(make_step(method), out_shardings=(shardings, replicated(mesh)))
+    step = jit(make_step(method, mesh), out_shardings=(shardings, replicated(mesh)))
     tally = None
     for _ in range(STEPS):
         batch = next(stream)

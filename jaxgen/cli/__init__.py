@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "ema")
+COMMANDS = ("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "ema", "plan")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -37,18 +37,24 @@ class Diverged(Failure):
     """A metric stopped being finite; the last good checkpoint is intact."""
 
 
-def make_step(method: Method) -> Callable[..., tuple[TrainState, PyTree]]:
+def make_step(
+    method: Method, mesh: jax.sharding.Mesh | None = None
+) -> Callable[..., tuple[TrainState, PyTree]]:
     """step(state, tally, batch, root key) -> (state, tally): one update, metrics summed on device.
 
     The step's key is fold_in(root, state.step): a function of (seed, step) alone. tally holds, per
-    metric, the sum and the first step at which it was not finite.
+    metric, the sum and the first step at which it was not finite. mesh: where activations are kept
+    as the batch is (`nn.layers.as_batch`).
     """
 
     def step(
         state: TrainState, tally: PyTree, batch: dict[str, jax.Array], root: jax.Array
     ) -> tuple[TrainState, PyTree]:
         key = jax.random.fold_in(root, state.step)
-        state, metrics = method.update(state, normalise(batch), key)
+        with contextlib.ExitStack() as stack:
+            if mesh is not None:
+                stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+            state, metrics = method.update(state, normalise(batch), key)
         add = {
             k: (
                 tally[k][0] + v.astype(jnp.float32),
@@ -59,6 +65,13 @@ def make_step(method: Method) -> Callable[..., tuple[TrainState, PyTree]]:
         return state, add
 
     return step
+
+
+def jitted_step(method: Method, mesh: jax.sharding.Mesh, shardings: PyTree) -> Any:
+    """`make_step` as it is compiled: the state in its place and donated, the tally everywhere."""
+    return jax.jit(
+        make_step(method, mesh), donate_argnums=(0,), out_shardings=(shardings, replicated(mesh))
+    )
 
 
 def empty_tally(method: Method, state: PyTree, batch: PyTree) -> PyTree:
@@ -187,9 +200,7 @@ def fit(
         stream = open_stream(parts, seed, first)
         batch = next(stream)
         clean = jax.device_put(empty_tally(method, abstract, batch), replicated(mesh))
-        step = jax.jit(
-            make_step(method), donate_argnums=(0,), out_shardings=(shardings, replicated(mesh))
-        )
+        step = jitted_step(method, mesh, shardings)
         clock = time.monotonic()
         compiled = step.lower(state, clean, batch, root).compile()
         timings = {"setup": clock - begin, "compile": time.monotonic() - clock}

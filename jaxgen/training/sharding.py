@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,13 +21,15 @@ SMALLEST = 2**14
 """Elements below which a leaf is not cut: gathering it would cost more than it takes."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of all devices; one of the axes may be -1 (what is left).
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of all devices (or of those given); one of the axes may be -1 (what is left).
 
     The batch is cut along `data` and `fsdp`, parameters along `fsdp` and `tensor`. Raises
     UsageError where the axes do not multiply to the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     given = dict(sizes)
     free = [k for k, v in sizes.items() if v == -1]
@@ -56,11 +59,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
-    """A sharding for each leaf: its largest axis that `fsdp` x `tensor` divides, cut by both.
+    """A sharding for each leaf: one axis, cut along `fsdp` and `tensor` together.
 
-    Where both are more than one and no axis takes both, by one of them. One axis of a leaf at most
-    is cut: with two, XLA has computed wrong gradients (JAX 0.10 to 0.12, batches cut as here).
-    abstract: a pytree of shaped leaves. Leaves under `SMALLEST` elements are replicated.
+    The axis before the last (a kernel's inputs) where the devices divide it, else the largest that
+    they divide; where no axis takes both meshes' axes, one of them. With two axes of a leaf cut,
+    XLA has computed wrong gradients (JAX 0.10 to 0.12, batches cut as here). abstract: a pytree of
+    shaped leaves. Leaves under `SMALLEST` elements are replicated.
     """
 
     def place(leaf: Any) -> NamedSharding:
@@ -69,7 +73,8 @@ def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
             size = math.prod(mesh.shape[name] for name in names)
             fits = [i for i, n in enumerate(leaf.shape) if n % size == 0]
             if size > 1 and fits and math.prod(leaf.shape) >= SMALLEST:
-                axes[max(fits, key=lambda i: leaf.shape[i])] = names
+                inputs = len(leaf.shape) - 2
+                axes[inputs if inputs in fits else max(fits, key=lambda i: leaf.shape[i])] = names
                 break
         return NamedSharding(mesh, PartitionSpec(*axes))
 

@@ -1,0 +1,161 @@
+"""What a run costs on a machine that one does not have: compile for it, read the program.
+
+The program is the one that `jaxgen train` compiles (or the sampler's), for a TPU topology by libtpu
+on any machine, or for CPU devices. Times are bounds from peaks, not measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from jaxgen.errors import invalid
+from jaxgen.nn.flops import count
+from jaxgen.plan.hlo import Costs, costs
+from jaxgen.plan.machine import Chip, devices_of
+from jaxgen.setup import Setup, sample_options, setup, train_flops
+from jaxgen.training.loop import empty_tally, jitted_step
+from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
+
+PyTree = Any
+GIB = 2**30
+
+
+def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") -> dict[str, Any]:
+    """Compile `what` ("train": one update; "sample": one batch of samples) and say what it costs.
+
+    topology: "v5e:8x8" and the like (see `machine.CHIPS`), or "cpu:8". Numbers are of one device
+    unless they say otherwise; memory in GiB, times in ms. Raises UsageError for a topology that
+    there is not, a config that does not fit it, or a method without what is asked.
+    """
+    if what not in ("train", "sample"):
+        raise invalid("--what", what, "train, sample")
+    devices, chip = devices_of(topology)
+    parts = setup(config, devices=devices, data=False)
+    lowered, images, useful = (_update if what == "train" else _sampler)(parts)
+    begin = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _too_large(parts, topology, chip, what, str(error))
+    seconds = time.monotonic() - begin
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    found = costs(compiled.as_text(), len(devices))
+    state = jax.eval_shape(parts.method.init, jax.random.key(0))
+    return {
+        "topology": topology,
+        "devices": len(devices),
+        "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
+        "what": what,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
+        "images": images,
+        "useful_flops": useful / len(devices),
+        "compiled_flops": found.flops,
+        "kernels_not_counted": dict(found.opaque),
+        "hbm_bytes": found.bytes,
+        "memory_gib": {
+            "arguments": memory.argument_size_in_bytes / GIB,
+            "temporaries": memory.temp_size_in_bytes / GIB,
+            "code": memory.generated_code_size_in_bytes / GIB,
+            "peak": peak / GIB,
+            "chip": chip and chip.memory / GIB,
+        },
+        "fits": chip is None or peak <= chip.memory,
+        "collectives": [
+            {"kind": kind, "devices": group, "count": number, "bytes": size}
+            for (kind, group), (number, size) in sorted(found.collectives.items())
+        ],
+        "compile_seconds": seconds,
+        "roofline": chip and _roofline(chip, found, useful / len(devices), images),
+    }
+
+
+def _update(parts: Setup) -> tuple[Any, int, float]:
+    """The lowered step on abstract arguments, its images, its useful FLOPs on all devices."""
+    method, mesh = parts.method, parts.mesh
+    abstract = jax.eval_shape(method.init, jax.random.key(0))
+    shardings = state_sharding(mesh, abstract)
+    size, kind = parts.data.batch_size, jnp.float32
+    if parts.spec.levels is not None:
+        kind = jnp.int32 if parts.spec.tokens else jnp.uint8
+    batch = {"label": _abstract((size,), jnp.int32, batch_sharding(mesh))}
+    if parts.spec.target is None:
+        batch["image"] = _abstract((size, *parts.spec.shape), kind, batch_sharding(mesh))
+    tally = jax.eval_shape(lambda: empty_tally(method, abstract, batch))
+    everywhere = replicated(mesh)
+    lowered = jitted_step(method, mesh, shardings).lower(
+        jax.tree.map(lambda a, s: _abstract(a.shape, a.dtype, s), abstract, shardings),
+        jax.tree.map(lambda a: _abstract(a.shape, a.dtype, everywhere), tally),
+        batch,
+        _abstract((), jax.random.key(0).dtype, everywhere),
+    )
+    return lowered, size, size * train_flops(parts)
+
+
+def _sampler(parts: Setup) -> tuple[Any, int, float]:
+    """The lowered sampler; useful FLOPs are those of its program as written."""
+    method, mesh = parts.method, parts.mesh
+    if method.sampler is None:
+        raise invalid("--what", "sample", "train: this method does not generate")
+    fn = method.sampler(**sample_options(parts, {})).fn
+    size, across = parts.evaluate.batch_size, batch_devices(mesh)
+    if size % across:
+        raise invalid("config.evaluate.batch_size", size, f"a multiple of {across} devices")
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    params = jax.tree.map(lambda a: _abstract(a.shape, a.dtype, replicated(mesh)), state.params)
+    rows = batch_sharding(mesh)
+    keys = _abstract((size,), jax.random.key(0).dtype, rows)
+    labels = _abstract((size,), jnp.int32, rows)
+    useful = 2 * count(jax.make_jaxpr(fn)(params, keys, labels).jaxpr)
+    return jax.jit(fn, out_shardings=rows).lower(params, keys, labels), size, useful
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _roofline(chip: Chip, found: Costs, useful: float, images: int) -> dict[str, Any]:
+    """Times by what each part of the chip has to do, and the bounds that follow."""
+    times = {
+        "compute": 1e3 * found.flops / chip.flops,
+        "memory": 1e3 * found.bytes / chip.bandwidth,
+        "interconnect": 1e3 * found.wire / chip.wire,
+    }
+    ideal, together = 1e3 * useful / chip.flops, sum(times.values())
+    longest = max(times.values())
+    return {
+        "ms": times,
+        "binds": max(times, key=lambda k: times[k]),
+        "mfu_bound_overlapped": ideal / longest,
+        "mfu_bound_serial": ideal / together,
+        "images_per_second_bound": 1e3 * images / longest,
+    }
+
+
+def _too_large(
+    parts: Setup, topology: str, chip: Chip | None, what: str, error: str
+) -> dict[str, Any]:
+    """What can be said of a program that the compiler refuses for its memory."""
+    line = next((x for x in error.splitlines() if "RESOURCE_EXHAUSTED" in x), error)
+    return {
+        "topology": topology,
+        "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
+        "what": what,
+        "fits": False,
+        "memory_gib": {"peak": None, "chip": chip and chip.memory / GIB},
+        "compiler": line.strip()[:500],
+    }

@@ -1,0 +1,380 @@
+"""What a compiled XLA program does, read from its text: arithmetic, memory traffic, collectives.
+
+XLA's own cost analysis counts the body of a loop once, and traffic that never leaves the chip. Here
+a loop's body counts as often as it runs, and only what lies in the device's main memory (HBM;
+layouts without another memory space) counts as traffic. The text has the shapes of one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "s16": 16,
+    "u16": 16, "f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64,
+    "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
+}  # fmt: skip
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute",
+)  # fmt: skip
+# Bookkeeping that moves nothing: the second half of an asynchronous pair, views, tuples.
+FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
+    "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "async-start",
+    "async-update",
+}  # fmt: skip
+SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
+NAME = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array: its dtype, dimensions, and whether it lies in main memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    main: bool
+
+    @property
+    def bytes(self) -> float:
+        """Without padding."""
+        return math.prod(self.dims) * BITS.get(self.dtype, 32) / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a computation: `name = shapes opcode(operands), attributes`."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    inside: str
+    attributes: str
+    root: bool
+
+    def called(self, role: str) -> str | None:
+        """The computation that an attribute names."""
+        found = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
+        return found and found.group(1)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """An attribute such as `dimensions={0,2}`."""
+        found = re.search(rf"\b{key}=\{{([0-9,]*)\}}", self.attributes)
+        return tuple(map(int, filter(None, found.group(1).split(",")))) if found else ()
+
+
+@dataclasses.dataclass
+class Costs:
+    """Of one device and one run of the program.
+
+    flops: of matrix products and convolutions, two a multiply-add. bytes: main memory read and
+    written. collectives: (kind, devices in a group) -> [count, bytes each device gives or gets].
+    wire: bytes that leave a device over the interconnect, if collectives go around rings. opaque:
+    how often custom calls run whose arithmetic the text does not tell (kernels), by target.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: dict[tuple[str, int], list[float]] = dataclasses.field(default_factory=dict)
+    wire: float = 0.0
+    opaque: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, other: Costs, times: float = 1.0) -> None:
+        """Add another program's costs, so many times."""
+        self.flops += times * other.flops
+        self.bytes += times * other.bytes
+        self.wire += times * other.wire
+        for key, (count, size) in other.collectives.items():
+            mine = self.collectives.setdefault(key, [0.0, 0.0])
+            mine[0] += times * count
+            mine[1] += times * size
+        for target, count in other.opaque.items():
+            self.opaque[target] += int(times * count)
+
+
+def costs(text: str, devices: int) -> Costs:
+    """The costs of a compiled program's text (`compiled.as_text()`) on `devices` devices."""
+    return _Program(text, devices).costs()
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Computations by name, each its instructions by name in order; and the entry's name."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line.rstrip().endswith("{") and not line.startswith((" ", "HloModule")):
+            name = line.removeprefix("ENTRY ").lstrip("%").split(" ", 1)[0]
+            current = computations.setdefault(name, {})
+            if line.startswith("ENTRY"):
+                entry = name
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and " = " in line:
+            found = _instruction(line)
+            current[found.name] = found
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction:
+    head, rest = line.strip().split(" = ", 1)
+    root = head.startswith("ROOT ")
+    name = head.removeprefix("ROOT ").lstrip("%")
+    end = _close(rest, 0) if rest.startswith("(") else rest.index(" ")
+    kind, rest = rest[:end], rest[end:].lstrip()
+    start = rest.index("(")
+    end = _close(rest, start)
+    inside = rest[start + 1 : end - 1]
+    return Instruction(
+        name, rest[:start], tuple(_shapes(kind)), tuple(NAME.findall(inside)), inside,
+        rest[end:], root,
+    )  # fmt: skip
+
+
+def _close(text: str, start: int) -> int:
+    """One past the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i + 1
+    return len(text)
+
+
+def _shapes(text: str) -> Iterator[Shape]:
+    for dtype, dims, layout in SHAPE.findall(text):
+        main = not re.search(r"S\([1-9]\)", layout or "")
+        yield Shape(dtype, tuple(map(int, filter(None, dims.split(",")))), main)
+
+
+class _Program:
+    def __init__(self, text: str, devices: int) -> None:
+        self.computations, self.entry = parse(text)
+        self.devices = devices
+        self.known: dict[tuple[str, bool], Costs] = {}
+        self.channels: set[tuple[str, str]] = set()
+
+    def costs(self) -> Costs:
+        return self.of(self.entry, fused=False)
+
+    def of(self, computation: str, *, fused: bool) -> Costs:
+        """Costs of a computation; fused: only arithmetic and collectives, not traffic."""
+        key = (computation, fused)
+        if key not in self.known:
+            total = Costs()
+            for each in self.computations.get(computation, {}).values():
+                self._add(total, each, computation, fused)
+            self.known[key] = total
+        return self.known[key]
+
+    def _add(self, total: Costs, it: Instruction, where: str, fused: bool) -> None:
+        if it.opcode == "while":
+            times = self.trips(it)
+            for role in ("body", "condition"):
+                total.add(self.of(it.called(role) or "", fused=fused), times)
+            return
+        if it.opcode == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", it.attributes)
+            names = NAME.findall(branches.group(1)) if branches else []
+            names += [n for r in ("true_computation", "false_computation") if (n := it.called(r))]
+            total.add(max((self.of(n, fused=fused) for n in names), key=lambda c: c.flops))
+            return
+        inner = it.called("calls") or (it.called("to_apply") if it.opcode == "call" else None)
+        if inner is not None:
+            # A reduce-scatter on TPU is a fusion of an all-reduce and the slice that is kept.
+            total.add(self.of(inner, fused=fused or it.opcode == "fusion"))
+        if it.opcode == "convolution":
+            total.flops += 2 * self.convolution(it, where)
+        elif it.opcode == "dot":
+            left = self.shape(where, it.operands[0])
+            contract = math.prod(left.dims[i] for i in it.integers("lhs_contracting_dims"))
+            total.flops += 2 * math.prod(it.shapes[0].dims) * contract
+        elif it.opcode == "custom-call":
+            # Kernels say what they cost; what does not is counted by name.
+            said = re.search(r'"cost_estimate":\{"flops":"(\d+)"', it.attributes)
+            target = re.search(r'custom_call_target="([^"]*)"', it.attributes)
+            if said:
+                total.flops += float(said.group(1))
+            elif target and re.search("tpu_custom_call|triton|cudnn|cublas", target.group(1)):
+                total.opaque[target.group(1)] += 1
+        kind = it.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            self._collective(total, it, kind, where)
+        if not fused:
+            total.bytes += self.traffic(it, where)
+
+    def trips(self, it: Instruction) -> int:
+        """How often a while loop runs: as XLA says, or the bound its condition compares with."""
+        known = re.search(r"known_trip_count\W+n\W+(\d+)", it.attributes)
+        if known:
+            return int(known.group(1))
+        bounds = [
+            int(found.inside)
+            for found in self.computations[it.called("condition") or ""].values()
+            if found.opcode == "constant" and re.fullmatch(r"\d+", found.inside)
+        ]
+        return max(bounds, default=1)
+
+    def shape(self, where: str, name: str) -> Shape:
+        """The first shape of an instruction of a computation."""
+        found = self.computations[where].get(name)
+        return found.shapes[0] if found and found.shapes else Shape("token", (), False)
+
+    def convolution(self, it: Instruction, where: str) -> float:
+        """Multiply-adds, of places where the window lies on numbers (not on padding or holes)."""
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", it.attributes)
+        assert labels, it
+        left, kernel, out = labels.groups()
+        a, b = (self.shape(where, name).dims for name in it.operands[:2])
+        size = dict(zip(out, it.shapes[0].dims, strict=True))
+        inputs, window = dict(zip(left, a, strict=True)), dict(zip(kernel, b, strict=True))
+        given = dict(re.findall(r"(\w+)=([\dx_\-]+)", _braces(it.attributes, "window")))
+        spatial = sorted(c for c in out if c.isdigit())
+        total = float(size["b"] * size["f"] * window["i"])
+        for axis, label in enumerate(spatial):
+
+            def field(key: str, default: str, axis: int = axis) -> str:
+                return given[key].split("x")[axis] if key in given else default
+
+            low = int(field("pad", "0_0").split("_")[0])
+            stride, hole = int(field("stride", "1")), int(field("lhs_dilate", "1"))
+            reach = int(field("rhs_dilate", "1"))
+            at = np.arange(size[label])[:, None] * stride - low
+            at = at + np.arange(window[label])[None] * reach
+            total *= int(((at % hole == 0) & (at >= 0) & (at < inputs[label] * hole)).sum())
+        return total
+
+    def _collective(self, total: Costs, it: Instruction, kind: str, where: str) -> None:
+        channel = re.search(r"channel_id=(\d+)", it.attributes)
+        # Pieces of one asynchronous collective repeat it inside the fusions that hide it.
+        if channel:
+            key = (channel.group(1), kind)
+            if key in self.channels and ("async_collective" in where or "fused" in where):
+                return
+            self.channels.add(key)
+        group = self.group(it)
+        given = sum(self.shape(where, name).bytes for name in it.operands)
+        taken = max((s.bytes for s in it.shapes), default=0.0)
+        size = max(given, taken) if kind == "all-gather" else given
+        share = (group - 1) / max(group, 1)
+        if kind == "all-reduce" and "reduce-scatter" in where:
+            kind = "reduce-scatter"
+        entry = total.collectives.setdefault((kind, group), [0.0, 0.0])
+        entry[0] += 1
+        entry[1] += size
+        total.wire += size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+
+    def group(self, it: Instruction) -> int:
+        """How many devices take part together."""
+        text = it.attributes
+        if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+            return int(found.group(2))
+        if found := re.search(
+            r"replica_groups=mesh\[([^\]]*)\][^{]*(?:\([^)]*\)[^{]*)?\{([^}]*)\}", text
+        ):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
+            return math.prod(int(sizes.get(a, 1)) for a in re.findall(r"'(\w+)'", found.group(2)))
+        if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+            return len(found.group(1).split(","))
+        return self.devices
+
+    def traffic(self, it: Instruction, where: str) -> float:
+        """Bytes of main memory that an instruction reads and writes."""
+        if it.opcode in FREE or it.opcode.endswith("-done"):
+            return 0.0
+        if it.opcode in ("copy-start", "slice-start"):
+            # From one memory to another: what arrives, once for each side that is main memory.
+            arrived = it.shapes[0]
+            source = self.shape(where, it.operands[0])
+            return arrived.bytes * (arrived.main + source.main)
+        if it.opcode == "dynamic-slice":
+            size = it.shapes[0].bytes
+            return size * (it.shapes[0].main + self.shape(where, it.operands[0]).main)
+        if it.opcode == "dynamic-update-slice":
+            part = self.shape(where, it.operands[1])
+            return part.bytes * (part.main + it.shapes[0].main)
+        body = self.computations.get(it.called("calls") or "", {}) if it.opcode == "fusion" else {}
+        read = self._read(it, where, body)
+        return read + self._written(it, body)
+
+    def _read(self, it: Instruction, where: str, body: dict[str, Instruction]) -> float:
+        parameters = {i.inside: i.name for i in body.values() if i.opcode == "parameter"}
+        total = 0.0
+        for place, name in enumerate(it.operands):
+            shape = self.shape(where, name)
+            if not shape.main or name not in self.computations[where]:
+                continue
+            users = list(_users(body, parameters.get(str(place), "")))
+            if users and all(u.opcode in ("dynamic-slice", "slice", "gather") for u in users):
+                total += min(shape.bytes, sum(u.shapes[0].bytes for u in users))
+            elif (
+                users
+                and all(
+                    u.opcode == "dynamic-update-slice" and u.operands[0] != u.operands[1]
+                    for u in users
+                )
+                and all(_is_target(body, parameters[str(place)], u) for u in users)
+            ):
+                continue  # written over in place, not read
+            else:
+                total += shape.bytes
+        return total
+
+    def _written(self, it: Instruction, body: dict[str, Instruction]) -> float:
+        roots = _results(body) or [None] * len(it.shapes)
+        if len(roots) != len(it.shapes):
+            roots = [None] * len(it.shapes)
+        total = 0.0
+        for shape, root in zip(it.shapes, roots, strict=True):
+            if not shape.main:
+                continue
+            if root is not None and root.opcode == "dynamic-update-slice":
+                part = body.get(root.operands[1])
+                total += part.shapes[0].bytes if part else shape.bytes
+            else:
+                total += shape.bytes
+        return total
+
+
+def _braces(text: str, key: str) -> str:
+    found = re.search(rf"\b{key}=\{{([^}}]*)\}}", text)
+    return found.group(1) if found else ""
+
+
+def _users(body: dict[str, Instruction], name: str) -> Iterable[Instruction]:
+    """What uses a value inside a fusion, seen through views."""
+    for each in body.values():
+        if name in each.operands:
+            if each.opcode in ("bitcast", "reshape"):
+                yield from _users(body, each.name)
+            else:
+                yield each
+
+
+def _is_target(body: dict[str, Instruction], name: str, update: Instruction) -> bool:
+    """Whether a dynamic-update-slice writes into this value (not: writes it into another)."""
+    into = update.operands[0]
+    while into in body and body[into].opcode in ("bitcast", "reshape"):
+        into = body[into].operands[0]
+    return into == name
+
+
+def _results(body: dict[str, Instruction]) -> list[Instruction | None]:
+    """The instructions that make a fusion's results, seen through views."""
+    root = next((i for i in body.values() if i.root), None)
+    if root is None:
+        return []
+    made: list[Instruction | None] = []
+    for name in root.operands if root.opcode == "tuple" else [root.name]:
+        each = body.get(name)
+        while each is not None and each.opcode in ("bitcast", "reshape") and each.operands:
+            each = body.get(each.operands[0])
+        made.append(each)
+    return made
