@@ -17,7 +17,7 @@ LEVELS = [
     ["testing", "classify", "metrics"],
     ["training"],
     ["setup"],
-    ["model"],
+    ["model", "plan"],
     ["pictures", "scoring", "tokenize"],
     ["report"],
     ["api"],

@@ -5,7 +5,8 @@
 Each config trains in a process of its own for as many images as its measured rate allows in the
 budget (a short run first finds the rate; compilation is not counted), then scores, bounds the
 likelihood and classifies as its config says. Where two configs are given, the first is a tokenizer:
-each gets half of the budget. Writes table.md, table.json and a PNG a family.
+each gets half of the budget. Writes table.md, table.json, a PNG a family and all of them in
+families.png.
 """
 
 from __future__ import annotations
@@ -98,6 +99,35 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def slug(config: str) -> str:
+    """A config's name as a file's."""
+    return config.replace(".py", "").replace(":", "_")
+
+
+def montage(out: Path) -> Path:
+    """The families' pictures side by side with their names, as families.png."""
+    from matplotlib import pyplot
+
+    shown = [
+        (name, out / f"{slug(stages[-1])}.png")
+        for name, stages in CONFIGS.items()
+        if (out / f"{slug(stages[-1])}.png").is_file()
+    ]
+    columns = min(6, len(shown))
+    lines = -(-len(shown) // columns)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(2.1 * columns, 3.1 * lines), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, path) in zip(axes.flat, shown, strict=False):
+        axis.imshow(pyplot.imread(path), cmap="gray", interpolation="nearest")
+        axis.set_title(name.replace(" (", "\n("), fontsize=8)
+    figure.savefig(out / "families.png", dpi=110)
+    pyplot.close(figure)
+    return out / "families.png"
+
+
 def main() -> None:
     """Train all or some families and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -113,7 +143,7 @@ def main() -> None:
             continue
         overrides: list[str] = []
         for config in stages:
-            workdir = args.out / config.replace(".py", "").replace(":", "_")
+            workdir = args.out / slug(config)
             report = train(config, workdir, args.seconds / len(stages), args.probe, *overrides)
             if config != stages[-1]:
                 codes = workdir / "codes"
@@ -128,6 +158,7 @@ def main() -> None:
         print(markdown(rows[-1:]), flush=True)
     (args.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
     (args.out / "table.md").write_text(markdown(rows))
+    montage(args.out)
     print(markdown(rows))
 
 

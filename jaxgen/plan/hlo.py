@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,6 +30,14 @@ FREE = {
     "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "async-start",
     "async-update",
 }  # fmt: skip
+# Custom calls of the TPU compiler that only name memory or order asynchronous work.
+NOTHING = (
+    "AllocateBuffer",
+    "AssumeGatherIndicesInBound",
+    "AsyncCollectiveStart",
+    "AsyncCollectiveDone",
+    "ConcatBitcast",
+)
 SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 NAME = re.compile(r"%([\w.\-]+)")
 
@@ -289,9 +297,12 @@ class _Program:
         """Bytes of main memory that an instruction reads and writes."""
         if it.opcode in FREE or it.opcode.endswith("-done"):
             return 0.0
+        if it.opcode == "custom-call" and any(f'"{t}"' in it.attributes for t in NOTHING):
+            return 0.0
         if it.opcode in ("copy-start", "slice-start"):
             # From one memory to another: what arrives, once for each side that is main memory.
-            arrived = it.shapes[0]
+            # A copy says (to, from, ...), a slice (from, to, ...).
+            arrived = it.shapes[0 if it.opcode == "copy-start" else 1]
             source = self.shape(where, it.operands[0])
             return arrived.bytes * (arrived.main + source.main)
         if it.opcode == "dynamic-slice":
@@ -305,42 +316,71 @@ class _Program:
         return read + self._written(it, body)
 
     def _read(self, it: Instruction, where: str, body: dict[str, Instruction]) -> float:
-        parameters = {i.inside: i.name for i in body.values() if i.opcode == "parameter"}
         total = 0.0
         for place, name in enumerate(it.operands):
             shape = self.shape(where, name)
             if not shape.main or name not in self.computations[where]:
                 continue
-            users = list(_users(body, parameters.get(str(place), "")))
-            if users and all(u.opcode in ("dynamic-slice", "slice", "gather") for u in users):
-                total += min(shape.bytes, sum(u.shapes[0].bytes for u in users))
-            elif (
-                users
-                and all(
-                    u.opcode == "dynamic-update-slice" and u.operands[0] != u.operands[1]
-                    for u in users
-                )
-                and all(_is_target(body, parameters[str(place)], u) for u in users)
-            ):
-                continue  # written over in place, not read
+            users = list(self._users(body, _parameter(body, place))) if body else []
+            sliced = [u for u, _ in users if u.opcode in ("dynamic-slice", "slice", "gather")]
+            # Written over in place, the rest is not read.
+            updated = [
+                u for u, own in users if u.opcode == "dynamic-update-slice" and u.operands[0] == own
+            ]
+            if users and len(sliced) + len(updated) == len(users):
+                total += min(shape.bytes, sum(u.shapes[0].bytes for u in sliced))
             else:
                 total += shape.bytes
         return total
 
+    def _users(self, body: dict[str, Instruction], name: str) -> Iterator[tuple[Instruction, str]]:
+        """What uses a value inside a fusion, and its name there, through views and fusions."""
+        for each in body.values():
+            if name not in each.operands:
+                continue
+            inner = each.called("calls") if each.opcode == "fusion" else None
+            if each.opcode in ("bitcast", "reshape"):
+                yield from self._users(body, each.name)
+            elif inner in self.computations:
+                within = self.computations[inner or ""]
+                for place, operand in enumerate(each.operands):
+                    if operand == name:
+                        yield from self._users(within, _parameter(within, place))
+            else:
+                yield each, name
+
     def _written(self, it: Instruction, body: dict[str, Instruction]) -> float:
-        roots = _results(body) or [None] * len(it.shapes)
+        roots = self._results(body)
         if len(roots) != len(it.shapes):
             roots = [None] * len(it.shapes)
         total = 0.0
         for shape, root in zip(it.shapes, roots, strict=True):
-            if not shape.main:
-                continue
-            if root is not None and root.opcode == "dynamic-update-slice":
-                part = body.get(root.operands[1])
-                total += part.shapes[0].bytes if part else shape.bytes
-            else:
-                total += shape.bytes
+            total += (shape.bytes if root is None else root) if shape.main else 0.0
         return total
+
+    def _results(self, body: dict[str, Instruction]) -> list[float | None]:
+        """For each result of a fusion, the bytes written if it is an update in place, or None."""
+        root = next((i for i in body.values() if i.root), None)
+        if root is None:
+            return []
+        made: list[float | None] = []
+        for name in root.operands if root.opcode == "tuple" else [root.name]:
+            each, within = body.get(name), body
+            while each is not None:
+                inner = each.called("calls") if each.opcode == "fusion" else None
+                if each.opcode in ("bitcast", "reshape") and each.operands:
+                    each = within.get(each.operands[0])
+                elif inner in self.computations and len(each.shapes) == 1:
+                    within = self.computations[inner or ""]
+                    each = next((i for i in within.values() if i.root), None)
+                else:
+                    break
+            part = None
+            if each is not None and each.opcode == "dynamic-update-slice":
+                update = within.get(each.operands[1])
+                part = update.shapes[0].bytes if update else None
+            made.append(part)
+        return made
 
 
 def _braces(text: str, key: str) -> str:
@@ -348,33 +388,9 @@ def _braces(text: str, key: str) -> str:
     return found.group(1) if found else ""
 
 
-def _users(body: dict[str, Instruction], name: str) -> Iterable[Instruction]:
-    """What uses a value inside a fusion, seen through views."""
+def _parameter(body: dict[str, Instruction], place: int) -> str:
+    """The name inside a computation of its argument number `place`."""
     for each in body.values():
-        if name in each.operands:
-            if each.opcode in ("bitcast", "reshape"):
-                yield from _users(body, each.name)
-            else:
-                yield each
-
-
-def _is_target(body: dict[str, Instruction], name: str, update: Instruction) -> bool:
-    """Whether a dynamic-update-slice writes into this value (not: writes it into another)."""
-    into = update.operands[0]
-    while into in body and body[into].opcode in ("bitcast", "reshape"):
-        into = body[into].operands[0]
-    return into == name
-
-
-def _results(body: dict[str, Instruction]) -> list[Instruction | None]:
-    """The instructions that make a fusion's results, seen through views."""
-    root = next((i for i in body.values() if i.root), None)
-    if root is None:
-        return []
-    made: list[Instruction | None] = []
-    for name in root.operands if root.opcode == "tuple" else [root.name]:
-        each = body.get(name)
-        while each is not None and each.opcode in ("bitcast", "reshape") and each.operands:
-            each = body.get(each.operands[0])
-        made.append(each)
-    return made
+        if each.opcode == "parameter" and each.inside == str(place):
+            return each.name
+    return ""
