@@ -1,4 +1,4 @@
-"""scikit-learn's embedded handwritten digits (8x8, 17 levels, 10 classes) with a Gated PixelCNN.
+"""scikit-learn's embedded handwritten digits (8x8, 17 levels, 10 classes) with PixelCNNs.
 
     jaxgen train --config configs/digits_pixelcnn.py --workdir runs/digits_pixelcnn
 
@@ -7,6 +7,10 @@ images/s). It printed for the test half of 896 images 1.7248 bits/dim, exact (in
 2.4286, given the label 2.2450), and as a classifier 96.88 % right with 10 calls an image. Of 2,000
 samples the classifier agrees with 82.7 % at guidance 1 and 93.95 % at 1.5, the default (Frechet
 distance 2.29 and 1.62, floor .50); .05 % are memorised.
+
+`configs/digits_pixelcnn.py:pp`, a PixelCNN++: 148 s training (300 images/s), 435 s in all (every
+sample takes 64 calls of the whole network); 1.7189 bits/dim, 95.09 % right, 90.15 and 96.7 % of
+samples (1.072 and 1.444).
 """
 
 import ml_collections
