@@ -1,0 +1,66 @@
+"""What the DiT configs cost on TPU pods, compiled for them by libtpu: one table, no TPU.
+
+    python -m experiments.benchmarks.plans [--only v5e] [--json]
+
+Global batch 1024, bfloat16 compute, float32 parameters, Adam and one average; parameters cut over 8
+devices, the batch over all. Needs `pip install libtpu`. Nothing is measured on a TPU: bounds are
+from the chips' peaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from jaxgen.plan.ask import ask
+
+LARGE = "data.holds.shape=(64,64,4)"
+CASES = [
+    ("XL/2", "v5e:8x8", ["model.attention=xla"]),
+    ("XL/2", "v5e:8x8", []),
+    ("L/2", "v5e:8x8", []),
+    ("B/2", "v5e:8x8", []),
+    ("XL/2", "v6e:8x8", []),
+    ("XL/2", "v5p:4x4x4", []),
+    ("XL/2", "v5e:8x8", [LARGE, "train.accumulate=4"]),
+]
+SHARED = ["mesh.fsdp=8", "data.batch_size=1024", "model.attention=xla_narrow"]
+
+
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", default="", help="what the topology begins with")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    print("| model, tokens | on | attention | useful, compiled TFLOP | traffic | peak memory | "
+          "compute, memory, wires | MFU at most: overlapped, serial | compile |")  # fmt: skip
+    print("|-|-|-|-:|-:|-:|-:|-:|-:|")
+    rows = []
+    for size, topology, changes in CASES:
+        if not topology.startswith(args.only):
+            continue
+        config = f"configs/imagenet256_dit.py:{size}"
+        found = ask(config, [*SHARED, *changes], topology, "train")
+        rows.append({"config": config, "changes": changes, **found})
+        if found["memory_gib"]["peak"] is None:
+            print(f"| {size} | {topology} | does not fit |", flush=True)
+            continue
+        line, memory = found["roofline"], found["memory_gib"]
+        times = ", ".join(f"{line['ms'][k]:.1f}" for k in ("compute", "memory", "interconnect"))
+        attention = "xla" if "model.attention=xla" in changes else "xla_narrow"
+        tokens = 1024 if LARGE in changes else 256
+        print(
+            f"| {size}, {tokens} | {topology} | {attention} | {found['useful_flops'] / 1e12:.2f}, "
+            f"{found['compiled_flops'] / 1e12:.2f} | {found['hbm_bytes'] / 1e9:.1f} GB | "
+            f"{memory['peak']:.2f} of {memory['chip']:.0f} GiB | {times} ms | "
+            f"{100 * line['mfu_bound_overlapped']:.0f} %, "
+            f"{100 * line['mfu_bound_serial']:.0f} % | {found['compile_seconds']:.0f} s |",
+            flush=True,
+        )
+    if args.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
