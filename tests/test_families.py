@@ -31,8 +31,11 @@ def single(name: str):
     return parts, jax.device_get(state), metrics
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [(name, (2, 2, 2)) for name in FAMILIES] + [(name, (8, 1, 1)) for name in SAMPLED],
+    ids=str,
+)
 def test_a_step_on_any_mesh_is_the_step_on_one_device(name, mesh, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST", 2**6)
     parts, expected, metrics = single(name)

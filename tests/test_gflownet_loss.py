@@ -20,6 +20,7 @@ from jaxgen.families.gflownet.walk import (
     walk,
 )
 from jaxgen.nn.policy import Policy
+from tests.nn_kit import quick_jit
 
 ENVIRONMENTS = {
     "grid": hypergrid(dims=2, height=5),
@@ -220,20 +221,25 @@ def test_a_table_of_heads_says_the_same(name):
     params = {"net": params["net"]["params"]}
     noise = iter(jax.random.split(jax.random.key(1), 8))
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(noise), p.shape), params)
-    keys = jax.random.split(jax.random.key(2), 64)
-    for kind, loss in LOSSES.items():
+    keys, done = jax.random.split(jax.random.key(2), 64), jnp.zeros(64, bool)
+    # Between them they ask for all that heads say, of parents too.
+    for kind in ("flow_matching", "subtrajectory_balance"):
+        loss = LOSSES[kind]
         flow = "edges" if loss.flow == "edges" else "head"
         heads = NetworkHeads(env, net, learned_backward=True, flow=flow)
-        actions, _ = rollout(env, heads, params, keys, jnp.zeros(64, bool))
+        actions, _ = quick_jit(lambda p, h=heads: rollout(env, h, p, keys, done))(params)
 
         def value(params, tabulate, heads=heads, actions=actions, loss=loss):
             own = tabled(env, heads, params) if tabulate else heads
             return loss.of(walk(env, own, params, actions, keys)).mean()
 
-        pairs = [jax.value_and_grad(value)(params, which) for which in (False, True)]
+        both = quick_jit(jax.value_and_grad(value), static_argnums=1)
+        pairs = [both(params, which) for which in (False, True)]
         for a, b in zip(*map(jax.tree.leaves, pairs), strict=True):
             np.testing.assert_allclose(
                 a, b, rtol=2e-4, atol=2e-5 * float(jnp.abs(a).max()), err_msg=kind
             )
-        again, _ = rollout(env, tabled(env, heads, params), params, keys, jnp.zeros(64, bool))
+        again, _ = quick_jit(lambda p, h=heads: rollout(env, tabled(env, h, p), p, keys, done))(
+            params
+        )
         np.testing.assert_array_equal(actions, again)

@@ -74,7 +74,7 @@ def checks() -> list[Check]:
     book = quantiser.init(jax.random.key(0))
     codes = np.asarray(book["codes"], np.float64)
     best = ((np.asarray(z, np.float64)[..., None, :] - codes) ** 2).sum(-1).argmin(-1)
-    wrong = np.asarray(quantiser.quantise(book, z, None).tokens) != best
+    wrong = np.asarray(quantiser.quantise(book, z, None).code) != best
     # The inner product alone leaves out the codes' lengths.
     inner = (np.asarray(z) @ codes.T).argmax(-1) != best
     found.append(below("tokens that are not brute force's", wrong.sum(), 0))
@@ -82,7 +82,7 @@ def checks() -> list[Check]:
     weight = jnp.asarray(rng.normal(size=z.shape), jnp.float32)
 
     def plain(z: jax.Array) -> jax.Array:
-        tokens = quantiser.quantise(book, z, None).tokens
+        tokens = quantiser.quantise(book, z, None).code
         return (weight * quantiser.embed(book, tokens)).sum()
 
     through = jax.grad(lambda z: (weight * quantiser.quantise(book, z, None).z).sum())(z)
