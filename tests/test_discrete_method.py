@@ -98,15 +98,15 @@ def any_order_bound(parts, params, states):
 
 
 @pytest.mark.parametrize(
-    ("size", "steps", "width", "batch"), [(2, 1000, 32, 48), (3, 4000, 64, 56)]
+    ("size", "steps", "width", "depth", "batch"), [(2, 1000, 32, 2, 48), (3, 3500, 64, 3, 56)]
 )
-def test_bars_and_stripes_are_learnt_to_their_entropy(size, steps, width, batch):
+def test_bars_and_stripes_are_learnt_to_their_entropy(size, steps, width, depth, batch):
     """Also that `log_prob` is unbiased for the bound that all masks give."""
     states = bars(size)
     parts = setup(
         config(
             source=dict(name="bars_and_stripes.bars_and_stripes", size=size),
-            model=dict(SMALL, width=width, depth=2, heads=4),
+            model=dict(SMALL, width=width, depth=depth, heads=4),
             batch=batch,
             label_dropout=0.0,
             images=batch * steps,
