@@ -174,3 +174,35 @@ def test_a_tpu_program_is_compiled_and_costs_what_the_network_does():
     assert answer["compiled_flops"] == pytest.approx(answer["useful_flops"], rel=0.25)
     line = answer["roofline"]
     assert 0 < line["mfu_bound_serial"] <= line["mfu_bound_overlapped"] <= 1.05
+
+
+def test_what_does_not_fit_is_tried_with_remedies_until_one_does(monkeypatch):
+    from jaxgen.cli.plan import table
+    from jaxgen.plan import ask as module
+
+    asked = []
+
+    def answer(config, overrides, topology, what):
+        asked.append(overrides)
+        if "model.remat=dots" in overrides:
+            raise UsageError("config.model.remat: unknown")
+        fits = "train.accumulate=2" in overrides
+        peak = 12.0 if fits else 20.0
+        memory = dict(peak=peak, chip=16.0, arguments=1.0, temporaries=peak - 1, code=0.0)
+        return {
+            "what": what, "topology": topology, "mesh": {"data": 4}, "fits": fits,
+            "memory_gib": memory, "parameters": 10**6, "images": 8, "useful_flops": 1e12,
+            "compiled_flops": 1e12, "kernels_not_counted": {"other": 3}, "hbm_bytes": 1e9,
+            "collectives": [dict(kind="all-reduce", devices=4, count=2.0, bytes=1e6)],
+            "compile_seconds": 1.0, "roofline": None,
+        }  # fmt: skip
+
+    monkeypatch.setattr(module, "ask", answer)
+    first = answer("c", ["a=1"], "v5e:2x2", "train")
+    tried = module.remedies("c", ["a=1"], "v5e:2x2", "train", lambda text: None)
+    assert all(overrides[0] == "a=1" for overrides in asked)
+    assert [row["fits"] for row in tried] == [False, False, False, True]
+    assert "error" in tried[1] and tried[-1]["change"] == ["train.accumulate=2"]
+    text = table({**first, "tried": tried})
+    assert "DOES NOT FIT, 4.00 GiB too much" in text and "3 calls of other" in text
+    assert "train.accumulate=2: fits, 12.00 GiB" in text and "model.remat: unknown" in text

@@ -102,6 +102,8 @@ def _line(row: dict[str, Any]) -> str:
     if peak is not None:
         text += f", {peak:.2f} GiB, {_unit(row['compiled_flops'])}FLOP"
         text += f", {_unit(row['hbm_bytes'])}B"
+    elif row["memory_gib"].get("temporaries"):
+        text += f", temporaries alone {row['memory_gib']['temporaries']:.1f} GiB"
     if row.get("roofline"):
         line = row["roofline"]
         text += f", at most {line['images_per_second_bound']:,.0f} images/s"

@@ -7,6 +7,7 @@ on any machine, or for CPU devices. Times are bounds from peaks, not measurement
 from __future__ import annotations
 
 import math
+import re
 import time
 from typing import Any
 
@@ -151,11 +152,16 @@ def _too_large(
 ) -> dict[str, Any]:
     """What can be said of a program that the compiler refuses for its memory."""
     line = next((x for x in error.splitlines() if "RESOURCE_EXHAUSTED" in x), error)
+    wanted = re.search(r"temporaries \(([\d.]+)G\)", line)
     return {
         "topology": topology,
         "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
         "what": what,
         "fits": False,
-        "memory_gib": {"peak": None, "chip": chip and chip.memory / GIB},
+        "memory_gib": {
+            "peak": None,
+            "temporaries": wanted and float(wanted.group(1)),
+            "chip": chip and chip.memory / GIB,
+        },
         "compiler": line.strip()[:500],
     }
