@@ -184,8 +184,9 @@ def test_missing_options_and_commands_are_code_2(capsys):
         assert lines(capsys)[1].count("\n") == 1
 
 
-def test_ctrl_c_while_sampling_is_code_130(trained):
-    process = start("sample", "--workdir", str(trained), "--per_label", "100000")
+def test_ctrl_c_while_sampling_is_code_130(trained, tmp_path):
+    out = str(tmp_path / "samples.npz")
+    process = start("sample", "--workdir", str(trained), "--per_label", "100000", "--out", out)
     wait_for(lambda: process.poll() is not None or _sampling(process), process=None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
