@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from jaxgen import config as configs
-from jaxgen.data import Source, Target
+from jaxgen.data import Source, Target, normalise
 from jaxgen.errors import invalid, unknown
 from jaxgen.method import Method, Spec
 from jaxgen.nn.flops import count
@@ -147,7 +147,7 @@ TOP = ("seed", "model", "method", "optimizer", "sample", "mesh", *SECTIONS)
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A checked config and what it says, as objects."""
+    """A checked config and what it says, as objects. source: None from `setup(data=False)`."""
 
     config: ml_collections.ConfigDict
     data: DataOptions
@@ -304,6 +304,17 @@ def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
     return configs.check(sampler, {**parts.config.get("sample", {}), **changes}, "config.sample")
 
 
+def abstract_batch(parts: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch as sources give it, as shapes and dtypes: bytes, tokens, or real numbers; labels."""
+    size, kind = parts.data.batch_size, jnp.float32
+    if parts.spec.levels is not None:
+        kind = jnp.int32 if parts.spec.tokens else jnp.uint8
+    batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if parts.spec.target is None:
+        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
+    return batch
+
+
 def train_flops(parts: Setup) -> float:
     """Useful floating-point operations to train on one example, two a multiply-add.
 
@@ -311,14 +322,9 @@ def train_flops(parts: Setup) -> float:
     """
     if parts.method.train_flops is not None:
         return parts.method.train_flops()
-    size = parts.data.batch_size
-    batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    if parts.spec.target is None:
-        kind = jnp.int32 if parts.spec.tokens else jnp.float32
-        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
     state = jax.eval_shape(parts.method.init, jax.random.key(0))
-    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, b, jax.random.key(0)))
-    return 2 * count(update(state, batch).jaxpr) / size
+    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, normalise(b), jax.random.key(0)))
+    return 2 * count(update(state, abstract_batch(parts)).jaxpr) / parts.data.batch_size
 
 
 def _each(section: Any, make: Any, option: str) -> Any:

@@ -19,7 +19,7 @@ from jaxgen.errors import invalid
 from jaxgen.nn.flops import count
 from jaxgen.plan.hlo import Costs, costs
 from jaxgen.plan.machine import Chip, devices_of
-from jaxgen.setup import Setup, sample_options, setup, train_flops
+from jaxgen.setup import Setup, abstract_batch, sample_options, setup, train_flops
 from jaxgen.training.loop import empty_tally, jitted_step
 from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
 
@@ -90,12 +90,8 @@ def _update(parts: Setup) -> tuple[Any, int, float]:
     method, mesh = parts.method, parts.mesh
     abstract = jax.eval_shape(method.init, jax.random.key(0))
     shardings = state_sharding(mesh, abstract)
-    size, kind = parts.data.batch_size, jnp.float32
-    if parts.spec.levels is not None:
-        kind = jnp.int32 if parts.spec.tokens else jnp.uint8
-    batch = {"label": _abstract((size,), jnp.int32, batch_sharding(mesh))}
-    if parts.spec.target is None:
-        batch["image"] = _abstract((size, *parts.spec.shape), kind, batch_sharding(mesh))
+    size, rows = parts.data.batch_size, batch_sharding(mesh)
+    batch = {k: _abstract(a.shape, a.dtype, rows) for k, a in abstract_batch(parts).items()}
     tally = jax.eval_shape(lambda: empty_tally(method, abstract, batch))
     everywhere = replicated(mesh)
     lowered = jitted_step(method, mesh, shardings).lower(

@@ -24,8 +24,9 @@ class Chip:
 
 
 # Google Cloud's documentation of each version: bf16 peak, HBM capacity and bandwidth, interconnect
-# bandwidth out of a chip (1600 Gbps on v5e and so on). A JAX device is half a chip on v4 compiled
-# for by libtpu, whose topologies list two cores a chip.
+# bandwidth out of a chip (1600 Gbps on v5e, 4800 on v5p; on v6e 3584, 3200 in later versions of the
+# page; v4's two bandwidths are from memory). A JAX device is half a chip on v4, whose topologies in
+# libtpu list two cores a chip.
 CHIPS = {
     "v4": Chip(PEAKS["TPU v4"] / 2, 16 * 2**30, 1.228e12 / 2, 300e9 / 2),
     "v5e": Chip(PEAKS["TPU v5e"], 16 * 2**30, 0.819e12, 200e9),
