@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import config as configs
 from jaxgen.errors import UsageError
+from jaxgen.plan import plan
 from jaxgen.plan.ask import ask, combinations, sweep
 from jaxgen.plan.hlo import costs
 from jaxgen.plan.machine import environment, split
 from jaxgen.setup import TOP, setup
+from jaxgen.training import sharding
 from tests.running import run
 
 TINY = ["--config", "tests/tiny.py"]
@@ -206,3 +208,21 @@ def test_what_does_not_fit_is_tried_with_remedies_until_one_does(monkeypatch):
     text = table({**first, "tried": tried})
     assert "DOES NOT FIT, 4.00 GiB too much" in text and "3 calls of other" in text
     assert "train.accumulate=2: fits, 12.00 GiB" in text and "model.remat: unknown" in text
+
+
+def test_tokens_stay_on_the_devices_of_their_examples(monkeypatch):
+    """What crosses grows with the batch by less than one layer's tokens (`nn.layers.as_batch`).
+
+    Left alone, XLA gathers activations of every layer. Conditioning vectors, one an image, do
+    cross.
+    """
+    monkeypatch.setattr(sharding, "SMALLEST", 2**6)
+    crossed, batches, width, tokens = [], (64, 512), 64, 64
+    for batch in batches:
+        config = configs.load("tests/tiny.py")
+        changes = ["mesh.data=1", "mesh.fsdp=8", "model.patch=1", f"model.width={width}"]
+        changes += ["model.depth=2", f"data.batch_size={batch}"]
+        configs.override(config, changes, TOP)
+        crossed.append(sum(c["bytes"] for c in plan(config, "cpu:8")["collectives"]))
+    growth = (crossed[1] - crossed[0]) / (batches[1] - batches[0])
+    assert growth < 4 * tokens * width, crossed
