@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen import mesh
 from jaxgen.errors import invalid
 
 PyTree = Any
@@ -164,6 +165,8 @@ class Method:
     Spec of a code, its levels None for latents.
     scores(params, key) -> name -> value: what the family alone knows to measure.
     train_flops() -> floating-point operations to train on one example; None: counted from `update`.
+    separable: the gradient of a batch is the mean over its parts, whatever the cut, so that
+    `update` may see one device's part (`mesh.Layout.via`).
     """
 
     spec: Spec
@@ -179,6 +182,7 @@ class Method:
     code: Spec | None = None
     scores: Callable[[PyTree, jax.Array], dict[str, Any]] | None = None
     train_flops: Callable[[], float] | None = None
+    separable: bool = False
 
 
 def fold(keys: jax.Array, number: int | jax.Array) -> jax.Array:
@@ -243,6 +247,23 @@ def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
 
 
+def dropout_key(key: jax.Array, batch: Batch) -> jax.Array:
+    """The key of a microbatch for `nn.parallel.Dropout`, apart from every example's."""
+    return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), batch["part"])
+
+
+def placed(batch: Batch, step: jax.Array) -> Batch:
+    """A batch that knows where in training it stands: `index`, `seen` and `part` (0) [B].
+
+    index: each example's place in the global batch, also where this code sees one device's part.
+    seen: examples seen before this update. part: the microbatch, which `cut` counts.
+    """
+    size = batch["label"].shape[0]
+    index = mesh.position("data") * size + jnp.arange(size, dtype=jnp.int32)
+    seen = jnp.full(size, step.astype(jnp.float32) * size * mesh.size("data"))
+    return {**batch, "index": index, "seen": seen, "part": jnp.zeros((), jnp.int32)}
+
+
 LossFn = Callable[[PyTree, Batch, jax.Array, PyTree], tuple[jax.Array, tuple[Metrics, PyTree]]]
 
 
@@ -251,13 +272,14 @@ def mean_gradient(
 ) -> tuple[jax.Array, Metrics, PyTree, PyTree]:
     """(value, metrics, extra, gradient) of a loss over a batch cut into `accumulate` microbatches.
 
-    Values, metrics and gradients are means over the microbatches, so those of the whole batch up to
-    rounding; `extra` goes from one to the next. accumulate must divide the batch.
+    Values, metrics and gradients are means over the microbatches (and over devices, where this code
+    sees one's part), so those of the whole batch up to rounding; `extra` goes from one to the next.
+    accumulate must divide the batch.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
         (value, (metrics, extra)), grads = gradient(params, batch, key, extra)
-        return value, metrics, extra, grads
+        return mesh.mean(value), mesh.mean(metrics), extra, mesh.mean_gradient(grads)
 
     def body(carry: PyTree, part: Batch) -> tuple[PyTree, tuple[jax.Array, Metrics]]:
         total, extra = carry
@@ -266,8 +288,9 @@ def mean_gradient(
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     (grads, extra), (values, many) = jax.lax.scan(body, (zeros, extra), cut(batch, accumulate))
-    grads = jax.tree.map(lambda g: g / accumulate, grads)
-    return values.mean(), jax.tree.map(lambda m: m.mean(0), many), extra, grads
+    grads = mesh.mean_gradient(jax.tree.map(lambda g: g / accumulate, grads))
+    value, metrics = mesh.mean((values.mean(), jax.tree.map(lambda m: m.mean(0), many)))
+    return value, metrics, extra, grads
 
 
 def cut(batch: Batch, parts: int) -> Batch:
@@ -275,9 +298,11 @@ def cut(batch: Batch, parts: int) -> Batch:
 
     Part p holds every parts-th example from p on, so that each device's examples stay on it.
     """
-    return jax.tree.map(
-        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch
+    whole = {k: a for k, a in batch.items() if k != "part"}
+    pieces = jax.tree.map(
+        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), whole
     )
+    return {**pieces, "part": jnp.arange(parts, dtype=jnp.int32)}
 
 
 def gradient_update(
@@ -291,17 +316,15 @@ def gradient_update(
     """Turn a loss into an update: gradient, accumulation, optimizer step, projection, averages.
 
     loss(params, batch, key, extra) -> (scalar, (metrics, extra)), a mean over the examples given;
-    `batch["index"]` is each example's place in the global batch, `batch["seen"]` [B] the number of
-    examples seen before this update (what is annealed counts in it). accumulate: the number of
+    the batch has what `placed` adds (what is annealed counts in `seen`). accumulate: the number of
     microbatches a batch is cut into (must divide B); the gradient is the mean over them, so the
     result is that of the whole batch up to rounding. project: applied to the parameters after each
     step (EDM2's forced weight normalisation). Clipping is a part of `optimizer`.
     """
 
     def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        size = batch["label"].shape[0]
-        seen = jnp.full(size, state.step.astype(jnp.float32) * size)
-        batch = {**batch, "index": jnp.arange(size, dtype=jnp.int32), "seen": seen}
+        size = batch["label"].shape[0] * mesh.size("data")
+        batch = placed(batch, state.step)
         value, metrics, extra, grads = mean_gradient(
             loss, state.params, batch, key, state.extra, accumulate
         )

@@ -19,11 +19,12 @@ import ml_collections
 from jaxgen import config as configs
 from jaxgen.data import Source, Target, normalise
 from jaxgen.errors import invalid, unknown
+from jaxgen.mesh import Layout
 from jaxgen.method import Method, Spec
 from jaxgen.nn.flops import count
 from jaxgen.training.ema import Averages
 from jaxgen.training.optim import optimizer
-from jaxgen.training.sharding import check_batch, make_mesh
+from jaxgen.training.sharding import check_batch, make_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,12 @@ class Setup:
     spec: Spec
     method: Method
     modules: Any
-    mesh: jax.sharding.Mesh
+    layout: Layout
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices, as the layout has them."""
+        return self.layout.mesh
 
     @property
     def steps(self) -> int:
@@ -208,9 +214,9 @@ def setup(
         raise invalid("config.train.images", train.images, "images >= 1")
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
-    sizes = configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh", {"devices"})
-    mesh = make_mesh(**sizes, devices=devices)
-    check_batch(reading.batch_size, mesh, train.accumulate)
+    sizes = configs.check(make_layout, dict(config.get("mesh", {})), "config.mesh", {"devices"})
+    layout = make_layout(**sizes, devices=devices)
+    check_batch(reading.batch_size, layout.mesh, train.accumulate)
     declared = None if reading.holds is None else _declared(reading.holds)
     source = open_source(reading, reading.train) if data or declared is None else None
     spec = spec_of(source) if source is not None else declared
@@ -249,7 +255,7 @@ def setup(
         spec=spec,
         method=method,
         modules=modules,
-        mesh=mesh,
+        layout=layout,
         **options,
     )
     # A bad sampler, an image size that a network cannot take: said now, not after training.

@@ -77,8 +77,10 @@ def hugging_face(torch, transformers, module: Llama, params):
     blocks, state = params["blocks"], {}
     for i in range(module.depth):
         name = f"model.layers.{i}."
-        q, k, v = (tensor(a.T) for a in np.split(blocks["qkv"]["kernel"][i], 3, axis=1))
-        gate, up = (tensor(a.T) for a in np.split(blocks["expand"]["kernel"][i], 2, axis=1))
+        # Our columns go head by head: a head's query, key and value.
+        qkv = np.reshape(blocks["qkv"]["kernel"][i], (module.width, module.heads, 3, -1))
+        q, k, v = (tensor(qkv[:, :, j].reshape(module.width, -1).T) for j in range(3))
+        gate, up = (tensor(blocks[n]["kernel"][i].T) for n in ("gate", "value"))
         state |= {
             name + "self_attn.q_proj.weight": q,
             name + "self_attn.k_proj.weight": k,

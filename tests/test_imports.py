@@ -9,7 +9,7 @@ ROOT = Path("jaxgen")
 # A module may import from its own level or from those before it.
 LEVELS = [
     ["errors", "__init__"],
-    ["config"],
+    ["config", "mesh"],
     ["method", "ops", "data"],
     ["nn"],
     ["pretrained", "families"],

@@ -60,7 +60,7 @@ def test_at_initialisation_the_output_is_zero_and_each_block_the_identity(varian
 
 
 def test_patches_come_back_where_they_came_from():
-    module = DiT(1, 3, patch=2)
+    module = DiT(1, 3, patch=2, heads=3)
     x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 4, 6, 3)
     patches = module._patchify(x)
     np.testing.assert_array_equal(patches[1], x[0, :2, 2:4].reshape(-1))
@@ -124,7 +124,7 @@ def test_forward_equals_diffusers(peers):
         nchw = torch.tensor(x).permute(0, 3, 1, 2)
         want = theirs(nchw, torch.tensor(steps), class_labels=torch.tensor(labels)).sample
         want = want.permute(0, 2, 3, 1)
-    params = from_diffusers(state, patch=2)
+    params = from_diffusers(state, patch=2, heads=3)
     got = ours.apply({"params": params}, x, jnp.asarray(steps / 1000), jnp.asarray(labels))
     assert np.abs(want.numpy()).max() > 1
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-5, atol=1e-5 * np.abs(want.numpy()).max())
@@ -133,7 +133,7 @@ def test_forward_equals_diffusers(peers):
 @pytest.mark.parity
 def test_weights_return_from_diffusers_unchanged(peers):
     _, theirs, state, _ = peers
-    back = to_diffusers(from_diffusers(state, patch=2), patch=2)
+    back = to_diffusers(from_diffusers(state, patch=2, heads=3), patch=2, heads=3)
     assert set(state) == set(back)
     for name, value in back.items():
         np.testing.assert_array_equal(value, state[name])
@@ -142,8 +142,8 @@ def test_weights_return_from_diffusers_unchanged(peers):
     np.testing.assert_allclose(table, sin_cos_2d(4, 4, 48), atol=1e-6)
     torn = {k: v for k, v in state.items() if k != "proj_out_1.bias"}
     with pytest.raises(UsageError, match="proj_out_1.bias"):
-        from_diffusers(torn, patch=2)
+        from_diffusers(torn, patch=2, heads=3)
     hidden = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
     uneven = {**state, hidden: np.ones(48)}
     with pytest.raises(UsageError, match="block 1 differs"):
-        from_diffusers(uneven, patch=2)
+        from_diffusers(uneven, patch=2, heads=3)

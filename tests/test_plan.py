@@ -11,12 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import config as configs
 from jaxgen.errors import UsageError
+from jaxgen.nn import placement
 from jaxgen.plan import plan
 from jaxgen.plan.ask import ask, combinations, sweep
 from jaxgen.plan.hlo import costs
 from jaxgen.plan.machine import environment, split
 from jaxgen.setup import TOP, setup
-from jaxgen.training import sharding
 from tests.running import run
 
 TINY = ["--config", "tests/tiny.py"]
@@ -211,12 +211,12 @@ def test_what_does_not_fit_is_tried_with_remedies_until_one_does(monkeypatch):
 
 
 def test_tokens_stay_on_the_devices_of_their_examples(monkeypatch):
-    """What crosses grows with the batch by less than one layer's tokens (`nn.layers.as_batch`).
+    """What crosses grows with the batch by less than one layer's tokens (`nn.stack`).
 
     Left alone, XLA gathers activations of every layer. Conditioning vectors, one an image, do
     cross.
     """
-    monkeypatch.setattr(sharding, "SMALLEST", 2**6)
+    monkeypatch.setattr(placement, "SMALLEST", 2**6)
     crossed, batches, width, tokens = [], (64, 512), 64, 64
     for batch in batches:
         config = configs.load("tests/tiny.py")

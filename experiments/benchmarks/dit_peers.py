@@ -86,7 +86,7 @@ def batch(size: Size) -> dict[str, np.ndarray]:
 def weights(size: Size, model: Any) -> Any:
     """Our parameters from the PyTorch model's, on the device."""
     state = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
-    return jax.tree.map(jnp.asarray, from_diffusers(state, patch=size.patch))
+    return jax.tree.map(jnp.asarray, from_diffusers(state, patch=size.patch, heads=size.heads))
 
 
 def jaxgen_training(net: DiT, params: Any, data: dict[str, np.ndarray]) -> Callable[[], float]:

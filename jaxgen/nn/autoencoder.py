@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.parallel import Dropout
 from jaxgen.ops import attention
 
 EPSILON = 1e-6
@@ -41,7 +42,7 @@ class ResBlock(nn.Module):
         h = nn.silu(_norm(x.shape[-1], self.groups, "norm1")(x)).astype(self.dtype)
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(h)
         h = nn.silu(_norm(self.features, self.groups, "norm2")(h)).astype(self.dtype)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, stacked
-from jaxgen.ops import attention
+from jaxgen.nn.layers import NoiseEmbedding, compute_dtype
+from jaxgen.nn.parallel import Columns, Dropout, Rows, attention, own_places, share
+from jaxgen.nn.stack import stacked
 
 # MaskGIT's transformer (section 4.1; 173M here, 227M with its tokenizer's 54M) and MaskBit's
 # (table 4, 305M).
@@ -39,23 +40,26 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """x [B * length, width] -> x [B * length, width]."""
         init = nn.initializers.truncated_normal(0.02)
 
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+        def dense(layer: Any, features: int, name: str) -> Any:
+            return layer(features, kernel_init=init, dtype=self.dtype, name=name)
 
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
-        size = self.width // self.heads
+        drop = Dropout(self.dropout, deterministic=not self.train)
+        size, heads = self.width // self.heads, share("heads", self.heads)
+        length = own_places(self.length)
+        images = x.shape[0] // length
         h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        qkv = dense(3 * self.width, "qkv")(h).reshape(-1, self.length, 3, self.heads, size)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        qkv = dense(Columns, 3 * self.width, "qkv")(h).reshape(images, length, heads, 3, size)
+        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
         h = attention(q, k, v, scale=size**-0.5, implementation=self.implementation)
-        x = x + drop(dense(self.width, "proj")(h.transpose(0, 2, 1, 3).reshape(-1, self.width)))
+        h = h.transpose(0, 2, 1, 3).reshape(-1, heads * size)
+        x = x + drop(dense(Rows, self.width, "proj")(h), images)
         h = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        h = nn.gelu(dense(int(self.mlp_ratio * self.width), "expand")(h))
-        return x + drop(dense(self.width, "contract")(h)), None
+        h = nn.gelu(dense(Columns, int(self.mlp_ratio * self.width), "expand")(h))
+        return x + drop(dense(Rows, self.width, "contract")(h), images)
 
 
 class Bert(nn.Module):
@@ -130,7 +134,7 @@ class Bert(nn.Module):
             assert noise is not None
             h = h + NoiseEmbedding(self.width, dtype=dtype, name="noise")(noise)[:, None]
         h = nn.LayerNorm(dtype=dtype, name="embedding_norm")(h)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h).reshape(-1, self.width)
+        h = Dropout(self.dropout, deterministic=not train)(h).reshape(-1, self.width)
         blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat)(
             self.width,
             self.heads,
@@ -142,7 +146,7 @@ class Bert(nn.Module):
             self.attention,
             name="blocks",
         )
-        h, _ = blocks(h)
+        h = blocks(h, places=length + 1)
         h = nn.LayerNorm(dtype=dtype, name="norm")(h).reshape(count, -1, self.width)[:, 1:]
         h = h.reshape(-1, self.width)
         if table is None or self.patch > 1:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise, stacked
+from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
+from jaxgen.nn.parallel import Columns, Dropout, Rows, attention, share
 from jaxgen.nn.positions import rope_2d, rotate, sin_cos_2d
-from jaxgen.ops import attention
+from jaxgen.nn.stack import stacked
 
 # The paper's table 1. With 32x32x4 latents, patch 2, learned sigma and 1000 classes: 33, 130, 458
 # and 675 million parameters; 6.06, 23.01, 80.71 and 118.64 G multiply-adds (the paper's "Gflops").
@@ -30,7 +31,8 @@ SIZES: dict[str, dict[str, int]] = {
 class Block(nn.Module):
     """One adaLN-Zero block on tokens kept as a matrix [B * N, width].
 
-    Tokens stay flat because XLA on CPU runs the dense layers of [B, N, width] slower.
+    Tokens stay flat because XLA on CPU runs the dense layers of [B, N, width] slower. The columns
+    of `qkv` go head by head (a head's query, key, value), so that heads can be cut over devices.
     """
 
     width: int
@@ -45,9 +47,7 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, condition: jax.Array, angles: jax.Array | None
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, condition: jax.Array, angles: jax.Array | None) -> jax.Array:
         """x [B * N, width], condition [B, width], angles [N, head_dim / 2] -> x [B * N, width]."""
         images = condition.shape[0]
         affine = nn.Dense(
@@ -62,40 +62,43 @@ class Block(nn.Module):
         def flat(h: jax.Array) -> jax.Array:
             return h.reshape(-1, self.width)
 
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        drop = Dropout(self.dropout, deterministic=not self.train)
         h = modulate(tokens(normalise(x).astype(self.dtype)), shift_a, scale_a)
-        h = drop(self._attention(flat(h), images, angles))
+        h = drop(self._attention(flat(h), images, angles), images)
         x = x + flat(gate_a * tokens(h))
         h = modulate(tokens(normalise(x).astype(self.dtype)), shift_m, scale_m)
-        h = drop(self._mlp(flat(h)))
-        return x + flat(gate_m * tokens(h)), None
+        h = drop(self._mlp(flat(h)), images)
+        return x + flat(gate_m * tokens(h))
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
+    def _columns(self, features: int, name: str) -> Columns:
         init = nn.initializers.xavier_uniform()
-        return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+        return Columns(features, kernel_init=init, dtype=self.dtype, name=name)
+
+    def _rows(self, name: str) -> Rows:
+        init = nn.initializers.xavier_uniform()
+        return Rows(self.width, kernel_init=init, dtype=self.dtype, name=name)
 
     def _attention(self, x: jax.Array, images: int, angles: jax.Array | None) -> jax.Array:
-        size = self.width // self.heads
-        qkv = self._dense(3 * self.width, "qkv")(x)
-        q, k, v = qkv.reshape(images, -1, 3, self.heads, size).transpose(2, 0, 3, 1, 4)
+        size, heads = self.width // self.heads, share("heads", self.heads)
+        qkv = self._columns(3 * self.width, "qkv")(x)
+        q, k, v = qkv.reshape(images, -1, heads, 3, size).transpose(3, 0, 2, 1, 4)
         if self.qk_norm:
             q = nn.RMSNorm(dtype=self.dtype, name="q_norm")(q)
             k = nn.RMSNorm(dtype=self.dtype, name="k_norm")(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         h = attention(q, k, v, scale=size**-0.5, implementation=self.implementation)
-        h = h.transpose(0, 2, 1, 3).reshape(-1, self.width)
-        return self._dense(self.width, "proj")(h)
+        return self._rows("proj")(h.transpose(0, 2, 1, 3).reshape(-1, heads * size))
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         hidden = int(self.mlp_ratio * self.width)
         if self.swiglu:
             # Two thirds of the width keeps the parameters of the plain MLP (Shazeer 2020, sec. 2).
-            value, gate = jnp.split(self._dense(2 * (2 * hidden // 3), "expand")(x), 2, axis=-1)
+            value, gate = (self._columns(2 * hidden // 3, n)(x) for n in ("value", "gate"))
             h = nn.silu(gate) * value
         else:
-            h = nn.gelu(self._dense(hidden, "expand")(x), approximate=True)
-        return self._dense(self.width, "contract")(h)
+            h = nn.gelu(self._columns(hidden, "expand")(x), approximate=True)
+        return self._rows("contract")(h)
 
 
 class DiT(nn.Module):
@@ -156,7 +159,13 @@ class DiT(nn.Module):
         )
         c = nn.silu(c + table(labels))
 
-        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat)(
+        blocks = stacked(
+            Block,
+            self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            shared=("examples", "places"),
+        )(
             self.width,
             self.heads,
             self.mlp_ratio,
@@ -169,7 +178,7 @@ class DiT(nn.Module):
             self.attention,
             name="blocks",
         )
-        h, _ = blocks(h, c, angles)
+        h = blocks(h, c, angles, places=rows * columns)
 
         zeros = nn.initializers.zeros
         affine = nn.Dense(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(c)

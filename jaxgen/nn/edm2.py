@@ -25,6 +25,7 @@ from jaxgen.nn.mp import (
     normalise_weights,
     unit_rms,
 )
+from jaxgen.nn.parallel import Dropout
 from jaxgen.nn.resample import double, halve
 from jaxgen.ops import attention
 
@@ -59,7 +60,7 @@ class Block(nn.Module):
         scale = 1 + MPDense(self.features, dtype=self.dtype, name="embedding")(embedding, gain)
         h = MPDense(self.features, 3, dtype=self.dtype, name="conv_in")(mp_silu(x))
         h = mp_silu(h * scale[:, None, None, :].astype(h.dtype))
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
+        h = Dropout(self.dropout, deterministic=not self.train)(h)
         h = MPDense(self.features, 3, dtype=self.dtype, name="conv_out")(h)
         x = mp_sum(self._skip(x) if self.decoder else x, h, RESIDUAL)
         if self.attend:
@@ -121,7 +122,7 @@ class EDM2(nn.Module):
         dtype = compute_dtype(self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         embedding = self._embed(noise, labels, max(widths), dtype)
-        block_class = rematerialised(Block, self.remat, in_scan=False)
+        block_class = rematerialised(Block, self.remat)
 
         def block(
             h: jax.Array,

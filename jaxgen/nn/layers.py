@@ -1,8 +1,9 @@
-"""Small parts that several networks share: noise embeddings, remat policies, layer stacking."""
+"""Small parts that several networks share: noise embeddings, remat policies, norms."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,56 +29,26 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def rematerialised(block: type[nn.Module], policy: str, *, in_scan: bool) -> type[nn.Module]:
-    """The module class with one of the `REMAT` policies; UsageError for another name.
+def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The module class with one of the `REMAT` policies; UsageError for another name."""
+    return block if _policy(policy) == "none" else nn.remat(block, policy=REMAT[policy])
 
-    in_scan: the block is a scan's body, where XLA cannot merge the recomputation with the forward
-    pass, so that the (slow) barrier against merging is left out.
+
+def checkpointed(body: Callable[..., Any], policy: str, *, in_scan: bool) -> Callable[..., Any]:
+    """A function with one of the `REMAT` policies; UsageError for another name.
+
+    in_scan: it is a scan's body, where XLA cannot merge the recomputation with the forward pass, so
+    that the (slow) barrier against merging is left out.
     """
-    if policy not in REMAT:
-        raise unknown("model.remat", policy, REMAT)
-    if policy == "none":
-        return block
-    return nn.remat(block, policy=REMAT[policy], prevent_cse=not in_scan)
+    if _policy(policy) == "none":
+        return body
+    return jax.checkpoint(body, policy=REMAT[policy], prevent_cse=not in_scan)
 
 
-def as_batch(tree: Any) -> Any:
-    """Arrays whose axis 0 lies on devices as the batch does: cut along `data` and `fsdp`.
-
-    Only where such a mesh is in force (`training.loop.make_step`); elsewhere, and inside
-    `shard_map`, they are returned as they are. Without it XLA may gather activations to save moving
-    weights, which are smaller.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    automatic = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
-    if mesh.empty or not automatic or not {"data", "fsdp"} <= set(mesh.axis_names):
-        return tree
-    cut = jax.sharding.PartitionSpec(("data", "fsdp"))
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cut), tree)
-
-
-def stacked(block: type[nn.Module], depth: int, *, scan: bool, remat: str) -> type[nn.Module]:
-    """`depth` layers of one block as one module whose parameters are stacked on a new axis 0.
-
-    block: __call__(x, *shared) -> (x, None), where `shared` goes to every layer alike. scan=True
-    compiles the block once (compile time flat in depth); scan=False unrolls the same loop over the
-    same stacked parameters, so that a checkpoint fits both. Axis 0 of x is the batch's, or the
-    batch's and the places'; see `as_batch`.
-    """
-
-    class Layer(block):  # type: ignore[misc, valid-type]
-        def __call__(self, x: Any, *shared: Any) -> tuple[Any, None]:
-            x, _ = super().__call__(as_batch(x), *shared)
-            return as_batch(x), None
-
-    return nn.scan(
-        rematerialised(Layer, remat, in_scan=scan),
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=depth,
-        unroll=1 if scan else depth,
-    )
+def _policy(name: str) -> str:
+    if name not in REMAT:
+        raise unknown("model.remat", name, REMAT)
+    return name
 
 
 def sinusoidal(values: jax.Array, dim: int, *, max_period: float = 10_000.0) -> jax.Array:

@@ -14,10 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen import ops
 from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype, stacked
+from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.parallel import Columns, Dropout, Rows, attention, share
 from jaxgen.nn.positions import rope_2d, rotate
-from jaxgen.ops import attention
+from jaxgen.nn.stack import stacked
+from jaxgen.ops.masks import Causal, Full
 
 PyTree = Any
 
@@ -61,26 +64,35 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Name the parts, which `__call__` and `step` share."""
 
-        def dense(features: int) -> nn.Dense:
+        def dense(layer: Any, features: int) -> Any:
             init = nn.initializers.normal(0.02)
-            return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype)
+            return layer(features, use_bias=False, kernel_init=init, dtype=self.dtype)
 
         self.attention_norm = RMSNorm(self.dtype)
-        self.qkv = dense(3 * self.width)
-        self.proj = dense(self.width)
+        self.qkv = dense(Columns, 3 * self.width)
+        self.proj = dense(Rows, self.width)
         self.mlp_norm = RMSNorm(self.dtype)
-        self.expand = dense(2 * self.hidden)
-        self.contract = dense(self.width)
-        self.drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        self.gate = dense(Columns, self.hidden)
+        self.value = dense(Columns, self.hidden)
+        self.contract = dense(Rows, self.width)
+        self.drop = Dropout(self.dropout, deterministic=not self.train)
 
-    def __call__(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
         """x [B * N, width], angles [N, head / 2] -> x [B * N, width]."""
         length = angles.shape[0]
+        examples = x.shape[0] // length
         q, k, v = self._heads(x, length)
-        mask = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
-        h = self._attend(rotate(q, angles), rotate(k, angles), v, mask)
-        x = x + self.drop(self.proj(h))
-        return x + self.drop(self._mlp(x)), None
+        h = attention(
+            rotate(q, angles),
+            rotate(k, angles),
+            v,
+            scale=q.shape[-1] ** -0.5,
+            mask=Causal() if self.causal else Full(),
+            implementation=self.implementation,
+        )
+        h = h.transpose(0, 2, 1, 3).reshape(x.shape[0], -1)
+        x = x + self.drop(self.proj(h), examples)
+        return x + self.drop(self._mlp(x), examples)
 
     def step(
         self, x: jax.Array, angles: jax.Array, cache: PyTree, position: jax.Array
@@ -96,25 +108,27 @@ class Block(nn.Module):
             lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, position, axis=2), cache, new
         )
         seen = jnp.arange(angles.shape[0]) <= position
-        h = self._attend(rotate(q, angle), cache["k"], cache["v"], seen)
+        h = ops.attention(
+            rotate(q, angle),
+            cache["k"],
+            cache["v"],
+            scale=q.shape[-1] ** -0.5,
+            mask=seen,
+            implementation=self.implementation,
+        )
+        h = h.transpose(0, 2, 1, 3).reshape(-1, self.width)
         x = x + self.proj(h)
         return x + self._mlp(x), cache
 
     def _heads(self, x: jax.Array, length: int) -> jax.Array:
         """Queries, keys and values, each [B, heads, N, head]."""
-        qkv = self.qkv(self.attention_norm(x))
-        return qkv.reshape(-1, length, 3, self.heads, self.width // self.heads).transpose(
-            2, 0, 3, 1, 4
-        )
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any) -> jax.Array:
-        scale = q.shape[-1] ** -0.5
-        h = attention(q, k, v, scale=scale, mask=mask, implementation=self.implementation)
-        return h.transpose(0, 2, 1, 3).reshape(-1, self.width)
+        heads, size = share("heads", self.heads), self.width // self.heads
+        qkv = self.qkv(self.attention_norm(x)).reshape(-1, length, heads, 3, size)
+        return qkv.transpose(3, 0, 2, 1, 4)
 
     def _mlp(self, x: jax.Array) -> jax.Array:
-        gate, value = jnp.split(self.expand(self.mlp_norm(x)), 2, axis=-1)
-        return self.contract(nn.silu(gate) * value)
+        h = self.mlp_norm(x)
+        return self.contract(nn.silu(self.gate(h)) * self.value(h))
 
 
 class Llama(nn.Module):
@@ -176,9 +190,11 @@ class Llama(nn.Module):
             h = h + embed(self._channels, "channels")(jnp.arange(tokens.shape[1]) % self._channels)
         h = jnp.concatenate([first, h[:, :-1] if self.causal else h], axis=1)
         length = h.shape[1]
-        h = nn.Dropout(self.dropout, deterministic=not train)(h).reshape(-1, self.width)
-        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat)
-        h, _ = blocks(*self._block_fields(train), name="blocks")(h, self._angles(length))
+        h = Dropout(self.dropout, deterministic=not train)(h).reshape(-1, self.width)
+        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat, shared=("places",))(
+            *self._block_fields(train), name="blocks"
+        )
+        h = blocks(h, self._angles(length), places=length)
         h = RMSNorm(dtype, name="norm")(h).reshape(-1, length, self.width)
         h = h if self.causal else h[:, 1:]
         out = nn.Dense(

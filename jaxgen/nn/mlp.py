@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise, stacked
+from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
+from jaxgen.nn.parallel import Columns, Dropout, Rows
+from jaxgen.nn.stack import stacked
 
 
 class Block(nn.Module):
@@ -22,15 +24,15 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """x [B, width], condition [B, width] (after its non-linearity) -> x [B, width]."""
         zeros = nn.initializers.zeros
         affine = nn.Dense(3 * self.width, kernel_init=zeros, dtype=self.dtype, name="modulation")
         shift, scale, gate = jnp.split(affine(condition), 3, axis=-1)
         h = modulate(normalise(x).astype(self.dtype), shift, scale)
-        h = nn.silu(nn.Dense(self.expansion * self.width, dtype=self.dtype, name="expand")(h))
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
-        return x + gate * nn.Dense(self.width, dtype=self.dtype, name="contract")(h), None
+        h = nn.silu(Columns(self.expansion * self.width, dtype=self.dtype, name="expand")(h))
+        h = Rows(self.width, dtype=self.dtype, name="contract")(h)
+        return x + gate * Dropout(self.dropout, deterministic=not self.train)(h)
 
 
 class MLP(nn.Module):
@@ -69,8 +71,10 @@ class MLP(nn.Module):
         shape = (*x.shape[:-1], self.out_channels)
         h = x.reshape(x.shape[0], -1).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="in")(h)
-        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat)
-        h, _ = blocks(self.width, self.expansion, self.dropout, train, dtype, name="blocks")(h, c)
+        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat, shared=("examples",))(
+            self.width, self.expansion, self.dropout, train, dtype, name="blocks"
+        )
+        h = blocks(h, c)
         zeros = nn.initializers.zeros
         shift, scale = jnp.split(
             nn.Dense(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(c), 2, -1

@@ -18,6 +18,7 @@ import numpy as np
 from jaxgen.errors import invalid
 from jaxgen.nn.convolution import convolve
 from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.parallel import Dropout
 
 PyTree = Any
 
@@ -89,7 +90,7 @@ class Layer(nn.Module):
         self.across = masked(twice, (1, 1), ((0, 0), (0, 0)), None)
         mask = channel_mask(self.width, self.width, self.channels, strict=False)
         self.residual = masked(self.width, (1, 1), ((0, 0), (0, 0)), mask)
-        self.drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        self.drop = Dropout(self.dropout, deterministic=not self.train)
 
     def vertical(self, v: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(v of the next layer, what the horizontal stack adds): [B, H, W, p], [B, H, W, 2p]."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.nn.convolution import convolve
 from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.parallel import Dropout
 
 
 def down(x: jax.Array) -> jax.Array:
@@ -114,7 +115,7 @@ class Block(nn.Module):
         h = Conv(self.features, kernel, self.sides, **both, name="first")(concat_elu(x))
         if side is not None:
             h = h + Conv(self.features, (1, 1), False, **both, name="side")(concat_elu(side))
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(concat_elu(h))
+        h = Dropout(self.dropout, deterministic=not self.train)(concat_elu(h))
         h = Conv(2 * self.features, kernel, self.sides, gain=0.1, **both, name="second")(h)
         value, gate = jnp.split(h + labels[:, None, None], 2, axis=-1)
         return x + value * nn.sigmoid(gate)

@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.nn.layers import compute_dtype, normalise, stacked
+from jaxgen.nn.layers import compute_dtype, normalise
+from jaxgen.nn.parallel import Dropout
+from jaxgen.nn.stack import stacked
 from jaxgen.ops import attention
+from jaxgen.ops.masks import Causal, Place, dense
 
 PyTree = Any
 
@@ -42,14 +45,15 @@ class Layer(nn.Module):
         self.proj = nn.Dense(self.width, dtype=self.dtype)
         self.expand = nn.Dense(4 * self.width, dtype=self.dtype)
         self.contract = nn.Dense(self.width, dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        self.drop = Dropout(self.dropout, deterministic=not self.train)
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """x [B * places, width] -> the same; place n sees places up to n."""
         n = self.places
         q, k, v = self._heads(x, n)
-        x = x + self.drop(self._attend(q, k, v, jnp.tril(jnp.ones((n, n), bool))))
-        return x + self.drop(self._mlp(x)), None
+        examples = x.shape[0] // n
+        x = x + self.drop(self._attend(q, k, v, dense(Causal(), n, n, Place())), examples)
+        return x + self.drop(self._mlp(x), examples)
 
     def step(self, x: jax.Array, cache: PyTree, place: jax.Array) -> tuple[jax.Array, PyTree]:
         """Place `place` alone: x [B, width], cache {"k", "v"} [B, H, places, D]."""
@@ -106,14 +110,14 @@ class Flow(nn.Module):
 
     def __call__(
         self, carry: tuple[jax.Array, jax.Array], labels: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    ) -> tuple[jax.Array, jax.Array]:
         """(x [B, N, D], ln |det| [B]) -> (z in reversed order, ln |det| with this flow's)."""
         x, log_det = carry
-        h, _ = self.stack(self._enter(x, labels, self.place))
+        h = self.stack(self._enter(x, labels, self.place))
         alpha, mu = (each[:, :-1] for each in self._leave(h, self.places))
         first, rest = x[:, :1], (x[:, 1:] - mu) * jnp.exp(-alpha)
         z = jnp.concatenate([first, rest], axis=1)[:, ::-1]
-        return (z, log_det - alpha.sum((1, 2))), None
+        return z, log_det - alpha.sum((1, 2))
 
     def enter(self, x: jax.Array, labels: jax.Array, place: jax.Array) -> jax.Array:
         """Patches [B, 1, D] of one place as the transformer's input [B, width]."""
@@ -189,9 +193,9 @@ class TarFlow(nn.Module):
         self, x: jax.Array, labels: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """x [B, H, W, C], labels [B] -> (z [B, H W C], ln |det dz/dx| [B])."""
-        stack = stacked(Flow, self.flows, scan=self.scan, remat="none")
+        stack = stacked(Flow, self.flows, scan=self.scan, remat="none", shared=("examples",))
         carry = (self.patches(x.astype(jnp.float32)), jnp.zeros(x.shape[0]))
-        (z, log_det), _ = stack(**self._flow(train), name="stack")(carry, labels)
+        z, log_det = stack(**self._flow(train), name="stack")(carry, labels)
         return z.reshape(x.shape[0], -1), log_det
 
     def patches(self, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import compute_dtype, fourier, modulate, rematerialised, sinusoidal
+from jaxgen.nn.parallel import Dropout
 from jaxgen.nn.resample import FILTERS, double, halve
 from jaxgen.ops import attention
 
@@ -70,7 +71,7 @@ class Block(nn.Module):
             h = nn.silu(modulate(_norm(h, "norm_out", self.dtype), shift, scale))
         else:
             h = nn.silu(_norm(h + affine, "norm_out", self.dtype))
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
+        h = Dropout(self.dropout, deterministic=not self.train)(h)
         h = _conv(self.features, 3, "conv_out", self.dtype, _ZERO)(h)
         if x.shape[-1] != self.features or (self.resample and self.project_resampled):
             x = _conv(self.features, 1, "skip", self.dtype)(x)
@@ -148,7 +149,7 @@ class UNet(nn.Module):
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
         embedding = self._embed(noise, labels, augment, dtype)
-        block_class = rematerialised(Block, self.remat, in_scan=False)
+        block_class = rematerialised(Block, self.remat)
 
         def block(
             h: jax.Array, features: int, name: str, *, attend: bool = False, resample: str = ""

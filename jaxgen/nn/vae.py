@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.parallel import Dropout
 
 Head = dict[str, jax.Array]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -41,7 +42,7 @@ class MLP(nn.Module):
         for number, width in enumerate(self.widths):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{number}")(x)
             x = ACTIVATIONS[self.activation](x)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
         return x
 
 

@@ -94,7 +94,7 @@ def _update(parts: Setup) -> tuple[Any, int, float]:
     batch = {k: _abstract(a.shape, a.dtype, rows) for k, a in abstract_batch(parts).items()}
     tally = jax.eval_shape(lambda: empty_tally(method, abstract, batch))
     everywhere = replicated(mesh)
-    lowered = jitted_step(method, mesh, shardings).lower(
+    lowered = jitted_step(method, parts.layout, shardings).lower(
         jax.tree.map(lambda a, s: _abstract(a.shape, a.dtype, s), abstract, shardings),
         jax.tree.map(lambda a: _abstract(a.shape, a.dtype, everywhere), tally),
         batch,

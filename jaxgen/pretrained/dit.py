@@ -4,7 +4,8 @@ The two compute the same function of the same weights, with these differences of
 diffusers keeps a copy of the noise and label embedding in every block (ours is one; converted
 checkpoints have equal copies), and channels come first there. Its sinusoidal frequencies are
 10000 ** (-i / 127), where the DiT paper's code and ours have 10000 ** (-i / 128); its norm_eps
-defaults to 1e-5, where the paper's code and ours have 1e-6.
+defaults to 1e-5, where the paper's code and ours have 1e-6. Queries, keys and values are three
+layers there and one here, whose outputs go head by head.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ _HIDDEN, _OUT = "timestep_embedder.linear_1", "timestep_embedder.linear_2"
 _LABELS = "class_embedder.embedding_table.weight"
 
 
-def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int) -> dict[str, Any]:
+def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int, heads: int) -> dict[str, Any]:
     """Parameters of `DiT` (float32) from the state dict of a `DiTTransformer2DModel`.
 
-    state: name -> array, as `{k: v.numpy() for k, v in model.state_dict().items()}` or a
-    safetensors file gives it. UsageError for a missing weight, and for blocks whose noise or label
-    embeddings differ (a model fine-tuned after conversion), which one shared table cannot hold.
+    heads: of the model's attention, which its weights do not tell. state: name -> array, as `{k:
+    v.numpy() for k, v in model.state_dict().items()}` or a safetensors file gives it. UsageError
+    for a missing weight, and for blocks whose noise or label embeddings differ (a model fine-tuned
+    after conversion), which one shared table cannot hold.
     """
 
     def get(name: str) -> np.ndarray:
@@ -47,7 +49,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int) -> dict[str, 
     def block(i: int) -> dict[str, dict[str, np.ndarray]]:
         prefix = f"transformer_blocks.{i}."
         qkv = [dense(prefix + name) for name in _QKV]
-        joined = {key: np.concatenate([part[key] for part in qkv], -1) for key in qkv[0]}
+        joined = {key: _by_head([part[key] for part in qkv], heads) for key in qkv[0]}
         return {"qkv": joined, **{ours: dense(prefix + name) for ours, name in _BLOCK.items()}}
 
     depth = 1 + max(
@@ -79,7 +81,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int) -> dict[str, 
     }
 
 
-def to_diffusers(params: Mapping[str, Any], *, patch: int) -> dict[str, np.ndarray]:
+def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[str, np.ndarray]:
     """The state dict of a `DiTTransformer2DModel` from the parameters of a plain `DiT`.
 
     The inverse of `from_diffusers`. UsageError for variants that diffusers does not have.
@@ -96,8 +98,7 @@ def to_diffusers(params: Mapping[str, Any], *, patch: int) -> dict[str, np.ndarr
     blocks = params["blocks"]
     for i in range(np.shape(blocks["qkv"]["kernel"])[0]):
         prefix = f"transformer_blocks.{i}."
-        kernels = np.split(np.asarray(blocks["qkv"]["kernel"][i]), 3, -1)
-        biases = np.split(np.asarray(blocks["qkv"]["bias"][i]), 3, -1)
+        kernels, biases = (_by_layer(blocks["qkv"][k][i], heads) for k in ("kernel", "bias"))
         for name, kernel, bias in zip(_QKV, kernels, biases, strict=True):
             dense(prefix + name, kernel, bias)
         for ours, name in _BLOCK.items():
@@ -112,3 +113,16 @@ def to_diffusers(params: Mapping[str, Any], *, patch: int) -> dict[str, np.ndarr
     state["pos_embed.proj.weight"] = np.ascontiguousarray(kernel)
     state["pos_embed.proj.bias"] = np.asarray(params["patch"]["bias"], np.float32)
     return state
+
+
+def _by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:
+    """Queries', keys' and values' columns [..., heads * D] as one [..., heads * 3 * D]."""
+    cut = [layer.reshape(*layer.shape[:-1], heads, -1) for layer in layers]
+    return np.stack(cut, -2).reshape(*layers[0].shape[:-1], -1)
+
+
+def _by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
+    """The inverse of `_by_head`."""
+    joined = np.asarray(joined)
+    cut = joined.reshape(*joined.shape[:-1], heads, 3, -1)
+    return [cut[..., i, :].reshape(*joined.shape[:-1], -1) for i in range(3)]

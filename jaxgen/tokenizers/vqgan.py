@@ -29,6 +29,7 @@ from jaxgen.method import (
     example_keys,
     mean_gradient,
     optimizers_of,
+    placed,
 )
 from jaxgen.nn.vqgan import LAST
 from jaxgen.tokenizers.quantisers import Quantised, Quantiser, perplexity
@@ -206,7 +207,7 @@ def vqgan(
 
     def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         size = batch["label"].shape[0]
-        batch = {**batch, "index": jnp.arange(size, dtype=jnp.int32)}
+        batch = placed(batch, state.step)
         on = (state.step * size >= adversarial_start).astype(jnp.float32)
         params, opt_state = dict(state.params), dict(state.opt_state)
         own = learned(params)

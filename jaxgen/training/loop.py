@@ -17,10 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxgen import __version__
 from jaxgen.data import batches, normalise, to_device
-from jaxgen.errors import Failure
+from jaxgen.errors import Failure, invalid
+from jaxgen.mesh import BATCH, Layout, using
 from jaxgen.method import Method, TrainState
 from jaxgen.training.checkpoint import Checkpoints, write_atomic
 from jaxgen.training.ema import power_name
@@ -38,22 +40,19 @@ class Diverged(Failure):
 
 
 def make_step(
-    method: Method, mesh: jax.sharding.Mesh | None = None
+    method: Method, layout: Layout | None = None
 ) -> Callable[..., tuple[TrainState, PyTree]]:
     """step(state, tally, batch, root key) -> (state, tally): one update, metrics summed on device.
 
     The step's key is fold_in(root, state.step): a function of (seed, step) alone. tally holds, per
-    metric, the sum and the first step at which it was not finite. mesh: where activations are kept
-    as the batch is (`nn.layers.as_batch`).
+    metric, the sum and the first step at which it was not finite. layout: in force in the update.
     """
 
     def step(
         state: TrainState, tally: PyTree, batch: dict[str, jax.Array], root: jax.Array
     ) -> tuple[TrainState, PyTree]:
         key = jax.random.fold_in(root, state.step)
-        with contextlib.ExitStack() as stack:
-            if mesh is not None:
-                stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+        with using(layout):
             state, metrics = method.update(state, normalise(batch), key)
         add = {
             k: (
@@ -67,11 +66,49 @@ def make_step(
     return step
 
 
-def jitted_step(method: Method, mesh: jax.sharding.Mesh, shardings: PyTree) -> Any:
-    """`make_step` as it is compiled: the state in its place and donated, the tally everywhere."""
-    return jax.jit(
-        make_step(method, mesh), donate_argnums=(0,), out_shardings=(shardings, replicated(mesh))
+def jitted_step(method: Method, layout: Layout, shardings: PyTree) -> Any:
+    """`make_step` as it is compiled: the state in its place and donated, the tally everywhere.
+
+    Raises UsageError where the layout asks for a way that the method does not allow.
+    """
+    step, mesh = make_step(method, layout), layout.mesh
+    if layout.via != "jit" and not method.separable:
+        raise invalid(
+            "config.mesh.via",
+            layout.via,
+            "jit, for methods that look at a batch's examples together",
+        )
+    if layout.via == "shard_map":
+        whole, cut = PartitionSpec(), PartitionSpec(BATCH)
+        step = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(whole, whole, cut, whole),
+            out_specs=(whole, whole),
+            check_vma=False,
+        )
+    if layout.via == "pmap":
+        step = _by_pmap(step, mesh)
+    places = (shardings, replicated(mesh))
+    return jax.jit(step, donate_argnums=(0,), out_shardings=places)
+
+
+def _by_pmap(step: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """step under `pmap` along "data": batches cut on axis 0, the rest the same everywhere."""
+    count = mesh.shape["data"]
+    each = jax.pmap(
+        step,
+        axis_name="data",
+        in_axes=(None, None, 0, None),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
     )
+
+    def whole(state: TrainState, tally: PyTree, batch: Any, root: jax.Array) -> Any:
+        parts = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+        return each(state, tally, parts, root)
+
+    return whole
 
 
 def empty_tally(method: Method, state: PyTree, batch: PyTree) -> PyTree:
@@ -200,7 +237,7 @@ def fit(
         stream = open_stream(parts, seed, first)
         batch = next(stream)
         clean = jax.device_put(empty_tally(method, abstract, batch), replicated(mesh))
-        step = jitted_step(method, mesh, shardings)
+        step = jitted_step(method, parts.layout, shardings)
         clock = time.monotonic()
         compiled = step.lower(state, clean, batch, root).compile()
         timings = {"setup": clock - begin, "compile": time.monotonic() - clock}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,26 +10,43 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import invalid
+from jaxgen.mesh import AXES, BATCH, Layout
+from jaxgen.nn.placement import placement
 
 PyTree = Any
 
 
-AXES = ("data", "fsdp", "tensor")
-
-SMALLEST = 2**14
-"""Elements below which a leaf is not cut: gathering it would cost more than it takes."""
+def make_layout(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    exchange: str = "gather",
+    reduce: str | None = None,
+    via: str = "jit",
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Layout:
+    """The `Layout` that `config.mesh` describes; the sizes as `make_mesh`, the rest its fields."""
+    mesh = make_mesh(data, fsdp, tensor, sequence, devices=devices)
+    return Layout(mesh, exchange=exchange, reduce=reduce, via=via)
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh of all devices (or of those given); one of the axes may be -1 (what is left).
 
-    The batch is cut along `data` and `fsdp`, parameters along `fsdp` and `tensor`. Raises
-    UsageError where the axes do not multiply to the number of devices.
+    The batch is cut along `data` and `fsdp`, parameters along `fsdp` and `tensor`, tokens along
+    `sequence`. Raises UsageError where the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
     given = dict(sizes)
     free = [k for k, v in sizes.items() if v == -1]
     rest = int(np.prod([v for v in sizes.values() if v != -1]))
@@ -49,8 +65,8 @@ def batch_devices(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples (axis 0) cut over `data` and `fsdp`; `tensor` devices see the same ones."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Examples (axis 0) cut over `data` and `fsdp`; devices of the other axes see the same ones."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -59,26 +75,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
-    """A sharding for each leaf: one axis, cut along `fsdp` and `tensor` together.
+    """A sharding for each leaf of a pytree of shaped leaves, by `nn.placement`."""
 
-    The axis before the last (a kernel's inputs) where the devices divide it, else the largest that
-    they divide; where no axis takes both meshes' axes, one of them. With two axes of a leaf cut,
-    XLA has computed wrong gradients (JAX 0.10 to 0.12, batches cut as here). abstract: a pytree of
-    shaped leaves. Leaves under `SMALLEST` elements are replicated.
-    """
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, placement(name, leaf.shape, mesh))
 
-    def place(leaf: Any) -> NamedSharding:
-        axes: list[Any] = [None] * len(leaf.shape)
-        for names in (AXES[1:], AXES[1:2], AXES[2:]):
-            size = math.prod(mesh.shape[name] for name in names)
-            fits = [i for i, n in enumerate(leaf.shape) if n % size == 0]
-            if size > 1 and fits and math.prod(leaf.shape) >= SMALLEST:
-                inputs = len(leaf.shape) - 2
-                axes[inputs if inputs in fits else max(fits, key=lambda i: leaf.shape[i])] = names
-                break
-        return NamedSharding(mesh, PartitionSpec(*axes))
-
-    return jax.tree.map(place, abstract)
+    return jax.tree_util.tree_map_with_path(place, abstract)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:

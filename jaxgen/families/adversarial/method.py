@@ -35,6 +35,7 @@ from jaxgen.method import (
     fold,
     mean_gradient,
     optimizers_of,
+    placed,
 )
 
 PyTree = Any
@@ -215,7 +216,7 @@ def adversarial(
                 size,
                 f"a multiple of {discriminator_steps} discriminator steps x {accumulate}",
             )
-        parts = cut({**batch, "index": jnp.arange(size, dtype=jnp.int32)}, discriminator_steps)
+        parts = cut(placed(batch, state.step), discriminator_steps)
         g = state.params["generator"]
         g_statistics = state.params.get("statistics", {})
         against_g = functools.partial(discriminator_loss, g, g_statistics)

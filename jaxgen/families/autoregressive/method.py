@@ -25,6 +25,7 @@ from jaxgen.method import (
     Spec,
     TrainState,
     drop_labels,
+    dropout_key,
     exact_label_error,
     example_keys,
     fold,
@@ -33,7 +34,6 @@ from jaxgen.method import (
 
 PyTree = Any
 HEADS = "jaxgen.families.autoregressive.heads"
-DROPOUT = 1_000_000  # folded into the step's key: apart from every example's place
 
 
 def autoregressive(
@@ -89,7 +89,7 @@ def autoregressive(
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         keys = fold(example_keys(key, batch), 0)
         labels = drop_labels(keys, batch["label"], label_dropout, spec.null_label)
-        dropout = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["index"][0])
+        dropout = dropout_key(key, batch)
         found = rows(params, batch["image"], labels, dropout)
         return -found.sum() / (found.shape[0] * spec.size), ({}, extra)
 
@@ -145,6 +145,7 @@ def autoregressive(
         spec=spec,
         init=init,
         update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+        separable=True,
         sampler=sampler,
         log_prob=log_prob,
         likelihood=Likelihood(exact=True, mass=True),

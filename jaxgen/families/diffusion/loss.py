@@ -17,11 +17,20 @@ from jaxgen.families.diffusion.prediction import target, to_prediction, x0_gain
 from jaxgen.families.diffusion.solvers.ancestral import log_variance, posterior
 from jaxgen.families.diffusion.times import Times
 from jaxgen.families.diffusion.weighting import Weighting
-from jaxgen.method import Batch, LossFn, Metrics, drop_labels, example_keys, fold, normal
+from jaxgen.method import (
+    Batch,
+    LossFn,
+    Metrics,
+    drop_labels,
+    dropout_key,
+    example_keys,
+    fold,
+    normal,
+)
 
 PyTree = Any
 
-DROPOUT, TIMES = 2**32 - 1, 2**32 - 2
+TIMES = 2**32 - 2
 """What the step's key is folded with for what is not an example's own; indices stay below."""
 
 VLB_STEPS = 1000
@@ -57,7 +66,7 @@ def denoising_loss(
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         x0, keys = batch["image"].astype(jnp.float32), example_keys(key, batch)
         for_noise, for_time, for_label = (fold(keys, n) for n in range(3))
-        dropout = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["index"][0])
+        dropout = dropout_key(key, batch)
         t, importance = times.draw(
             for_time, jax.random.fold_in(key, TIMES), batch["index"], path, extra["times"]
         )

@@ -192,6 +192,7 @@ def denoising(
         likelihood=Likelihood(exact=True, mass=False),
         label_error=label_error(network),
         train_flops=lambda: 6 * multiply_adds(model, tuple(spec.shape)),
+        separable=not jax.tree.leaves(jax.eval_shape(times.init)),
     )
 
 

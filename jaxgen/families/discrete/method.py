@@ -25,6 +25,7 @@ from jaxgen.method import (
     Spec,
     TrainState,
     drop_labels,
+    dropout_key,
     example_keys,
     fold,
     gradient_update,
@@ -32,7 +33,6 @@ from jaxgen.method import (
 
 PyTree = Any
 SCHEDULES = "jaxgen.families.discrete.schedules"
-DROPOUT = 1_000_000  # folded into the step's key: apart from every example's place
 
 
 def discrete_interpolants(
@@ -215,7 +215,7 @@ def _method(
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         keys = example_keys(key, batch)
         labels = drop_labels(fold(keys, 0), batch["label"], label_dropout, spec.null_label)
-        dropout = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["index"][0])
+        dropout = dropout_key(key, batch)
         x = core.elements(batch["image"])
         place = jax.vmap(jax.random.uniform)(fold(keys, 1))
         own = fold(keys, 2)
@@ -323,6 +323,7 @@ def _method(
         spec=spec,
         init=init,
         update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+        separable=True,
         sampler=sampler,
         log_prob=log_prob,
         likelihood=Likelihood(exact=False, mass=True),

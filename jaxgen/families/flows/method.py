@@ -26,6 +26,7 @@ from jaxgen.method import (
     Spec,
     TrainState,
     drop_labels,
+    dropout_key,
     exact_label_error,
     example_keys,
     fold,
@@ -34,7 +35,6 @@ from jaxgen.method import (
 )
 
 PyTree = Any
-DROPOUT = 2**32 - 1
 
 
 def density(
@@ -98,7 +98,7 @@ def flow(
         keys = example_keys(key, batch)
         x = noised(batch["image"], fold(keys, 0))
         labels = drop_labels(fold(keys, 1), batch["label"], label_dropout, spec.null_label)
-        rng = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["index"][0])
+        rng = dropout_key(key, batch)
         found = density(model, params["net"], x, labels, train=True, rngs={"dropout": rng})
         value = -found.mean() / spec.size
         return value, ({"bits_per_dim": value / math.log(2)}, extra)
@@ -181,4 +181,5 @@ def flow(
         likelihood=Likelihood(exact=True, mass=False),
         label_error=exact_label_error(log_prob()),
         label_noise=False,
+        separable=not has_start,
     )

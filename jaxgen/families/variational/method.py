@@ -31,6 +31,7 @@ from jaxgen.method import (
     Sampler,
     Spec,
     TrainState,
+    dropout_key,
     exact_label_error,
     example_keys,
     fold,
@@ -152,7 +153,7 @@ def vae(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         x, labels, keys = batch["image"], batch["label"], example_keys(key, batch)
-        rng = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), batch["index"][0])
+        rng = dropout_key(key, batch)
         if not view.mass and spec.levels is not None:
             x = spec.dequantise(x, fold(keys, 2**31))
         whole = params["net"]
@@ -230,6 +231,7 @@ def vae(
         spec=spec,
         init=init,
         update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+        separable=True,
         sampler=sampler,
         log_prob=log_prob,
         likelihood=Likelihood(exact=False, mass=view.mass),

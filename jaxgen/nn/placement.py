@@ -1,0 +1,73 @@
+"""Where the parameters of a network lie on a mesh: a short list of (regex, tactic) and a default.
+
+Names are dotted paths, of parameters and of what follows them (optimizer state, averages). Kernels
+of transformer blocks are cut along `tensor` as their layers compute; everything large is cut along
+`fsdp` for storage alone, and gathered where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from jax.sharding import Mesh, PartitionSpec
+
+COLUMNS, ROWS = "columns", "rows"
+
+TACTICS = (
+    (r"\bblocks\.(qkv|gate|value|expand)\.(kernel|bias)$", COLUMNS),
+    (r"\bblocks\.(proj|contract)\.kernel$", ROWS),
+)
+"""The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one."""
+
+STACKED = re.compile(r"\b(blocks|stack)\.")
+"""Parameters of a stack of layers: axis 0 is the layer's and stays whole."""
+
+NARROW = re.compile(r"\bblocks\..*\bkernel$")
+"""Parameters that layers use in their compute dtype, and that devices exchange in it."""
+
+SMALLEST = 2**14
+"""Elements below which a leaf is not cut for storage: gathering it would cost more than it
+takes."""
+
+
+def tactic(name: str) -> str | None:
+    """The tactic for a parameter's dotted name, or None: the default."""
+    return next((found for pattern, found in TACTICS if re.search(pattern, name)), None)
+
+
+def tensor_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
+    """The axis that the tactic cuts into `parts`, or None where it cuts none."""
+    found = tactic(name)
+    axis = len(shape) - (2 if found == ROWS else 1)
+    return None if found is None or parts == 1 or shape[axis] % parts else axis
+
+
+def placement(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How a leaf lies on the mesh.
+
+    What a tactic cuts along `tensor` is cut so. Then the inputs' axis (the last but one) is cut
+    along `fsdp` where it divides, else the largest axis that does; leaves without a tactic along
+    `fsdp` and `tensor` together. Leaves under `SMALLEST` elements are replicated.
+    """
+    axes: list[tuple[str, ...]] = [()] * len(shape)
+    if math.prod(shape) < SMALLEST:
+        return PartitionSpec()
+    own = tensor_axis(name, shape, mesh.shape["tensor"])
+    if own is not None:
+        axes[own] = ("tensor",)
+    first = 1 if STACKED.search(name) else 0
+    choices = (("fsdp", "tensor"), ("fsdp",), ("tensor",)) if own is None else (("fsdp",),)
+    for names in choices:
+        parts = math.prod(mesh.shape[axis] for axis in names)
+        fits = [
+            i
+            for i in range(first, len(shape))
+            if shape[i] % (parts * math.prod(mesh.shape[axis] for axis in axes[i])) == 0
+        ]
+        if parts > 1 and fits:
+            inputs = len(shape) - 2
+            chosen = inputs if inputs in fits else max(fits, key=lambda i: shape[i])
+            axes[chosen] += names
+            break
+    return PartitionSpec(*(names or None for names in axes))
