@@ -17,7 +17,7 @@ LEVELS = [
     ["testing", "classify", "metrics"],
     ["training"],
     ["setup"],
-    ["model", "plan"],
+    ["model", "plan", "launch"],
     ["pictures", "scoring", "tokenize"],
     ["report"],
     ["api"],

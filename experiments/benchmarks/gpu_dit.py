@@ -1,69 +1,93 @@
 """DiT on one GPU in bfloat16: jaxgen against PyTorch with torch.compile, on the same card.
 
-    python -m experiments.benchmarks.gpu_dit [--sizes B/2,L/2,XL/2] [--batch 64] [--json]
-    python -m experiments.benchmarks.gpu_dit --tiny      # a check of the script, on any machine
+    python -m experiments.benchmarks.gpu_dit --out /tmp/gpu_dit  # all of it: JSON, Markdown
+    python -m experiments.benchmarks.gpu_dit --tiny --eager      # a check of it, anywhere
 
-32x32x4 latents, 1000 classes. Training: forward, backward and AdamW on float32 parameters with
-bfloat16 compute (autocast in PyTorch), images per second and model FLOPs utilisation, that is
-6 x (forward multiply-adds of one image) x images per second over the card's dense bfloat16 peak.
-Sampling: Euler steps with classifier-free guidance, images per second. The sides alternate; medians
-over rounds; compilation is not timed. The two libraries share the card, so that JAX does not take
-its memory in advance.
+32x32x4 latents, 1000 classes. Training (B/2, L/2, XL/2): forward, backward and AdamW on float32
+parameters with bfloat16 compute (autocast in PyTorch), images per second and model FLOPs
+utilisation, that is 3 x 2 x (forward multiply-adds of one image, as the paper counts them) x images
+per second over the card's dense bfloat16 peak. Sampling (XL/2): 250 DDPM steps and 50 DPM-Solver++
+steps, guidance 1.5, images per second; before that, the two sides' DPM-Solver++ images are compared
+in float32 on a small network. A profile of XL/2's training step says what the time goes to.
+
+Targets: MFU of at least 55 % and 1.2 x PyTorch in training XL/2; 1.3 x PyTorch in sampling. The
+sides alternate; medians over rounds; compilation is not timed. A part that fails (no memory left)
+is a row that says so. The two libraries share the card, so that JAX does not take its memory in
+advance. The JSON is written again after every part.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import gc
+import importlib.metadata
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
-from experiments.benchmarks import dit_peers  # noqa: E402
+from experiments.benchmarks import dit_peers, dit_samplers, traces  # noqa: E402
 from jaxgen.nn.dit import SIZES  # noqa: E402
 from jaxgen.nn.flops import multiply_adds  # noqa: E402
 from jaxgen.training.peak import peak_flops  # noqa: E402
 
 TINY = dit_peers.Size(32, 2, 2, patch=2, image=8, channels=4, batch=4)
+TASKS = ("train", "sample", "profile")
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
+Sides = dict[str, Callable[[], Any]]
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", default="B/2,L/2,XL/2")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="train, sample, profile")
+    parser.add_argument("--sizes", default="B/2,L/2,XL/2", help="to train")
+    parser.add_argument("--sample_size", default="XL/2", help="to sample from and to profile")
+    parser.add_argument("--batch", type=int, default=32, help="images a step, and a sampled batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=5, help="training steps a round")
-    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--sample_rounds", type=int, default=3)
+    parser.add_argument("--solvers", default=",".join(dit_samplers.SOLVERS))
     parser.add_argument("--remat", default="none", help="jaxgen's: none, dots, full")
+    parser.add_argument("--attention", default="xla", help="jaxgen's, as in jaxgen.ops")
     parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
     parser.add_argument("--jaxgen_only", action="store_true", help="leave PyTorch out")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for gpu_dit.json and gpu_dit.md")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
-def size_of(name: str, batch: int) -> dit_peers.Size:
+def size_of(name: str, arguments: argparse.Namespace) -> dit_peers.Size:
     """The benchmark's size for a name of the paper, as "B/2"."""
+    if arguments.tiny:
+        return TINY
     letters, _, patch = name.partition("/")
     return dit_peers.Size(
-        **SIZES[letters], patch=int(patch), image=32, channels=4, batch=batch, classes=1000
+        **SIZES[letters],
+        patch=int(patch),
+        image=32,
+        channels=4,
+        batch=arguments.batch,
+        classes=1000,
     )
 
 
-def alternate(sides: dict[str, Callable[[], Any]], rounds: int, repeat: int) -> dict[str, float]:
-    """Median seconds of a call of each side, after three calls that are not timed."""
+def alternate(sides: Sides, rounds: int, repeat: int, warm: int) -> dict[str, float]:
+    """Median seconds of a call of each side, after `warm` calls that are not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
-        for _ in range(3):
+        for _ in range(warm):
             side()
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
@@ -74,69 +98,185 @@ def alternate(sides: dict[str, Callable[[], Any]], rounds: int, repeat: int) -> 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure(name: str, size: dit_peers.Size, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of training and sampling at one size."""
-    net = size.jaxgen(dtype="bfloat16", remat=arguments.remat)
-    shape = (size.image, size.image, size.channels)
-    device = jax.devices()[0]
-    peak = peak_flops(device)
-    work = 6 * multiply_adds(net, shape)
-    data, peer = dit_peers.batch(size), size.torch()
-    params = dit_peers.weights(size, peer)
-    options: dict[str, Any] = {"steps": arguments.steps, "guidance": 2.0, "null": size.classes}
-    trainers: dict[str, Callable[[], Any]] = {
-        "jaxgen": dit_peers.jaxgen_training(net, params, data)
-    }
-    samplers: dict[str, Callable[[], Any]] = {
-        "jaxgen": dit_peers.jaxgen_sampling(net, params, data, **options)
-    }
+def network(size: dit_peers.Size, arguments: argparse.Namespace, **fields: Any) -> Any:
+    """Our network in the benchmark's settings."""
+    given = {"dtype": "bfloat16", "remat": arguments.remat, "attention": arguments.attention}
+    return size.jaxgen(**{**given, **fields})
+
+
+def torch_side(arguments: argparse.Namespace) -> tuple[str, str, Callable[[Any], Any]]:
+    """(name of the side, device, what makes a model fast)."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    if (place == "cuda") != (jax.devices()[0].platform == "gpu"):
+        raise SystemExit(f"PyTorch would run on {place} and JAX on {jax.devices()[0].platform}.")
+    if arguments.eager:
+        return "torch eager", place, lambda model: model
+    return "torch.compile", place, torch.compile
+
+
+def rows(task: str, name: str, images: int, seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """A row a side: images per second, and jaxgen's ratio to it."""
+    ours = seconds["jaxgen"]
+    return [
+        dict(task=task, size=name, side=s, batch=images, images_per_s=images / t, ratio=t / ours)
+        for s, t in seconds.items()
+    ]
+
+
+def train(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of training at one size."""
+    size = size_of(name, arguments)
+    net, peer, data = network(size, arguments), size.torch(), dit_peers.batch(size)
+    sides: Sides = {"jaxgen": dit_peers.jaxgen_training(net, dit_peers.weights(size, peer), data)}
     if not arguments.jaxgen_only:
-        import torch
+        label, place, fast = torch_side(arguments)
+        model = fast(peer.to(place).train())
+        sides[label] = dit_peers.torch_training(model, data, device=place, bfloat16=True)
+    found = rows("train", name, size.batch, alternate(sides, arguments.rounds, arguments.repeat, 3))
+    peak = peak_flops(jax.devices()[0])
+    work = 3 * 2 * multiply_adds(net, (size.image, size.image, size.channels))
+    for row in found:
+        row["mfu"] = work * row["images_per_s"] / peak if peak else None
+    return found
 
-        torch.set_float32_matmul_precision("high")
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-        if (place == "cuda") != (device.platform == "gpu"):
-            raise SystemExit(f"PyTorch would run on {place} and JAX on {device.platform}.")
-        wrap = (lambda model: model) if arguments.eager else torch.compile
-        label = "torch eager" if arguments.eager else "torch.compile"
-        common = {"device": place, "bfloat16": True}
-        train = wrap(peer.to(place).train())
-        trainers[label] = dit_peers.torch_training(train, data, **common)
-        sample = wrap(size.torch().to(place).eval())
-        samplers[label] = dit_peers.torch_sampling(sample, data, **options, **common)
 
-    table = []
-    for side, seconds in alternate(trainers, arguments.rounds, arguments.repeat).items():
-        speed = size.batch / seconds
-        mfu = work * speed / peak if peak else None
-        table.append(dict(task="train", size=name, side=side, images_per_s=speed, mfu=mfu))
-    for side, seconds in alternate(samplers, arguments.rounds, 1).items():
-        table.append(
-            dict(task="sample", size=name, side=side, images_per_s=size.batch / seconds, mfu=None)
-        )
-    return table
+def check_same_images(arguments: argparse.Namespace) -> float:
+    """The largest difference of the two sides' images, over the largest value; must be < 1e-4."""
+    peer = TINY.torch().eval()
+    labels = dit_peers.batch(TINY)["label"]
+    options = {"solver": "dpmpp_2m", "steps": 20, "scale": 1.5}
+    params = dit_peers.weights(TINY, peer)
+    with jax.default_matmul_precision("highest"):
+        ours = dit_samplers.jaxgen_sampling(TINY.jaxgen(), TINY, params, labels, **options)()
+    theirs = dit_samplers.torch_sampling(peer, TINY, labels, **options)()
+    gap = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    if not gap < 1e-4:
+        raise SystemExit(f"the two samplers' images differ: {gap:.1e} of the largest value")
+    return gap
+
+
+def sample(solver: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of sampling by one solver."""
+    name = arguments.sample_size
+    size = size_of(name, arguments)
+    peer, labels = size.torch().eval(), dit_peers.batch(size)["label"]
+    steps = 4 if arguments.tiny else dit_samplers.SOLVERS[solver]
+    options: dict[str, Any] = {"solver": solver, "steps": steps, "scale": 1.5}
+    net, params = network(size, arguments, remat="none"), dit_peers.weights(size, peer)
+    sides: Sides = {"jaxgen": dit_samplers.jaxgen_sampling(net, size, params, labels, **options)}
+    if not arguments.jaxgen_only:
+        label, place, fast = torch_side(arguments)
+        common = {**options, "device": place, "bfloat16": True}
+        sides[label] = dit_samplers.torch_sampling(fast(peer.to(place)), size, labels, **common)
+    seconds = alternate(sides, arguments.sample_rounds, 1, 1)
+    return rows(f"sample, {solver}, {steps} steps", name, size.batch, seconds)
+
+
+def profile(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where the time of our training step goes."""
+    size = size_of(arguments.sample_size, arguments)
+    net, data = network(size, arguments), dit_peers.batch(size)
+    params = net.init(jax.random.key(0), data["image"], data["time"] / 1000, data["label"])
+    step = dit_peers.jaxgen_training(net, params["params"], data)
+    for _ in range(3):
+        step()
+    return traces.profile(step, arguments.repeat)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that matter."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The results as tables."""
+    about = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    lines = [f"{found['device']}; {about}.", "", f"    {found['command']}", ""]
+    lines += ["| task | network | side | batch | images/s | MFU | jaxgen is faster by |"]
+    lines += ["|-|-|-|-:|-:|-:|-:|"]
+    for row in found["rows"]:
+        start = f"| {row['task']} | {row['size']} |"
+        if "error" in row:
+            lines.append(f"{start} not measured: {row['error']} | | | | |")
+            continue
+        mfu = f"{row['mfu']:.1%}" if row.get("mfu") else "-"
+        ratio = "-" if row["side"] == "jaxgen" else f"{row['ratio']:.2f}"
+        speed = f"{row['images_per_s']:.4g}"
+        lines.append(f"{start} {row['side']} | {row['batch']} | {speed} | {mfu} | {ratio} |")
+    if "profile" in found:
+        lines += ["", f"Training {found['profile_size']}, jaxgen, by its profile:", ""]
+        lines += traces.table(found["profile"])
+    return "\n".join(lines) + "\n"
+
+
+def attempt(task: str, name: str, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A part's rows, or one that says why there are none; its memory is given back."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:  # JAX's and PyTorch's out-of-memory among them
+        text = str(error).strip() or type(error).__name__
+        return [dict(task=task, size=name, error=text.splitlines()[0][:200])]
+    finally:
+        gc.collect()
+        jax.clear_caches()
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+            sys.modules["torch"].cuda.empty_cache()
+
+
+def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All the parts; `note` gets what there is after each."""
+    command = f"python -m experiments.benchmarks.gpu_dit {shlex.join(sys.argv[1:])}".strip()
+    found: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+        "command": command,
+        "rows": [],
+    }
+    tasks, name = arguments.tasks.split(","), arguments.sample_size
+    if "train" in tasks:
+        for size in arguments.sizes.split(","):
+            found["rows"] += attempt("train", size, lambda size=size: train(size, arguments))
+            note(found)
+    if "profile" in tasks:
+        found["profile_size"] = name
+        found["profile"] = profile(arguments)
+        note(found)
+    if "sample" in tasks:
+        if not arguments.jaxgen_only:
+            found["samplers_differ_by"] = check_same_images(arguments)
+        for solver in arguments.solvers.split(","):
+            work = lambda solver=solver: sample(solver, arguments)  # noqa: E731
+            found["rows"] += attempt(f"sample, {solver}", name, work)
+            note(found)
+    return found
 
 
 def main() -> None:
     """Run the benchmark that the command line asks for."""
     arguments = parse()
     if arguments.tiny:
-        sizes = {"tiny": TINY}
-        arguments.rounds, arguments.repeat, arguments.steps = 2, 1, 2
-    else:
-        sizes = {name: size_of(name, arguments.batch) for name in arguments.sizes.split(",")}
-    device = jax.devices()[0].device_kind
-    table = []
-    for name, size in sizes.items():
-        rows = measure(name, size, arguments)
-        table += rows
-        for row in rows:
-            mfu = f"{row['mfu']:.1%}" if row["mfu"] else "-"
-            line = f"{row['task']:>6} {name:>5} {row['side']:>14} {row['images_per_s']:10.1f} img/s"
-            print(f"{line}  MFU {mfu}", file=sys.stderr if arguments.json else sys.stdout)
-    if arguments.json:
-        sizes_json = {name: dataclasses.asdict(size) for name, size in sizes.items()}
-        print(json.dumps({"device": device, "sizes": sizes_json, "rows": table}))
+        arguments.sizes = arguments.sample_size = "tiny"
+        arguments.rounds, arguments.repeat, arguments.sample_rounds = 2, 1, 1
+
+    def note(found: dict[str, Any]) -> None:
+        if arguments.out is not None:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "gpu_dit.json").write_text(json.dumps(found, indent=2))
+            (arguments.out / "gpu_dit.md").write_text(markdown(found))
+        rows = len(found["rows"])
+        print(f"{rows} rows, profile: {'profile' in found}", file=sys.stderr, flush=True)
+
+    found = run(arguments, note)
+    print(json.dumps(found) if arguments.json else markdown(found), end="")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "ema", "plan")
+COMMANDS = (
+    *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "ema"),
+    *("plan", "launch"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,167 @@
+"""Train on a Cloud TPU or a Slurm cluster: compose the commands, run them, resume, clean up.
+
+jaxgen launch tpu-vm --name demo --zone Z --accelerator v5litepod-64 --spot --queued \\
+    --config configs/imagenet256_dit.py:XL/2 --workdir gs://my-bucket/runs/dit --dry_run
+
+Keys of the config are passed on as they are: --config.data.batch_size=1024. With --dry_run the
+exact commands are printed, one a line, and nothing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+from typing import Any
+
+GCLOUD = "https://cloud.google.com/sdk/docs/install"
+SLURM = "https://slurm.schedmd.com/quickstart_admin.html"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxgen launch tpu-vm` and `jaxgen launch slurm`."""
+    where = parser.add_subparsers(dest="where", required=True, metavar="WHERE")
+    helps = {"tpu-vm": "a Cloud TPU, through gcloud", "slurm": "a Slurm cluster, through sbatch"}
+    for name, add in (("tpu-vm", _tpu_options), ("slurm", _slurm_options)):
+        sub = where.add_parser(name, help=helps[name], description=helps[name], allow_abbrev=False)
+        add(sub)
+        sub.add_argument("--config", required=True, help="a Python file with get_config()")
+        sub.add_argument("--workdir", required=True, help="where all workers see the same files")
+        sub.add_argument("--dry_run", action="store_true", help="print what would be done")
+        # The parser above has one too: say nothing where this one is not given.
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS,
+                         help="print one JSON object on stdout")  # fmt: skip
+
+
+def _tpu_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--name", required=True, help="of the machine, and of its queued resource")
+    sub.add_argument("--zone", required=True)
+    sub.add_argument("--accelerator", required=True, help="v5litepod-64, v5p-128, v6e-16, v4-32")
+    sub.add_argument("--project", help="gcloud's own unless given")
+    sub.add_argument("--version", help="runtime version (by the accelerator unless given)")
+    sub.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
+    sub.add_argument("--queued", action="store_true", help="wait in the queue for capacity")
+    sub.add_argument("--valid_until", metavar="DURATION", help="leave the queue after, as 6h")
+    sub.add_argument("--install", default="jaxgen[tpu]", help="what workers pip install")
+    sub.add_argument("--source", metavar="DIR", help="install this checkout in its place")
+    sub.add_argument("--setup", metavar="LINE", help="a shell line that workers run first")
+    sub.add_argument("--attempts", type=int, default=10, help="runs at most (default 10)")
+    sub.add_argument("--poll", type=float, default=60.0, help="seconds between looks at the state")
+    sub.add_argument("--logs", metavar="DIR", help="of the workers' logs (default logs/NAME)")
+    sub.add_argument("--keep", action="store_true", help="do not delete the machine at the end")
+    sub.add_argument("--only", metavar="STEP", help="create, install, run, logs or delete")
+
+
+def _slurm_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--name", default="jaxgen", help="of the job")
+    sub.add_argument("--nodes", type=int, default=1)
+    sub.add_argument("--gpus_per_node", type=int, default=8)
+    sub.add_argument("--time", help="limit, as 1-00:00:00")
+    sub.add_argument("--partition")
+    sub.add_argument("--account")
+    sub.add_argument("--activate", metavar="LINE", help="as 'source ~/jaxgen/bin/activate'")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Check the config, then print or run."""
+    return _tpu(args) if args.where == "tpu-vm" else _slurm(args)
+
+
+def _tpu(args: argparse.Namespace) -> dict[str, Any]:
+    from jaxgen.errors import invalid, unknown
+    from jaxgen.launch import accelerator
+    from jaxgen.launch.drive import STEPS, commands, drive, need, step
+    from jaxgen.launch.tpu import Job
+    from jaxgen.training.log import say
+
+    machine = accelerator.parse(args.accelerator)
+    if args.only is not None and args.only not in STEPS:
+        raise unknown("--only", args.only, STEPS)
+    if args.attempts < 1:
+        raise invalid("--attempts", args.attempts, "a number >= 1")
+    if not args.poll > 0:
+        raise invalid("--poll", args.poll, "seconds > 0")
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(Job)}
+    job = Job(**{**fields, "accelerator": machine, "overrides": tuple(args.overrides)})
+    _check_config(args, machine.devices)
+    logs = args.logs or f"logs/{args.name}"
+    plan = ["jaxgen", "plan", "--config", args.config, "--topology", machine.topology or ""]
+    plan += [f"--config.{assignment}" for assignment in args.overrides]
+    say(f"{machine.name}: {machine.chips} chips, {machine.workers} workers; mesh and batch fit.")
+    if machine.topology:
+        say(f"What a step takes there: {shlex.join(plan)}")
+    told = {"chips": machine.chips, "workers": machine.workers, "topology": machine.topology}
+    if args.dry_run:
+        pairs = commands(job, logs, args.only)
+        if not args.json:
+            print("\n".join(shlex.join(command) for _, command in pairs))
+        if args.only is None:
+            say(f"If it is taken away: delete, create, install, run again (at most {args.attempts} "
+                "runs); the same training command resumes.")  # fmt: skip
+        return {**told, "steps": [s for s, _ in pairs], "commands": [c for _, c in pairs]}
+    need("gcloud", GCLOUD)
+    if args.only is not None:
+        return {**told, **step(job, args.only, logs=logs, say=say)}
+    return {**told, **drive(job, attempts=args.attempts, poll=args.poll, logs=logs, say=say)}
+
+
+def _slurm(args: argparse.Namespace) -> dict[str, Any]:
+    from jaxgen.errors import Failure
+    from jaxgen.launch.drive import need
+    from jaxgen.launch.slurm import Batch, script
+    from jaxgen.training.log import say
+
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(Batch)}
+    batch = Batch(**{**fields, "overrides": tuple(args.overrides)})
+    _check_config(args, batch.nodes * batch.gpus_per_node)
+    say(f"{batch.nodes} nodes with {batch.gpus_per_node} GPUs each; mesh and batch fit.")
+    text, command = script(batch), ["sbatch", "--parsable"]
+    found: dict[str, Any] = {"script": text, "commands": [command]}
+    if args.dry_run:
+        if not args.json:
+            print(text, end="")
+        return found
+    need("sbatch", SLURM)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f"launch: sbatch ended with {done.returncode}: {done.stderr.strip()}")
+    job = done.stdout.strip().partition(";")[0]
+    if not args.json:
+        print(f"Job {job}; its log is {batch.name}-{job}.log")
+    return {**found, "job": job}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """A device that is not here: enough of one for a mesh."""
+
+    id: int
+    process_index: int = 0
+
+
+def _check_config(args: argparse.Namespace, devices: int) -> None:
+    """Raise UsageError for what the workers would refuse: the config, its mesh, its batch.
+
+    All that `jaxgen train` checks, where the config says what its data hold; else what needs no
+    data.
+    """
+    from jaxgen import config as configs
+    from jaxgen.setup import SECTIONS, TOP, setup
+    from jaxgen.training.sharding import check_batch, make_mesh
+
+    config = configs.load(args.config)
+    configs.override(config, args.overrides, TOP)
+    those = [_Device(i) for i in range(devices)]
+    if config.get("data", {}).get("holds") is not None:
+        setup(config, devices=those, data=False)
+        return
+    parts = {
+        key: cls(**configs.check(cls, dict(config[key]), f"config.{key}"))
+        for key, cls in SECTIONS.items()
+        if key in config
+    }
+    sizes = configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh", {"devices"})
+    mesh = make_mesh(**sizes, devices=those)
+    if "data" in parts and "train" in parts:
+        check_batch(parts["data"].batch_size, mesh, parts["train"].accumulate)
