@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import compute_dtype, stacked
 from jaxgen.nn.positions import rope_2d, rotate
-from jaxgen.ops import attention
+from jaxgen.ops import Causal, attention
 
 PyTree = Any
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         """x [B * N, width], angles [N, head / 2] -> x [B * N, width]."""
         length = angles.shape[0]
         q, k, v = self._heads(x, length)
-        mask = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
+        mask = Causal() if self.causal else None
         h = self._attend(rotate(q, angles), rotate(k, angles), v, mask)
         x = x + self.drop(self.proj(h))
         return x + self.drop(self._mlp(x)), None

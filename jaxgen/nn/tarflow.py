@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.nn.layers import compute_dtype, normalise, stacked
-from jaxgen.ops import attention
+from jaxgen.ops import Causal, Mask, attention
 
 PyTree = Any
 
@@ -48,7 +48,7 @@ class Layer(nn.Module):
         """x [B * places, width] -> the same; place n sees places up to n."""
         n = self.places
         q, k, v = self._heads(x, n)
-        x = x + self.drop(self._attend(q, k, v, jnp.tril(jnp.ones((n, n), bool))))
+        x = x + self.drop(self._attend(q, k, v, Causal()))
         return x + self.drop(self._mlp(x)), None
 
     def step(self, x: jax.Array, cache: PyTree, place: jax.Array) -> tuple[jax.Array, PyTree]:
@@ -70,7 +70,9 @@ class Layer(nn.Module):
             2, 0, 3, 1, 4
         )
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | jax.Array
+    ) -> jax.Array:
         h = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         return self.proj(h.transpose(0, 2, 1, 3).reshape(-1, self.width))
 
