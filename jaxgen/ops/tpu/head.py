@@ -1,0 +1,63 @@
+"""What every TPU kernel does with one head whose keys and values are on the chip.
+
+Products of float32 are exact to float32 (the matrix unit would round them to bfloat16), those of
+bfloat16 are summed in float32. The softmax is float32 throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LOWEST = -1e30
+"""A score that counts for nothing: finite, so that differences are not NaN."""
+MEMORY = 48 * 2**20
+"""Bytes of on-chip memory that a kernel may ask for; a v5p core has 64 MiB, others more."""
+
+
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """Product of matrices over one axis of each, float32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    axes = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, axes, precision, jnp.float32)
+
+
+def probabilities(scores: jax.Array, seen: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis of [N, M]; rows that see nothing give zeros."""
+    if seen is not None:
+        scores = jnp.where(seen, scores, LOWEST)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    if seen is not None:
+        weights = jnp.where(seen, weights, 0.0)
+    total = weights.sum(-1, keepdims=True)
+    return weights * (1 / (total if seen is None else jnp.where(total > 0, total, 1.0)))
+
+
+def scores_back(p: jax.Array, dp: jax.Array) -> jax.Array:
+    """The softmax's pullback: cotangents of scores from probabilities and their cotangents."""
+    return p * (dp - (p * dp).sum(-1, keepdims=True))
+
+
+def parameters(grid: tuple[str, ...], bytes_needed: float, interpret: bool) -> dict[str, Any]:
+    """Arguments of `pallas_call`: what a grid's axes mean, the memory, or the interpreter."""
+    if interpret:
+        return {"interpret": pltpu.InterpretParams(uninitialized_memory="nan")}
+    limit = max(16 * 2**20, int(bytes_needed))
+    return {
+        "compiler_params": pltpu.CompilerParams(
+            dimension_semantics=grid, vmem_limit_bytes=min(limit, MEMORY)
+        )
+    }
+
+
+def estimate(products: float, exponentials: float, *arrays: Any) -> pl.CostEstimate:
+    """Costs from multiply-adds, exponentials, and arrays that are each moved once."""
+    moved = sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
+    return pl.CostEstimate(
+        flops=int(2 * products), transcendentals=int(exponentials), bytes_accessed=int(moved)
+    )
