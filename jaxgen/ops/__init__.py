@@ -1,7 +1,10 @@
 """Kernels: one function each, with interchangeable implementations of the same mathematics."""
 
-from jaxgen.ops.attention import attention, attention_with_lse, merge
+from jaxgen.ops.attention import attention
+from jaxgen.ops.fused import fused_attention
+from jaxgen.ops.kernel import interpreted
 from jaxgen.ops.masks import BlockCausal, Causal, Full, Mask, Prefix
+from jaxgen.ops.partial import attention_with_lse, merge
 
 __all__ = [
     "BlockCausal",
@@ -11,5 +14,7 @@ __all__ = [
     "Prefix",
     "attention",
     "attention_with_lse",
+    "fused_attention",
+    "interpreted",
     "merge",
 ]

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.ops import derivatives
+from jaxgen.ops import choice, derivatives
 from jaxgen.ops.attention import attention
-from jaxgen.ops.interpret import interpreting
+from jaxgen.ops.kernel import interpreting
 from jaxgen.ops.masks import Full, Mask
 from jaxgen.ops.rotary import rms_norm, rotate
 from jaxgen.ops.tpu import fused as kernels
 
-IMPLEMENTATIONS = ("reference", "xla", "xla_narrow", "pallas_tpu")
+IMPLEMENTATIONS = ("reference", "xla", "xla_narrow", "pallas_tpu", "auto")
 
 
 def fused_attention(
@@ -41,8 +41,9 @@ def fused_attention(
     these (`rms_norm`, with `epsilon`); both or neither. angles [N, D / 2]: queries and keys are
     then turned (`rotate`). scale, mask, and what follows: as `attention`, on tokens 0 to N - 1.
     implementation: "pallas_tpu" is one kernel for all of it and one for the gradient, and moves
-    nothing through main memory but qkv and the result; the others compose the parts. Raises
-    UsageError for shapes that do not fit, each other or the chip.
+    nothing through main memory but qkv and the result; the others compose the parts; "auto" as in
+    `attention`. Raises UsageError for shapes that do not fit each other or the
+    chip.
     """
     groups = groups or heads
     if implementation not in IMPLEMENTATIONS:
@@ -50,12 +51,15 @@ def fused_attention(
     layout = _layout(qkv, heads, groups, q_scale, k_scale, angles)
     norm, rope = q_scale is not None, angles is not None
     settings = kernels.Settings(layout, scale, mask or Full(), norm, rope, epsilon)
+    fits = kernels.fits(layout, qkv.shape[1], qkv.dtype)
+    if implementation == "auto":
+        implementation = choice.of_tokens(qkv, layout.size, mask, fits)
     plain = "xla" if implementation == "pallas_tpu" else implementation
     op = Fused(settings, plain, interpreting())
     xs = tuple(each for each in (qkv, q_scale, k_scale, angles) if each is not None)
     if implementation != "pallas_tpu":
         return op.formula(xs, ())
-    if not kernels.fits(layout, qkv.shape[1], qkv.dtype):
+    if not fits:
         raise invalid(
             "fused_attention with pallas_tpu: qkv",
             qkv.shape,

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from jaxgen.ops.kernel import estimate
 from jaxgen.ops.masks import Full, Mask
-from jaxgen.ops.tpu.head import MEMORY, dot, estimate, parameters, probabilities, scores_back
+from jaxgen.ops.tpu.head import MEMORY, dot, parameters, probabilities, scores_back, tiled
 
 CHUNK = 2**18
 """Scores of a head that are computed at a time: 1 MiB in float32."""
@@ -78,10 +79,9 @@ class Settings:
 
 def memory(layout: Layout, tokens: int, bytes_each: int) -> float:
     """Bytes on the chip that the backward kernel takes, the larger: two images at a time."""
-    rows = -(-tokens // 16) * 16
-    lanes = lambda n: -(-n // 128) * 128  # noqa: E731
-    moved = rows * (2 * lanes(layout.width) + lanes(layout.heads * layout.size)) * bytes_each
-    return 2 * moved + 6 * 4 * max(CHUNK, 8 * lanes(tokens)) + 16 * 4 * rows * lanes(layout.size)
+    moved = 2 * tiled(tokens, layout.width) + tiled(tokens, layout.heads * layout.size)
+    scores = 6 * max(CHUNK, tiled(16, tokens))
+    return 2 * moved * bytes_each + 4 * (scores + 16 * tiled(tokens, layout.size))
 
 
 def fits(layout: Layout, tokens: int, dtype: Any) -> bool:

@@ -6,13 +6,15 @@ bfloat16 are summed in float32. The softmax is float32 throughout.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from jaxgen.ops.masks import Mask
 
 LOWEST = -1e30
 """A score that counts for nothing: finite, so that differences are not NaN."""
@@ -55,9 +57,29 @@ def parameters(grid: tuple[str, ...], bytes_needed: float, interpret: bool) -> d
     }
 
 
-def estimate(products: float, exponentials: float, *arrays: Any) -> pl.CostEstimate:
-    """Costs from multiply-adds, exponentials, and arrays that are each moved once."""
-    moved = sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
-    return pl.CostEstimate(
-        flops=int(2 * products), transcendentals=int(exponentials), bytes_accessed=int(moved)
-    )
+def seen(mask: Mask, place: Any, row: Any, column: Any, shape: tuple[int, int]) -> jax.Array:
+    """Which scores of a block count: bool of its shape.
+
+    row, column: where the block begins among the given queries and keys; place: where those lie.
+    """
+    rows = row + jax.lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0)
+    columns = column + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    return (place[1] + columns <= mask.last(place[0] + rows)) & (columns < place[2])
+
+
+def tiled(rows: int, columns: int) -> int:
+    """Numbers that a matrix takes on the chip, where rows come in 16s and columns in 128s."""
+    return -(-rows // 16) * 16 * (-(-columns // 128) * 128)
+
+
+def bias_spec(
+    bias: Any, block: tuple[int, int, int], at: Callable[..., tuple[Any, ...]]
+) -> pl.BlockSpec:
+    """Blocks (heads, rows, columns) of a bias whose axes may be 1; at: a step's block numbers."""
+    sizes = (None, *(min(b, n) if n > 1 else 1 for b, n in zip(block, bias.shape[1:], strict=True)))
+    whole = [n == 1 for n in bias.shape]
+
+    def index(*step: Any) -> tuple[Any, ...]:
+        return tuple(0 if one else i for one, i in zip(whole, at(*step), strict=True))
+
+    return pl.BlockSpec(sizes, index)
