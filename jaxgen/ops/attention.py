@@ -13,7 +13,8 @@ import jax
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.ops import choice
-from jaxgen.ops.heads import pallas_tpu
+from jaxgen.ops.cudnn import allowed, cudnn
+from jaxgen.ops.heads import pallas_gpu, pallas_tpu
 from jaxgen.ops.masks import Full, Index, Mask, Place, dense
 from jaxgen.ops.plain import check, reference, xla
 
@@ -22,7 +23,11 @@ PLAIN: dict[str, Callable[..., jax.Array]] = {
     "xla": xla,
     "xla_narrow": functools.partial(xla, narrow=True),
 }
-KERNELS: dict[str, Callable[..., jax.Array]] = {"pallas_tpu": pallas_tpu}
+KERNELS: dict[str, Callable[..., jax.Array]] = {
+    "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
+    "cudnn": cudnn,
+}
 IMPLEMENTATIONS = (*PLAIN, *KERNELS, "auto")
 
 
@@ -63,7 +68,7 @@ def attention(
     if not structured and not place.trivial:
         raise invalid("attention.mask", "an array, with row, column or keys", "structure with them")
     if implementation == "auto":
-        implementation = choice.of_heads(q, k, mask, bias)
+        implementation = choice.of_heads(q, k, mask, cudnn=allowed(q, v, mask, place, bias))
     if implementation in KERNELS:
         if not structured:
             raise invalid(f"attention.mask with {implementation}", "an array", "structure, None")

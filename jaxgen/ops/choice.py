@@ -15,7 +15,9 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 
-from jaxgen.ops.masks import Full, Mask
+from jaxgen.errors import invalid
+from jaxgen.ops.kernel import interpreting
+from jaxgen.ops.masks import Mask
 
 PLATFORM = {"pallas_tpu": "tpu", "pallas_gpu": "gpu", "cudnn": "gpu"}
 """The platform that a kernel needs."""
@@ -45,6 +47,14 @@ def device() -> tuple[str, str]:
     return platform, there.device_kind
 
 
+def demand(name: str) -> None:
+    """Raise UsageError where a kernel's platform is not the one that the program is for."""
+    platform, kind = device()
+    if platform != PLATFORM[name] and not interpreting():
+        allowed = f"what runs on {kind} ({platform}); {name} runs on {PLATFORM[name]}"
+        raise invalid("attention.implementation", name, allowed)
+
+
 def alone() -> bool:
     """Whether a kernel may be called: XLA cannot cut one over devices, but `shard_map` has."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -63,13 +73,12 @@ def shape_class(what: str, dtype: Any, rows: int, columns: int, size: int, mask:
     return f"{what} {dtype} {rows}x{columns} of {size} {name}"
 
 
-def of_heads(q: jax.Array, k: jax.Array, mask: Any, bias: jax.Array | None) -> str:
-    """The implementation of `attention` for these arguments."""
+def of_heads(q: jax.Array, k: jax.Array, mask: Any, *, cudnn: bool) -> str:
+    """The implementation of `attention` for these arguments; cudnn: whether it takes them."""
     if not (mask is None or isinstance(mask, Mask)) or str(q.dtype) not in ("float32", "bfloat16"):
         return "xla"
     key = shape_class("heads", q.dtype, q.shape[2], k.shape[2], q.shape[3], mask)
-    plain = bias is None and q.shape[1] == k.shape[1] and isinstance(mask or Full(), Full)
-    return _choose(key, cudnn=plain)
+    return _choose(key, cudnn=cudnn)
 
 
 def of_tokens(qkv: jax.Array, size: int, mask: Mask | None, fits: bool) -> str:

@@ -59,6 +59,7 @@ def fused_attention(
     xs = tuple(each for each in (qkv, q_scale, k_scale, angles) if each is not None)
     if implementation != "pallas_tpu":
         return op.formula(xs, ())
+    choice.demand(implementation)
     if not fits:
         raise invalid(
             "fused_attention with pallas_tpu: qkv",

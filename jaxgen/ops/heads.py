@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.ops import derivatives
+from jaxgen.ops import choice, derivatives, gpu
 from jaxgen.ops.derivatives import Arrays
 from jaxgen.ops.kernel import Settings, interpreting
 from jaxgen.ops.masks import Full, Mask, Place, dense
 from jaxgen.ops.plain import xla
 from jaxgen.ops.tpu import flash, single
 
-KERNELS: dict[str, ModuleType] = {"single": single, "flash": flash}
+KERNELS: dict[str, ModuleType] = {"single": single, "flash": flash, "gpu": gpu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,24 @@ def pallas_tpu(
 ) -> jax.Array:
     """`attention` by the TPU kernels: `single` where a head's keys fit on the chip, else `flash`.
 
-    Raises UsageError for dtypes other than float32 and bfloat16.
+    Raises UsageError for dtypes other than float32 and bfloat16, and for another platform.
     """
     kernel = "single" if single.fits(q, k, v) else "flash"
     return _apply("pallas_tpu", kernel, q, k, v, scale, mask, place, bias)
+
+
+def pallas_gpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    mask: Mask,
+    place: Place,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` by the GPU kernels; dtypes as in `pallas_tpu`."""
+    return _apply("pallas_gpu", "gpu", q, k, v, scale, mask, place, bias)
 
 
 def _apply(
@@ -84,6 +98,7 @@ def _apply(
     dtypes = [str(each.dtype) for each in (q, k, v)]
     if len(set(dtypes)) > 1 or dtypes[0] not in ("float32", "bfloat16"):
         raise invalid(f"attention with {name}: dtypes", dtypes, "all float32 or all bfloat16")
+    choice.demand(name)
     masked = not (isinstance(mask, Full) and place.keys is None)
     op = Heads(kernel, Settings(scale, mask, masked), interpreting())
     xs = (

@@ -25,6 +25,10 @@ class Mask(abc.ABC):
     def last(self, rows: jax.Array) -> jax.Array:
         """The last column that each row sees: int32 of the shape of `rows`, nondecreasing."""
 
+    @abc.abstractmethod
+    def first(self, columns: jax.Array) -> jax.Array:
+        """The first row that sees each column: what `last` says, the other way round."""
+
     def allowed(self, rows: Index, columns: Index) -> jax.Array:
         """Whether each row sees each column; the two index arrays broadcast together."""
         return jnp.asarray(columns) <= self.last(jnp.asarray(rows))
@@ -38,6 +42,10 @@ class Full(Mask):
         """As `Mask.last`."""
         return jnp.full_like(rows, jnp.iinfo(jnp.int32).max)
 
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        return jnp.zeros_like(columns)
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
@@ -46,6 +54,10 @@ class Causal(Mask):
     def last(self, rows: jax.Array) -> jax.Array:
         """As `Mask.last`."""
         return rows
+
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        return columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Prefix(Mask):
         """As `Mask.last`."""
         return jnp.maximum(rows, self.length - 1)
 
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        return jnp.where(columns < self.length, 0, columns)
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockCausal(Mask):
@@ -77,9 +93,12 @@ class BlockCausal(Mask):
 
     def last(self, rows: jax.Array) -> jax.Array:
         """As `Mask.last`."""
+        return self.first(rows) + (self.size - 1)
+
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
         # Not //: in a TPU kernel it asks what chip this process has.
-        size = jax.lax.full_like(rows, self.size)
-        return rows - jax.lax.rem(rows, size) + (self.size - 1)
+        return columns - jax.lax.rem(columns, jax.lax.full_like(columns, self.size))
 
 
 @dataclasses.dataclass(frozen=True)
