@@ -101,7 +101,7 @@ class Fused(derivatives.Operation):
 
     settings: kernels.Settings
     plain: str
-    interpret: bool
+    interpret: str
 
     def _given(self, xs: derivatives.Arrays) -> tuple[jax.Array | None, jax.Array | None]:
         scales = jnp.stack(xs[1:3]).astype(jnp.float32) if self.settings.norm else None

@@ -125,7 +125,7 @@ def forward(
     bias: jax.Array | None,
     place: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Out [B, H, N, E], and it and the base-2 log-sum-exp [B, H, N] to be kept."""
     sizes = _Sizes(q, k, v, settings)
@@ -153,7 +153,7 @@ def backward(
     kept: tuple[jax.Array, ...],
     g: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of q, k and v."""
     out, lse = kept
@@ -185,7 +185,7 @@ def backward(
 
 def _call(
     kernel: Callable[..., None], grid: tuple[int, ...], results: list[Any], name: str,
-    products: float, sizes: _Sizes, interpret: bool,
+    products: float, sizes: _Sizes, interpret: str,
 ) -> Callable[..., Any]:  # fmt: skip
     def run(*arguments: jax.Array) -> Any:
         return pl.pallas_call(
@@ -196,7 +196,7 @@ def _call(
             compiler_params=triton.CompilerParams(
                 num_warps=4 if max(sizes.size, sizes.values) <= 64 else 8, num_stages=2
             ),
-            interpret=interpret,
+            interpret=bool(interpret),
             name=name,
         )(*arguments)
 

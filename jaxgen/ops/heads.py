@@ -25,7 +25,7 @@ class Heads(derivatives.Operation):
 
     kernel: str
     settings: Settings
-    interpret: bool
+    interpret: str
 
     def forward(self, xs: Arrays, aux: Arrays) -> tuple[jax.Array, Arrays]:
         """As `Operation.forward`."""

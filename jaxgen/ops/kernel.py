@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from jaxgen.errors import unknown
 from jaxgen.ops.masks import Mask
 
 
@@ -32,22 +33,26 @@ def estimate(products: float, exponentials: float, *arrays: Any) -> pl.CostEstim
     )
 
 
-_INTERPRET = contextvars.ContextVar("interpret", default=False)
+_INTERPRET = contextvars.ContextVar("interpret", default="")
 
 
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
+def interpreted(how: str = "quick") -> Iterator[None]:
     """Within it, kernels that are traced run step by step on any platform, slowly.
 
-    Memory that a TPU kernel did not write is NaN. What was compiled before stays what it was.
+    how: "quick", as one compiled program; or "memory", which imitates a TPU's memories and finds
+    what is read outside them (GPU kernels: as "quick"). Either way, what nobody wrote is NaN. What
+    was compiled before stays what it was. Raises UsageError for another word.
     """
-    token = _INTERPRET.set(True)
+    if how not in ("quick", "memory"):
+        raise unknown("interpreted", how, ("quick", "memory"))
+    token = _INTERPRET.set(how)
     try:
         yield
     finally:
         _INTERPRET.reset(token)
 
 
-def interpreting() -> bool:
-    """Whether kernels traced now are to be interpreted."""
+def interpreting() -> str:
+    """How kernels traced now are to be interpreted; "" if they are not."""
     return _INTERPRET.get()

@@ -75,7 +75,7 @@ def forward(
     bias: jax.Array | None,
     place: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Out [B, H, N, E], and it and the log-sum-exp [B, H, 1, N] to be kept."""
     grid = _Grid(q, k, v, bias, settings)
@@ -118,7 +118,7 @@ def backward(
     kept: tuple[jax.Array, ...],
     g: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of q, k and v."""
     out, lse = kept

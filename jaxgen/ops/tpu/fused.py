@@ -94,7 +94,7 @@ def forward(
     scales: jax.Array | None,
     turns: jax.Array | None,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> jax.Array:
     """Qkv [B, N, width], scales [2, D], turns [2, N, D] (see `_prepared`) -> [B, N, H D]."""
     (b, n, _), layout = qkv.shape, settings.layout
@@ -119,7 +119,7 @@ def backward(
     turns: jax.Array | None,
     g: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Cotangents of qkv [B, N, width] and of scales [2, D] from those of the result."""
     (b, n, _), layout = qkv.shape, settings.layout

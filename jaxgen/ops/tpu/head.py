@@ -45,10 +45,11 @@ def scores_back(p: jax.Array, dp: jax.Array) -> jax.Array:
     return p * (dp - (p * dp).sum(-1, keepdims=True))
 
 
-def parameters(grid: tuple[str, ...], bytes_needed: float, interpret: bool) -> dict[str, Any]:
+def parameters(grid: tuple[str, ...], bytes_needed: float, interpret: str) -> dict[str, Any]:
     """Arguments of `pallas_call`: what a grid's axes mean, the memory, or the interpreter."""
     if interpret:
-        return {"interpret": pltpu.InterpretParams(uninitialized_memory="nan")}
+        memory = pltpu.InterpretParams()
+        return {"interpret": memory if interpret == "memory" else True}
     limit = max(16 * 2**20, int(bytes_needed))
     return {
         "compiler_params": pltpu.CompilerParams(

@@ -60,7 +60,7 @@ def forward(
     bias: jax.Array | None,
     place: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Out [B, H, N, E], and nothing kept. place: `masks.Place.array`."""
     grid, query, key, extra = _specs(q, k, v, bias)
@@ -92,7 +92,7 @@ def backward(
     kept: tuple[jax.Array, ...],
     g: jax.Array,
     settings: Settings,
-    interpret: bool,
+    interpret: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of q, k and v."""
     grid, query, key, extra = _specs(q, k, v, bias)
