@@ -91,7 +91,7 @@ class Bert(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -206,7 +206,7 @@ def sized(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "dots",
-    attention: str = "xla",
+    attention: str = "auto",
 ) -> Bert:
     """The transformer of a paper, "maskgit" or "maskbit"; the rest: fields of `Bert`."""
     if size not in SIZES:

@@ -130,7 +130,7 @@ class DiT(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -218,7 +218,7 @@ def sized(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "dots",
-    attention: str = "xla",
+    attention: str = "auto",
 ) -> DiT:
     """The DiT of a size of the paper's table 1, "S/2" to "XL/8"; the rest: fields of `DiT`."""
     name, _, patch = size.partition("/")

@@ -153,7 +153,7 @@ class Llama(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = "auto"
 
     @property
     def group(self) -> int:
@@ -285,7 +285,7 @@ def sized(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "dots",
-    attention: str = "xla",
+    attention: str = "auto",
 ) -> Llama:
     """The Llama of a size of the paper's table 1, "B" to "3B"; the rest: fields of `Llama`."""
     if size not in SIZES:

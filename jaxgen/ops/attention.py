@@ -42,7 +42,7 @@ def attention(
     row: Index = 0,
     column: Index = 0,
     keys: Index | None = None,
-    implementation: str = "xla",
+    implementation: str = "auto",
 ) -> jax.Array:
     """Scaled dot-product attention, softmax in float32.
 
@@ -64,16 +64,18 @@ def attention(
     if implementation not in IMPLEMENTATIONS:
         raise unknown("attention.implementation", implementation, IMPLEMENTATIONS)
     check(q, k, v)
-    place, structured = Place(row, column, keys), mask is None or isinstance(mask, Mask)
-    if not structured and not place.trivial:
+    place = Place(row, column, keys)
+    structure = mask if isinstance(mask, Mask) else Full() if mask is None else None
+    if structure is None and not place.trivial:
         raise invalid("attention.mask", "an array, with row, column or keys", "structure with them")
     if implementation == "auto":
-        implementation = choice.of_heads(q, k, mask, cudnn=allowed(q, v, mask, place, bias))
+        possible = structure is not None and allowed(q, v, structure, place, bias)
+        implementation = choice.of_heads(q, k, mask, cudnn=possible)
     if implementation in KERNELS:
-        if not structured:
+        if structure is None:
             raise invalid(f"attention.mask with {implementation}", "an array", "structure, None")
-        kernel, mask = KERNELS[implementation], mask or Full()
-        return kernel(q, k, v, scale=scale, mask=mask, place=place, bias=bias)
-    if structured:
-        mask = dense(mask or Full(), q.shape[2], k.shape[2], place)
+        kernel = KERNELS[implementation]
+        return kernel(q, k, v, scale=scale, mask=structure, place=place, bias=bias)
+    if structure is not None:
+        mask = dense(structure, q.shape[2], k.shape[2], place)
     return PLAIN[implementation](q, k, v, scale=scale, mask=mask, bias=bias)

@@ -40,7 +40,7 @@ def device() -> tuple[str, str]:
     mesh = jax.sharding.get_abstract_mesh()
     there: Any = None if mesh.empty else mesh.abstract_device
     if there is None:
-        there = jax.config.jax_default_device
+        there = getattr(jax.config, "jax_default_device", None)
         if there is None or isinstance(there, str):
             there = jax.devices(there)[0]
     platform = "gpu" if there.platform in ("cuda", "rocm") else there.platform
@@ -82,11 +82,15 @@ def of_heads(q: jax.Array, k: jax.Array, mask: Any, *, cudnn: bool) -> str:
 
 
 def of_tokens(qkv: jax.Array, size: int, mask: Mask | None, fits: bool) -> str:
-    """The implementation of `fused_attention` for these arguments."""
-    if not fits:
-        return "xla"
-    tokens = qkv.shape[1]
-    return _choose(shape_class("tokens", qkv.dtype, tokens, tokens, size, mask), cudnn=False)
+    """The implementation of `fused_attention` for these arguments.
+
+    fits: whether its own kernel takes them. "auto": the parts around what `of_heads` says.
+    """
+    (platform, kind), tokens = device(), qkv.shape[1]
+    key = shape_class("tokens", qkv.dtype, tokens, tokens, size, mask)
+    best = measured().get(kind, {}).get(key, "pallas_tpu" if platform == "tpu" else "auto")
+    possible = best not in PLATFORM or (PLATFORM[best] == platform and alone())
+    return best if possible and (best != "pallas_tpu" or fits) else "auto"
 
 
 def _choose(key: str, *, cudnn: bool) -> str:

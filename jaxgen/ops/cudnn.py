@@ -56,11 +56,11 @@ class Cudnn(derivatives.Operation):
         return xla(q, k, v, scale=self.scale, mask=mask)
 
 
-def allowed(q: Any, v: Any, mask: Mask | None, place: Place, bias: Any) -> bool:
+def allowed(q: Any, v: Any, mask: Mask, place: Place, bias: Any) -> bool:
     """Whether cuDNN is asked for such arguments: 16-bit numbers, nothing or a causal mask."""
     size = q.shape[3]
     return (
-        isinstance(mask, Full | Causal | None)
+        isinstance(mask, Full | Causal)
         and place.trivial
         and bias is None
         and q.dtype in (jnp.bfloat16, jnp.float16)

@@ -39,9 +39,6 @@ class Operation(Protocol):
     def formula(self, xs: Arrays, aux: Arrays) -> jax.Array:
         """The value in plain operations."""
 
-    def __hash__(self) -> int:
-        """Of what it computes."""
-
 
 def apply(op: Operation, xs: Arrays, aux: Arrays = ()) -> jax.Array:
     """The operation's value, with every derivative."""

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.ops import choice, derivatives
-from jaxgen.ops.attention import attention
+from jaxgen.ops.attention import IMPLEMENTATIONS, attention
 from jaxgen.ops.kernel import interpreting
 from jaxgen.ops.masks import Full, Mask
 from jaxgen.ops.rotary import rms_norm, rotate
 from jaxgen.ops.tpu import fused as kernels
-
-IMPLEMENTATIONS = ("reference", "xla", "xla_narrow", "pallas_tpu", "auto")
 
 
 def fused_attention(
@@ -29,7 +27,7 @@ def fused_attention(
     k_scale: jax.Array | None = None,
     angles: jax.Array | None = None,
     epsilon: float = 1e-6,
-    implementation: str = "xla",
+    implementation: str = "auto",
 ) -> jax.Array:
     """Self-attention of B sequences of N tokens: qkv [B, N, (H + 2 G) D] -> [B, N, H D].
 
@@ -41,8 +39,8 @@ def fused_attention(
     these (`rms_norm`, with `epsilon`); both or neither. angles [N, D / 2]: queries and keys are
     then turned (`rotate`). scale, mask, and what follows: as `attention`, on tokens 0 to N - 1.
     implementation: "pallas_tpu" is one kernel for all of it and one for the gradient, and moves
-    nothing through main memory but qkv and the result; the others compose the parts; "auto" as in
-    `attention`. Raises UsageError for shapes that do not fit each other or the
+    nothing through main memory but qkv and the result; the others are `attention`'s, with the parts
+    around them; "auto" as there. Raises UsageError for shapes that do not fit each other or the
     chip.
     """
     groups = groups or heads
@@ -51,23 +49,21 @@ def fused_attention(
     layout = _layout(qkv, heads, groups, q_scale, k_scale, angles)
     norm, rope = q_scale is not None, angles is not None
     settings = kernels.Settings(layout, scale, mask or Full(), norm, rope, epsilon)
+    xs = tuple(each for each in (qkv, q_scale, k_scale, angles) if each is not None)
     fits = kernels.fits(layout, qkv.shape[1], qkv.dtype)
     if implementation == "auto":
         implementation = choice.of_tokens(qkv, layout.size, mask, fits)
-    plain = "xla" if implementation == "pallas_tpu" else implementation
-    op = Fused(settings, plain, interpreting())
-    xs = tuple(each for each in (qkv, q_scale, k_scale, angles) if each is not None)
     if implementation != "pallas_tpu":
-        return op.formula(xs, ())
+        return composed(settings, xs, implementation)
     choice.demand(implementation)
     if not fits:
         raise invalid(
             "fused_attention with pallas_tpu: qkv",
-            qkv.shape,
-            f"what takes {kernels.MEMORY >> 20} MiB on the chip at most",
+            (qkv.shape, str(qkv.dtype)),
+            f"float32 or bfloat16 that takes {kernels.MEMORY >> 20} MiB on the chip at most",
             "Take fewer heads or tokens at a time, or another implementation.",
         )
-    return derivatives.apply(op, xs)
+    return derivatives.apply(Fused(settings, interpreting()), xs)
 
 
 def _layout(
@@ -95,12 +91,28 @@ def _layout(
     return kernels.Layout(heads, groups, size)
 
 
+def composed(settings: kernels.Settings, xs: derivatives.Arrays, implementation: str) -> jax.Array:
+    """`fused_attention` of `Fused`'s xs as its parts around `attention`."""
+    s = settings
+    (b, n, _), layout = xs[0].shape, s.layout
+    shared = layout.heads // layout.groups
+    parts = xs[0].reshape(b, n, layout.groups, shared + 2, layout.size)
+    parts = parts.transpose(0, 2, 3, 1, 4)
+    q, k, v = parts[:, :, :-2], parts[:, :, -2], parts[:, :, -1]
+    q = q.reshape(b, layout.heads, n, layout.size)
+    if s.norm:
+        q, k = (rms_norm(a, w, epsilon=s.epsilon) for a, w in ((q, xs[1]), (k, xs[2])))
+    if s.rope:
+        q, k = rotate(q, xs[-1]), rotate(k, xs[-1])
+    h = attention(q, k, v, scale=s.scale, mask=s.mask, implementation=implementation)
+    return h.transpose(0, 2, 1, 3).reshape(b, n, -1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Fused(derivatives.Operation):
     """Xs: qkv, the two scales if there is a norm, angles if there is a rotation."""
 
     settings: kernels.Settings
-    plain: str
     interpret: str
 
     def _given(self, xs: derivatives.Arrays) -> tuple[jax.Array | None, jax.Array | None]:
@@ -126,16 +138,4 @@ class Fused(derivatives.Operation):
 
     def formula(self, xs, aux):  # type: ignore[no-untyped-def]
         """The parts, composed."""
-        s = self.settings
-        (b, n, _), layout = xs[0].shape, s.layout
-        shared = layout.heads // layout.groups
-        parts = xs[0].reshape(b, n, layout.groups, shared + 2, layout.size)
-        parts = parts.transpose(0, 2, 3, 1, 4)
-        q, k, v = parts[:, :, :-2], parts[:, :, -2], parts[:, :, -1]
-        q = q.reshape(b, layout.heads, n, layout.size)
-        if s.norm:
-            q, k = (rms_norm(a, w, epsilon=s.epsilon) for a, w in ((q, xs[1]), (k, xs[2])))
-        if s.rope:
-            q, k = rotate(q, xs[-1]), rotate(k, xs[-1])
-        h = attention(q, k, v, scale=s.scale, mask=s.mask, implementation=self.plain)
-        return h.transpose(0, 2, 1, 3).reshape(b, n, -1)
+        return composed(self.settings, xs, "xla")

@@ -116,8 +116,8 @@ class Place:
     @property
     def trivial(self) -> bool:
         """Whether queries and keys begin at 0 and all keys count."""
-        numbers = isinstance(self.row, int) and isinstance(self.column, int)
-        return numbers and self.row == self.column == 0 and self.keys is None
+        begin = [isinstance(each, int) and each == 0 for each in (self.row, self.column)]
+        return all(begin) and self.keys is None
 
     def array(self, columns: int) -> jax.Array:
         """Int32 [3]: row, column and how many of the given keys count."""

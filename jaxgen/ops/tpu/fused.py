@@ -86,7 +86,8 @@ def memory(layout: Layout, tokens: int, bytes_each: int) -> float:
 
 def fits(layout: Layout, tokens: int, dtype: Any) -> bool:
     """Whether an image's tokens and their gradients fit on the chip."""
-    return memory(layout, tokens, jnp.dtype(dtype).itemsize) <= MEMORY
+    known = jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16)
+    return known and memory(layout, tokens, jnp.dtype(dtype).itemsize) <= MEMORY
 
 
 def forward(

@@ -45,7 +45,7 @@ def scores_back(p: jax.Array, dp: jax.Array) -> jax.Array:
     return p * (dp - (p * dp).sum(-1, keepdims=True))
 
 
-def parameters(grid: tuple[str, ...], bytes_needed: float, interpret: str) -> dict[str, Any]:
+def parameters(grid: Any, bytes_needed: float, interpret: str) -> dict[str, Any]:
     """Arguments of `pallas_call`: what a grid's axes mean, the memory, or the interpreter."""
     if interpret:
         memory = pltpu.InterpretParams()

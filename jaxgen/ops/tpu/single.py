@@ -144,7 +144,8 @@ def _scores(
         scores = scores + bias[min(head, bias.shape[0] - 1)].astype(jnp.float32)
     if not settings.masked:
         return scores, None
-    return scores, seen(settings.mask, place, pl.program_id(2) * q.shape[0], 0, scores.shape)
+    shape = (q.shape[0], k.shape[0])
+    return scores, seen(settings.mask, place, pl.program_id(2) * shape[0], 0, shape)
 
 
 def _scaled(q: jax.Array, scale: float) -> jax.Array:
