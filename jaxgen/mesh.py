@@ -72,7 +72,11 @@ def using(layout: Layout | None) -> Iterator[None]:
     """Put a layout in force for the code traced within."""
     token = _layout.set(layout)
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if layout is not None and not any(_bound(axis) for axis in AXES):
+                mesh = layout.mesh.abstract_mesh
+                stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
+            yield
     finally:
         _layout.reset(token)
 
