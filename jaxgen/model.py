@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen.data import normalise
+from jaxgen.data import normalise, to_global, to_host
 from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.method import Sampler, TrainState
@@ -135,7 +135,7 @@ class Model:
         mesh = self.parts.mesh
         size = self._size(batch_size, len(labels))
         sharding = batch_sharding(mesh)
-        params = jax.device_put(params, replicated(mesh))
+        params = _everywhere(params, replicated(mesh))
         root = jax.random.key(seed)
         make_keys = jax.jit(lambda ids: jax.vmap(lambda i: jax.random.fold_in(root, i))(ids))
         chunks = [np.arange(i, i + size) for i in range(0, len(labels), size)]
@@ -143,15 +143,15 @@ class Model:
         def run(ids: np.ndarray) -> jax.Array:
             # The last chunk is padded by going on counting: one shape, one compilation.
             padded = np.resize(labels, max(len(labels), int(ids[-1]) + 1))[ids]
-            keys = jax.device_put(make_keys(jnp.asarray(ids)), sharding)
-            return program(params, keys, jax.device_put(padded, sharding))
+            keys = to_global(make_keys(jnp.asarray(ids)), sharding)
+            return program(params, keys, to_global(padded, sharding))
 
         jax.block_until_ready(run(chunks[0])) if len(chunks) > 1 else None
         program_ready = time.monotonic()
         out = []
         for ids in _shown("sample", chunks, size, show):
             check()
-            out.append(np.asarray(run(ids)))
+            out.append(to_host(run(ids)))
         seconds = time.monotonic() - program_ready
         made = np.concatenate(out)[: len(labels)]
         return Samples(
@@ -244,11 +244,11 @@ class Model:
         """program(params, *rows) over all rows; the last batch is padded by going round."""
         count = len(arrays[0])
         size, sharding = self._size(batch_size, count), batch_sharding(self.parts.mesh)
-        params = jax.device_put(self.weights(ema), replicated(self.parts.mesh))
+        params = _everywhere(self.weights(ema), replicated(self.parts.mesh))
         out = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size) % count
-            out.append(np.asarray(program(params, *(_put(a[rows], sharding) for a in arrays))))
+            out.append(to_host(program(params, *(to_global(a[rows], sharding) for a in arrays))))
         return np.concatenate(out)[:count]
 
 
@@ -258,7 +258,9 @@ def load(workdir: str | Path) -> Model:
     Raises UsageError where there is no run or no checkpoint that can be read.
     """
     workdir = Path(workdir)
-    parts = setup(saved_config(workdir))
+    config = saved_config(workdir)
+    # Where the run was trained is no matter here: the environment says who joins.
+    parts = setup(ml_collections.ConfigDict({k: v for k, v in config.items() if k != "hosts"}))
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
     abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
@@ -318,7 +320,7 @@ def load_tokenizer(parts: Setup) -> Model | None:
 
 def digest(params: PyTree) -> str:
     """sha256 of parameters, as their safetensors file has them."""
-    return hashlib.sha256(dump(jax.device_get(params), {})).hexdigest()
+    return hashlib.sha256(dump(params, {})).hexdigest()
 
 
 def saved_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -336,8 +338,8 @@ def _key(options: Mapping[str, Any]) -> str:
     return json.dumps(options, sort_keys=True, default=str)
 
 
-def _put(rows: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    return jax.device_put(rows, sharding)
+def _everywhere(params: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    return jax.tree.map(lambda a: to_global(a, sharding), params)
 
 
 def _shown(title: str, chunks: list[np.ndarray], size: int, show: bool) -> Iterator[np.ndarray]:

@@ -22,6 +22,7 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.method import Method, Spec
 from jaxgen.nn.flops import count
 from jaxgen.training.ema import Averages
+from jaxgen.training.hosts import HostOptions, join
 from jaxgen.training.optim import optimizer
 from jaxgen.training.sharding import check_batch, make_mesh
 
@@ -139,6 +140,7 @@ SECTIONS = {
     "evaluate": EvaluateOptions,
     "classify": ClassifyOptions,
     "likelihood": LikelihoodOptions,
+    "hosts": HostOptions,
 }
 """Sections that are plain options; the other keys of `TOP` name callables."""
 
@@ -158,6 +160,7 @@ class Setup:
     evaluate: EvaluateOptions
     classify: ClassifyOptions
     likelihood: LikelihoodOptions
+    hosts: HostOptions
     source: Any
     spec: Spec
     method: Method
@@ -189,7 +192,9 @@ def setup(
 ) -> Setup:
     """Build and check all parts of a config. Raises UsageError naming the option at fault.
 
-    devices: in place of those of this process. data=False: where the config says what its source
+    Joins the other processes of the run first, as `config.hosts` says.
+
+    devices: in place of those of this run. data=False: where the config says what its source
     holds, that source is not opened, and the parts have none.
     """
     for key in config:
@@ -208,6 +213,8 @@ def setup(
         raise invalid("config.train.images", train.images, "images >= 1")
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
+    if devices is None:
+        join(options["hosts"])
     sizes = configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh", {"devices"})
     mesh = make_mesh(**sizes, devices=devices)
     check_batch(reading.batch_size, mesh, train.accumulate)
