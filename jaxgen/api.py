@@ -37,7 +37,17 @@ PyTree = Any
 # What may change between two runs of one workdir; the rest decides what the arrays mean or which
 # examples and noise step n sees, so a change of it would be another run under the same name.
 FREE = (
-    *("train", "checkpoint", "log", "sample", "evaluate", "classify", "likelihood", "mesh", "hosts"),
+    *(
+        "train",
+        "checkpoint",
+        "log",
+        "sample",
+        "evaluate",
+        "classify",
+        "likelihood",
+        "mesh",
+        "hosts",
+    ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
     *("optimizer.learning_rate", "optimizer.weight_decay"),

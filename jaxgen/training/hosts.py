@@ -102,11 +102,16 @@ def join(options: HostOptions) -> None:
     )
     begin(watch)
     with deadline(options.start_seconds, "finding the devices", "config.hosts.start_seconds"):
-        seen = jax.process_count()
-    if seen != state.num_processes:
+        check_seen(state.num_processes)
+
+
+def check_seen(joined: int) -> None:
+    """Raise UsageError where the devices are not those of all that joined (a wrong TPU setting)."""
+    seen = jax.process_count()
+    if seen != joined:
         raise UsageError(
-            f"config.hosts.count: {state.num_processes} processes have joined, but JAX sees the "
-            f"devices of {seen}: each would train alone. Platform: {jax.default_backend()}."
+            f"config.hosts.count: {joined} processes have joined, but JAX sees the devices of "
+            f"{seen}: each would train alone. Platform: {jax.default_backend()}."
         )
 
 
