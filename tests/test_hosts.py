@@ -185,11 +185,11 @@ def test_whatever_ends_a_run_the_next_goes_on_exactly(two, tmp_path):
     ended(job, 1, signal.SIGTERM, saving, 143, 143)
     assert before < raw_state(workdir)[0] < STEPS
     # Preempted in the evaluation: training is over and saved.
-    job = begin("evaluate.at_end=True", "evaluate.samples=50")
+    job = begin("evaluate.at_end=True", "evaluate.samples=100")
     scoring = lambda: "classifier for the scores" in job.said(0)  # noqa: E731
     ended(job, 1, signal.SIGTERM, scoring, 143, 143)
     assert raw_state(workdir)[0] == STEPS and not (workdir / "report.json").exists()
-    job = begin("evaluate.at_end=True", "evaluate.samples=50")
+    job = begin("evaluate.at_end=True", "evaluate.samples=100")
     assert job.wait() == [0, 0], job.said(0) + job.said(1)
     assert_same_bits(raw_state(workdir)[1], raw_state(two)[1])
     assert losses(workdir).items() >= losses(two).items()

@@ -101,10 +101,9 @@ def read_tally(tally: PyTree, steps: int) -> dict[str, float]:
 class Meter:
     """What is summed on the device between two looks at it, and how long the steps took.
 
-    clean: an empty tally on the device. host: seconds in which the host read data and did what else
-    the devices do not do, since the last look. flops_per_image, peak: for model FLOP/s and MFU; 0 and None
-    where they are not known. Pauses (compilation, previews, saves) are not counted: `resume` starts
-    the clock after one.
+    clean: an empty tally on the device. host: seconds that the loop waited for data, since the last
+    look. flops_per_image, peak: for model FLOP/s and MFU; 0 and None where they are not known.
+    Pauses (compilation, previews, saves) are not counted: `resume` starts the clock after one.
     """
 
     log: Log

@@ -88,11 +88,13 @@ def _report(address: tuple[str, int], index: int, count: int, end: float) -> dic
     """Another process's part: say who we are until process 0 answers."""
     hello = json.dumps({"index": index, "count": count, "host": socket.gethostname()}).encode()
     while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError):
-            with socket.create_connection(address, timeout=2.0) as line:
-                line.sendall(hello + b"\n")
-                line.settimeout(end + 5 - time.monotonic())  # process 0's clock may be behind
-                answer: dict[str, Any] = json.loads(line.makefile().readline())
-                return answer
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.create_connection(address, timeout=2.0) as line,
+        ):
+            line.sendall(hello + b"\n")
+            line.settimeout(end + 5 - time.monotonic())  # process 0's clock may be behind
+            answer: dict[str, Any] = json.loads(line.makefile().readline())
+            return answer
         time.sleep(PAUSE)
     return {"missing": [0], "trouble": None}

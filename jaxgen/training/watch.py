@@ -172,7 +172,7 @@ class Watch:
     def _obey(self, said: dict[str, str]) -> None:
         verdict, stop = said.get(f"{_ALL}verdict"), said.get(f"{_ALL}stop")
         if verdict is not None and self.index != 0:
-            self.end(**json.loads(verdict))
+            self.end(**json.loads(verdict), heard=True)
         if stop is not None and self._stop_at is None:
             self.stop = json.loads(stop)
             self._agree()
@@ -190,18 +190,22 @@ class Watch:
 
     # Ending.
 
-    def end(self, message: str, code: int = LOST) -> None:
-        """Print a verdict, tell the others, and end this process. Does not return."""
+    def end(self, message: str, code: int = LOST, heard: bool = False) -> None:
+        """Print a verdict, tell the others unless we heard it of them, and end this process."""
         with self._ending:
+            if self._code:  # this process is ending already, and has said why
+                return
             print(f"{self.prefix}jaxgen: {message}", file=sys.stderr, flush=True)
             with contextlib.suppress(Exception):
-                self._tell(message, code)
+                self._tell(message, code, heard)
             os._exit(code)
 
-    def _tell(self, message: str, code: int) -> None:
+    def _tell(self, message: str, code: int, heard: bool = False) -> None:
         if self.index != 0:
+            if not heard:
+                self._failure = {"failed": message, "code": code}
             # A thread of its own: where process 0 hangs, the store never answers.
-            sent = threading.Thread(target=self._mark, args=(message, code), daemon=True)
+            sent = threading.Thread(target=self._mark, daemon=True)
             sent.start()
             sent.join(self.period)
             return
@@ -212,9 +216,8 @@ class Watch:
         while len(self._left()) < self.count - 1 and time.monotonic() < end:
             time.sleep(self.period / 4)
 
-    def _mark(self, message: str, code: int) -> None:
+    def _mark(self) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._failure = {"failed": message, "code": code}
             self._send()
             self.client.key_value_set(f"{_LEFT}{self.index}", "", allow_overwrite=True)
 
@@ -243,8 +246,8 @@ class Watch:
                 flush=True,
             )
             time.sleep(limit)
-        self._code = exit_code(error)
         with self._ending, contextlib.suppress(Exception):
+            self._code = exit_code(error)
             self._tell(_first_line(error), self._code)
 
     def _leave(self) -> None:
