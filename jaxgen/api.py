@@ -169,6 +169,8 @@ def reconstruct_ema(
 def write_samples(path: str | Path, samples: Samples, columns: int, source: Source) -> Path:
     """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, codes) or a folder of PNGs."""
     path = Path(path)
+    if not hosts.first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         pictures.save_png(path, pictures.picture(source, samples.images, columns))

@@ -30,6 +30,7 @@ from jaxgen.training.log import read_jsonl
 from jaxgen.training.loop import fit
 from jaxgen.training.rollcall import roll_call
 from jaxgen.training.sharding import make_mesh
+from jaxgen.training.weights import read
 from tests.running import (
     TINY,
     assert_same_bits,
@@ -50,6 +51,7 @@ OPTIONS = [
     "checkpoint.keep_every=64",
     "checkpoint.snapshot_every=0",
     "sample.steps=1",
+    "model.width=64",
     f"hosts.silent_seconds={SILENT}",
     "hosts.start_seconds=120",
 ]
@@ -208,11 +210,15 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(one, tmp_path):
     workdir = tmp_path / "run"
     train_here(workdir, 2, steps=20)
     # The weights cut over all eight devices, so across the processes.
-    wide = ["mesh.data=1", "mesh.fsdp=8", "model.width=16"]
+    wide = ["mesh.data=1", "mesh.fsdp=8", "checkpoint.snapshot_every=640"]
     job = start_job(tmp_path, arguments(workdir, *wide), count=2, devices=4)
     assert job.wait() == [0, 0], job.said(0) + job.said(1)
+    layout = (workdir / "checkpoints" / str(STEPS) / "state" / "_sharding").read_text()
+    assert "fsdp" in layout, "nothing was cut"
     assert "Resuming at step 20" in job.said(0) and job.said(1).count("Resuming") == 0
     assert_close(raw_state(workdir)[1], raw_state(one)[1], 1e-3)
+    snapshot, _ = read(workdir / "ema_snapshots" / f"std_0.050_{STEPS * 16:012d}.safetensors")
+    assert_same_bits(snapshot, raw_state(workdir)[1]["ema"]["std_0.050"])
 
 
 @pytest.mark.parametrize("variable", ["JAX_NUM_PROCESSES", "SLURM_NTASKS"])

@@ -45,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jaxgen.errors import Failure, UsageError
     from jaxgen.training import hosts
     from jaxgen.training.interrupt import Interrupted
-    from jaxgen.training.watch import exit_code
+    from jaxgen.training.watch import exit_code, watched
 
     args, rest = parser().parse_known_args(arguments)
     try:
         prefix = "--config." if hasattr(args, "config") else "--sample."
         taken = hasattr(args, "config") or hasattr(args, "guidance")
         args.overrides = _overrides(rest, prefix if taken else None)
-        result: dict[str, Any] = args.run(args)
+        with watched():
+            result: dict[str, Any] = args.run(args)
     except UsageError as error:
         print(f"{hosts.prefix()}jaxgen: error: {error}", file=sys.stderr)
         return 2

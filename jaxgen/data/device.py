@@ -52,7 +52,7 @@ def to_global(rows: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         data = to_global(np.asarray(jax.random.key_data(rows)), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(rows))
     whole = np.asarray(rows)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index or ()])
 
 
 def to_host(tree: Any) -> Any:

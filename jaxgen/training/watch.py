@@ -235,6 +235,8 @@ class Watch:
         A computation fails at once where another process is lost: then the verdict names it, and
         this does not return.
         """
+        if self._code:
+            return
         if _from_jax(error):
             self._trouble = True
             line = str(error).strip().splitlines()[0][:200]
