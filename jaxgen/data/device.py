@@ -97,7 +97,8 @@ def to_device(
             return jax.device_put(array, sharding)
         rows = local_rows(sharding, batch_size)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[0].indices(batch_size)
             here = int(np.searchsorted(rows, start))
             return array[here : here + stop - start]
