@@ -88,7 +88,7 @@ def join(options: HostOptions) -> None:
             _refuse_lonely(*declared)
             return
         if declared[1] > 1 and declared[1] != place.count:
-            raise invalid(declared[0], declared[1], f"{place.count}, as config.hosts.count says")
+            raise invalid(declared[0], declared[1], f"{place.count}, as many as are to join")
         with deadline(options.start_seconds + 30, "joining", "config.hosts.start_seconds"):
             _initialise(place, options)
     state = distributed.global_state
