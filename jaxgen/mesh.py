@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -79,6 +79,16 @@ def using(layout: Layout | None) -> Iterator[None]:
             yield
     finally:
         _layout.reset(token)
+
+
+def within(layout: Layout, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """fn, traced with the layout in force."""
+
+    def call(*args: Any) -> Any:
+        with using(layout):
+            return fn(*args)
+
+    return call
 
 
 def layout() -> Layout | None:

@@ -35,7 +35,8 @@ def main() -> None:
     args = parser.parse_args()
     print("| model, tokens | on | attention | useful, compiled TFLOP | traffic | peak memory | "
           "compute, memory, wires | "
-          "MFU at most: all overlap, compute and memory do not, nothing does | compile |")  # fmt: skip
+          "MFU at most: all overlap, compute and memory do not, nothing does | "
+          "compile |")  # fmt: skip
     print("|-|-|-|-:|-:|-:|-:|-:|-:|")
     rows = []
     for size, topology, changes in CASES:
