@@ -104,7 +104,8 @@ def main() -> None:
                 "products": products / len(devices),
                 "seconds": time.monotonic() - begin,
             }
-        fn, shapes, _ = cases["fused"]
+        # Rows of 27 x 128 numbers, which no chip wants in another order.
+        fn, shapes, _ = fused_case("bfloat16", 16, 16, 256, 72, Full(), False)
         own = costs(compiled(fn, shapes, devices, gradients=False), len(devices))
         numbers = math.prod(shapes[0][0]) * (1 + 1 / 3)  # in, and a third of it out
         moved = numbers * 2 / len(devices)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxgen.ops.kernel import Settings, estimate
+from jaxgen.ops.kernel import Settings, estimate, share
 from jaxgen.ops.masks import Full
 
 BLOCK = 64
@@ -36,7 +36,8 @@ class _Sizes:
         self.rows, self.columns = (min(BLOCK, _power(each)) for each in (self.n, self.m))
         self.steps = pl.cdiv(self.n, self.rows), pl.cdiv(self.m, self.columns)
         self.shared = q.shape[1] // k.shape[1]
-        self.scores = q.shape[0] * q.shape[1] * self.n * self.m
+        part = share(settings, self.rows, self.columns, self.steps)
+        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * part
         self.settings = settings
 
     def row(self, i: Any) -> jax.Array:

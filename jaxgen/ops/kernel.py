@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -31,6 +32,19 @@ def estimate(products: float, exponentials: float, *arrays: Any) -> pl.CostEstim
     return pl.CostEstimate(
         flops=int(2 * products), transcendentals=int(exponentials), bytes_accessed=int(moved)
     )
+
+
+def share(settings: Settings, rows: int, columns: int, steps: tuple[int, int]) -> float:
+    """Of all blocks of scores, how many a kernel computes; all where queries are not the keys'.
+
+    rows, columns: of a block; steps: blocks each way.
+    """
+    if not settings.masked or rows * steps[0] != columns * steps[1]:
+        return 1.0
+    with jax.ensure_compile_time_eval():
+        last = settings.mask.last(jnp.arange(steps[0]) * rows + rows - 1)
+        seen = jnp.minimum(last // columns + 1, steps[1]).sum()
+    return float(seen) / math.prod(steps)
 
 
 _INTERPRET = contextvars.ContextVar("interpret", default="")

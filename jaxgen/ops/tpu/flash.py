@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxgen.ops.kernel import Settings, estimate
+from jaxgen.ops.kernel import Settings, estimate, share
 from jaxgen.ops.tpu.head import LOWEST, bias_spec, dot, parameters, seen, tiled
 
 BLOCK = 512
@@ -34,7 +34,8 @@ class _Grid:
         self.steps = pl.cdiv(self.n, self.rows), pl.cdiv(self.m, self.columns)
         self.shared = q.shape[1] // k.shape[1]
         self.bias, self.settings = bias, settings
-        self.scores = q.shape[0] * q.shape[1] * self.n * self.m
+        part = share(settings, self.rows, self.columns, self.steps)
+        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * part
 
     def reached(self, i: Any, place: Any) -> Any:
         """The last block of keys that a block of queries sees, at least 0."""
