@@ -32,9 +32,9 @@ SEED = 7
 KERNELS = ("single", "flash", "gpu")
 # mask, dtype, (B, H, G, N, M, D, E), bias, place. Most lengths are ragged: see `small_blocks`.
 CASES = {
-    "full": (Full(), "float32", (2, 2, 2, 32, 48, 64, 64), None, {}),
+    "full": (Full(), "float32", (2, 2, 2, 32, 48, 64, 64), None, dict(keys=99)),
     "causal": (Causal(), "bfloat16", (1, 4, 2, 37, 37, 72, 72), None, dict(row=1)),
-    "prefix": (Prefix(5), "float32", (1, 2, 1, 37, 41, 80, 72), (1, 2, 1, 41), dict(keys=99)),
+    "prefix": (Prefix(5), "float32", (1, 2, 1, 37, 41, 80, 72), (1, 2, 1, 41), {}),
     "blocks": (
         BlockCausal(6), "bfloat16", (1, 2, 2, 21, 50, 96, 96), (1, 1, 21, 50),
         dict(row=20, column=3, keys=44),
