@@ -21,6 +21,9 @@ from jaxgen.ops import (
 )
 from jaxgen.ops.cudnn import Cudnn
 from jaxgen.ops.derivatives import apply
+from jaxgen.ops.heads import Heads
+from jaxgen.ops.kernel import Settings
+from jaxgen.ops.masks import Place
 from jaxgen.ops.tpu import flash, fused, single
 from tests.exact_attention import error
 
@@ -29,7 +32,7 @@ SEED = 7
 KERNELS = ("single", "flash", "gpu")
 # mask, dtype, (B, H, G, N, M, D, E), bias, place. Most lengths are ragged: see `small_blocks`.
 CASES = {
-    "full": (Full(), "float32", (2, 2, 2, 32, 48, 64, 64), None, {}),
+    "full": (Full(), "float32", (2, 2, 2, 32, 48, 64, 64), None, dict(keys=99)),
     "causal": (Causal(), "bfloat16", (1, 4, 2, 37, 37, 72, 72), None, dict(row=1)),
     "prefix": (Prefix(5), "float32", (1, 2, 1, 37, 41, 80, 72), (1, 2, 1, 41), {}),
     "blocks": (
@@ -227,6 +230,29 @@ def test_gradients_of_forward_derivatives():
         found = quick(lambda *a: jax.grad(loss, (1, 2, 3))("pallas_tpu", *a))(q, k, v)
     for a, b in zip(found, jax.grad(loss, (1, 2, 3))("reference", q, k, v), strict=True):
         assert error(a, b) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "mask"),
+    [
+        (64, "bfloat16", Causal()),
+        (72, "bfloat16", Full()),
+        (80, "float32", Prefix(5)),
+        (96, "bfloat16", BlockCausal(12)),
+        (128, "float32", Causal()),
+    ],
+)
+def test_gpu_kernels_become_triton(size, dtype, mask):
+    """Lowered for CUDA, which needs no GPU: forward, and both backward kernels."""
+    op = Heads("gpu", Settings(0.125, mask, masked=True), "")
+    q, k = (jax.ShapeDtypeStruct((2, h, 300, size), dtype) for h in (4, 2))
+    bias = jax.ShapeDtypeStruct((1, 4, 300, 300), "float32")
+
+    def fn(*xs):
+        return jax.vjp(lambda *xs: apply(op, xs, (Place().array(300),)), *xs)[1](xs[0])[:3]
+
+    text = jax.jit(fn).trace(q, k, k, bias).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("gpu$xla.gpu.triton") == 3
 
 
 @pytest.mark.parametrize("causal", [False, True])

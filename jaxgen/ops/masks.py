@@ -121,7 +121,7 @@ class Place:
 
     def array(self, columns: int) -> jax.Array:
         """Int32 [3]: row, column and how many of the given keys count."""
-        keys = columns if self.keys is None else self.keys
+        keys = columns if self.keys is None else jnp.minimum(self.keys, columns)
         return jnp.stack([jnp.asarray(each, jnp.int32) for each in (self.row, self.column, keys)])
 
 
