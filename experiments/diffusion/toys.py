@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxgen.families.diffusion.path import Path, linear
 from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.families.diffusion.solvers.base import Solver
-from jaxgen.testing import ASYMMETRIC, mixture_denoiser, responsibilities
+from jaxgen.testing import ASYMMETRIC, gaussian_denoiser, mixture_denoiser, responsibilities
 
 PATH = linear()
 MEANS, STDS, WEIGHTS = ASYMMETRIC
@@ -50,15 +51,15 @@ def samples(
     count: int = 1000,
     solver: Solver | None = None,
     path: Path = PATH,
-    seeds: int = SEEDS,
+    grid: jax.Array | None = None,
 ) -> jax.Array:
-    """Samples in the plane, [seeds, count, 2], on a uniform grid; by default Euler's."""
+    """Samples in the plane, [seeds, count, 2]; by default Euler's on a uniform grid."""
     chosen = solvers.euler(path) if solver is None else solver
-    grid = grids.uniform(steps, path)
+    times = grids.uniform(steps, path) if grid is None else grid
     # One batch of all seeds' keys: a vmap would turn `lax.cond` into both of its branches.
-    keys = jnp.concatenate([jax.random.split(jax.random.key(s), count) for s in range(seeds)])
-    run = jax.jit(lambda k: integrate(chosen, denoiser, prior(path, k, (2,)), grid, k))
-    return run(keys).reshape(seeds, count, 2)
+    keys = jnp.concatenate([jax.random.split(jax.random.key(s), count) for s in range(SEEDS)])
+    run = jax.jit(lambda k: integrate(chosen, denoiser, prior(path, k, (2,)), times, k))
+    return run(keys).reshape(SEEDS, count, 2)
 
 
 def points(seed: int = 0, count: int = 256) -> tuple[jax.Array, jax.Array]:
@@ -71,3 +72,16 @@ def estimate(denoiser: Denoiser, t: float, seed: int = 0) -> Prediction:
     """A denoiser's first estimate at `points(seed)` and time t."""
     keys, x = points(seed)
     return denoiser(keys, x, jnp.float32(t), denoiser.init(x))[0]
+
+
+def of_mean(mean: Any, std: float, path: Path = PATH) -> Denoiser:
+    """The exact denoiser of N(y, std^2 I) whose condition vector is its mean y."""
+
+    def changed(change: Callable[[jax.Array], jax.Array]) -> Denoiser:
+        def call(keys: jax.Array, x: jax.Array, t: jax.Array, memory: Any) -> Any:
+            y = change(jnp.broadcast_to(jnp.asarray(mean, x.dtype), x.shape))
+            return gaussian_denoiser(path, y, std)(keys, x, t, memory)
+
+        return Denoiser(call, path=path, recondition=changed)
+
+    return changed(lambda y: y)
