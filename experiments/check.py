@@ -47,9 +47,12 @@ def near(name: str, value: Any, expected: float, tolerance: float) -> Check:
 
 
 def mean_near(name: str, values: Any, expected: float, tolerance: float) -> Check:
-    """The mean over seeds is near `expected`; the tolerance must be three standard errors."""
+    """The mean over seeds is near `expected`; three standard errors must fit into the tolerance.
+
+    Or out of it: a mean that is further off than the tolerance and three standard errors is off.
+    """
     mean, error, name = _over_seeds(name, values)
-    if not 3 * error <= tolerance:
+    if not (3 * error <= tolerance or abs(mean - expected) > tolerance + 3 * error):
         return _undecided(name, mean, f"{expected:g} +- {tolerance:g}")
     return near(name, mean, expected, tolerance)
 
