@@ -40,7 +40,8 @@ def network(activation: Callable[[jax.Array], jax.Array]) -> Logits:
 
     def logits(x0: jax.Array, t: jax.Array) -> jax.Array:
         hidden = activation(x0[..., None] - knots)
-        halves = (knots[0] - WIDTH / 2) * x0 + WIDTH * hidden.sum(-1)
+        halves = (knots[0] - WIDTH / 2) * (x0 - knots[0]) + knots[0] ** 2 / 2
+        halves += WIDTH * hidden.sum(-1)
         return _joint(halves.sum(-1), x0)
 
     return logits
@@ -61,7 +62,7 @@ def draw(seed: int, count: int = COUNT) -> tuple[jax.Array, jax.Array]:
 
 
 def cosines(logits: Logits, marginal: float = 1.0) -> list[jax.Array]:
-    """Mean cosine of the guidance with grad ln p(label | x_t), the exact one, at t = LOW, by seed."""
+    """Mean cosine of the guidance with the exact grad ln p(label | x_t) at t = LOW, by seed."""
     t, whole = jnp.float32(LOW), of_all()
     guided = elucd(whole, jnp.full(COUNT, LABEL), logits, marginal=marginal)
 
