@@ -95,6 +95,8 @@ def linear_ag(guided: Denoiser, fit: Affine) -> Guided:
         raise invalid("guidance.skip", fit.skip, "a first call that is not skipped")
     path, times, skip = old.path, np.asarray(fit.times), np.asarray(fit.skip, bool)
     weights = np.asarray(fit.weights)
+    if not skip.any():
+        return old
 
     def row(t: float) -> int:
         return int(np.abs(times - t).argmin())

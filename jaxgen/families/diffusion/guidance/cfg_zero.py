@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.guidance.interval import within_times
 from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
 from jaxgen.families.diffusion.path import TINY, Path, expand
 from jaxgen.families.diffusion.prediction import Prediction, to_prediction
@@ -60,13 +61,13 @@ def zero_init(guided: Denoiser, *, above: float = 0.96, path: Path | None = None
         rest = still(x, t, nothing)
         if t.ndim:
             p, after = moving(memory)
-            outside = expand(t > above, x)
+            outside = expand(~within_times(t, 0.0, above), x)
             return jax.tree.map(lambda a, b: jnp.where(outside, a, b), rest, p), after
-        return jax.lax.cond(t > above, lambda m: (rest, m), moving, memory)
+        return jax.lax.cond(within_times(t, 0.0, above), moving, lambda m: (rest, m), memory)
 
     return Denoiser(
         call,
         init=guided.init,
-        calls=lambda t: 0.0 if t > above else guided.calls(t),
+        calls=lambda t: guided.calls(t) if within_times(t, 0.0, above) else 0.0,
         path=guided.path,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.denoiser import Denoiser, Memory
@@ -21,9 +24,11 @@ def limit(
     """
     if not 0 <= low <= high <= 1:
         raise invalid("guidance.low", (low, high), "0 <= low <= high <= 1")
-    if guided is cond:
+    plain = cond
+    if plain is None:
+        plain = needs_pair(guided, "limit").good
+    if guided.call is plain.call or (low == 0 and high == 1):
         return guided
-    plain = needs_pair(guided, "limit").good if cond is None else cond
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -31,7 +36,7 @@ def limit(
         if t.ndim:
             # Each image at a time of its own (adaptive solvers): both, and choose.
             (p, first), (q, second) = guided(keys, x, t, memory[0]), plain(keys, x, t, memory[1])
-            inside = ((t >= low) & (t <= high)).reshape(t.shape + (1,) * (x.ndim - 1))
+            inside = within_times(t, low, high).reshape(t.shape + (1,) * (x.ndim - 1))
             chosen = jax.tree.map(lambda a, b: jnp.where(inside, a, b), p, q)
             return chosen, (first, second)
 
@@ -43,11 +48,17 @@ def limit(
             p, second = plain(keys, x, t, memory[1])
             return p, (memory[0], second)
 
-        return jax.lax.cond((t >= low) & (t <= high), within, outside, memory)
+        return jax.lax.cond(within_times(t, low, high), within, outside, memory)
 
     return Denoiser(
         call,
         init=lambda x: (guided.init(x), plain.init(x)),
-        calls=lambda t: guided.calls(t) if low <= t <= high else plain.calls(t),
+        calls=lambda t: guided.calls(t) if within_times(t, low, high) else plain.calls(t),
         path=guided.path,
     )
+
+
+def within_times(t: jax.Array | float, low: float, high: float) -> Any:
+    """low <= t <= high, in float32 for both who ask: the count of calls and the calls made."""
+    time = t.astype(jnp.float32) if isinstance(t, jax.Array) else np.float32(t)
+    return (time >= np.float32(low)) & (time <= np.float32(high))
