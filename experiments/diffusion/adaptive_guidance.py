@@ -42,7 +42,7 @@ def checks() -> list[Check]:
             run = _runner(adaptive_guidance(guided, threshold=threshold))
             for seed in range(SEEDS):
                 out, memory = run(*_start(seed))
-                gaps[name].append(jnp.abs(out - whole(*_start(seed))[0]).max())
+                gaps[name].append(float(jnp.abs(out - whole(*_start(seed))[0]).max()))
                 if name == "adaptive":
                     calls.append(int(memory[2][2]))
     check = f"largest change of a sample, worst of {SEEDS} seeds"
