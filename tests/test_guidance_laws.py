@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxgen import testing
@@ -29,9 +30,12 @@ from jaxgen.families.diffusion.guidance.pair import Guided
 from jaxgen.families.diffusion.guidance.rescale import rescale
 from jaxgen.families.diffusion.guidance.semantic import content, language, sdg, style
 from jaxgen.families.diffusion.guidance.universal import backward, universal
+from jaxgen.families.diffusion.method import denoising
 from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.families.diffusion.sampler import build_sampler, integrate, prior
+from jaxgen.method import Spec
 from jaxgen.nn.mlp import MLP
+from jaxgen.training.ema import Averages
 
 PATH = paths.linear()
 SHAPE, SIZE = (3,), 8
@@ -434,3 +438,30 @@ def test_pairs_stay_pairs():
     pair = cfg(COND, UNCOND, 0.7)
     for wrap in (apg, cfgpp, rescale, cfg_zero, cads, adaptive_guidance):
         assert isinstance(wrap(pair), Guided), wrap.__name__
+
+
+def test_a_method_offers_its_labels_and_its_other_classes():
+    """Sections reach a network's own labels, embeddings and classes: here of one that is random."""
+    model = MLP(num_classes=3, out_channels=3, width=16, depth=1)
+    method = denoising(Spec(SHAPE, 3), model, optax.sgd(0.1), Averages((10,)))
+    leaves, tree = jax.tree.flatten(method.init(jax.random.key(0)).params)
+    random = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten(
+        [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, random, strict=True)]
+    )
+    branches = {"logits": lambda params, labels: lambda x0, t: x0}
+    sections = [
+        dict(name="cfg.cfg", weight=2.0),
+        dict(name="cads.cads", low=0.3),
+        dict(name="gfcg.gfcg", weight=2.0),
+    ]
+    keys, labels = jax.random.split(jax.random.key(2), 4), jnp.array([0, 1, 2, 0])
+    out = []
+    for guidance, calls in ((sections[:1], 2), (sections[:2], 2), (sections, 3)):
+        draw = method.sampler(
+            solver="euler", steps=4, grid="uniform", guidance=guidance, branches=branches
+        )
+        assert draw.calls == 4 * calls
+        out.append(np.asarray(draw(params, keys, labels)))
+    assert np.isfinite(out).all()
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(out, out[1:], strict=False))
