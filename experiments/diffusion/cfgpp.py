@@ -20,7 +20,7 @@ SCALE = 0.6
 
 
 def checks() -> list[Check]:
-    """Its equivalence with CFG (appendix A) step by step, its identity, and where samples end."""
+    """Its equivalence with CFG step by step, its identity, and where samples end."""
     found = []
     with jax.enable_x64(True):
         for name, path in (("cosine", paths.cosine()), ("linear", paths.linear())):

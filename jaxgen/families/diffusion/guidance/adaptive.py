@@ -22,7 +22,7 @@ NAN = float("nan")
 def adaptive_guidance(guided: Denoiser, *, threshold: float = 0.991, high: float = 0.8) -> Guided:
     """`guided` until the cosine of good and bad eps has reached the threshold, then `good` alone.
 
-    Each image switches by itself (their section 4.2) and stays switched; the bad network is left
+    Each image switches by itself and stays switched; the bad network is left
     out from when the whole batch has. So the number of calls depends on the samples: calls is NaN,
     and the memory's last part counts them: (the rule's own, switched [B], network calls so far []).
     high: agreement counts from this time down, because near t=1 any two eps agree: both are x.
@@ -81,7 +81,7 @@ class Affine(NamedTuple):
 
 
 def linear_ag(guided: Denoiser, fit: Affine) -> Guided:
-    """LinearAG (their section 5.2): where the fit says so the bad eps is estimated, not computed.
+    """LinearAG: where the fit says so the bad eps is estimated, not computed.
 
     From the good one's eps now and both eps at the call before; the estimates are themselves what
     comes "before" for the next call. For one call a step (Euler, DDIM, multistep): a call at time t

@@ -22,7 +22,7 @@ def apg(
     radius: float = math.inf,
     path: Path | None = None,
 ) -> Guided:
-    """x0_good + (w - 1) (d_orthogonal + eta d_parallel), d = x0_good - x0_bad (their algorithm 1).
+    """x0_good + (w - 1) (d_orthogonal + eta d_parallel), d = x0_good - x0_bad.
 
     d first gets `momentum` (negative in the paper) times the sum before it, then is cut to norm
     `radius`, then is split along x0_good; all of it for each image. eta = 1, momentum = 0, radius =

@@ -26,7 +26,7 @@ def cads(
     scale: float = 0.25,
     mix: float = 1.0,
 ) -> Denoiser:
-    """The condition y is annealed: sqrt(g) y + scale sqrt(1 - g) noise (their eq. 1), g = g(t).
+    """The condition y is annealed: sqrt(g) y + scale sqrt(1 - g) noise, g = g(t).
 
     low, high: their tau_1 and tau_2, see `share`. mix: their psi, see `anneal`. Of a pair only the
     good one is annealed, and every rule stays: `cads(cfg(...))` is `cfg(cads(cond), uncond, ...)`.
@@ -70,7 +70,7 @@ def cads(
 
 
 def share(t: jax.Array, low: float, high: float) -> jax.Array:
-    """g(t): 1 where t <= low, 0 where t >= high, a straight line between (their eq. 2)."""
+    """g(t): 1 where t <= low, 0 where t >= high, a straight line between."""
     inside = (high - t) / max(high - low, TINY)
     return jnp.where(t <= low, 1.0, jnp.where(t >= high, 0.0, inside))
 
@@ -79,7 +79,7 @@ def anneal(y: jax.Array, noise: jax.Array, g: jax.Array, scale: float, mix: floa
     """sqrt(g) y + scale sqrt(1 - g) noise for y, noise [B, E], then their rescaling.
 
     mix = 1 gives each vector the mean and the deviation of its y over E, 0 leaves it as it is, and
-    between the two is linear (their eq. 3-4). Where g = 1 y itself, to the last bit.
+    between the two is linear. Where g = 1 y itself, to the last bit.
     """
     g = expand(g, y)
     noisy = jnp.sqrt(g) * y + scale * jnp.sqrt(1 - g) * noise

@@ -14,7 +14,7 @@ from jaxgen.families.diffusion.prediction import Prediction, to_prediction
 
 
 def cfg_zero(guided: Denoiser, *, path: Path | None = None) -> Guided:
-    """s v_bad + w (v_good - s v_bad), s = <v_good, v_bad> / |v_bad|^2 for each image (their eq. 7).
+    """s v_bad + w (v_good - s v_bad), s = <v_good, v_bad> / |v_bad|^2 for each image.
 
     On velocities, so it depends on the path; weight = 1 is the good one itself. The other half of
     the paper is `zero_init`.
@@ -36,7 +36,7 @@ def cfg_zero(guided: Denoiser, *, path: Path | None = None) -> Guided:
 
 
 def zero_init(guided: Denoiser, *, above: float = 0.96, path: Path | None = None) -> Denoiser:
-    """No motion where t > above, and no network call there: velocity 0 (their section 4.2).
+    """No motion where t > above, and no network call there: velocity 0.
 
     Their K of N uniform steps is above = 1 - (K - 1/2) / N. above = 1 is `guided` itself.
     """

@@ -9,7 +9,7 @@ from jaxgen.families.diffusion.prediction import Prediction
 
 
 def cfgpp(guided: Denoiser) -> Guided:
-    """x0 of the guided estimate with eps of the unconditional one (their algorithm 2).
+    """x0 of the guided estimate with eps of the unconditional one.
 
     The pair's weight is their lambda, in [0, 1]; 0 is the unconditional model itself. Every solver
     that steps by alpha_s x0 + sigma_s eps (DDIM, Euler, DPM-Solver++) becomes its CFG++ version;

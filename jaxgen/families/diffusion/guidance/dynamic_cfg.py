@@ -20,7 +20,7 @@ def dynamic_cfg(
     *,
     weights: Sequence[float] = (1.0, 2.0, 4.0),
 ) -> Guided:
-    """At each call and for each image the weight whose x0 `evaluate` likes best (algorithm 1).
+    """At each call and for each image the weight whose x0 `evaluate` likes best.
 
     evaluate(x0[B, ...], t) -> [B], higher is better; several evaluators are a sum of theirs, whose
     weights may depend on t. The pair's own weight and rule are replaced. Two network calls, however

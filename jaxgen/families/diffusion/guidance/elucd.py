@@ -30,7 +30,7 @@ def elucd(
 
     logits(x0[B, ...], t) -> f [B, C] is a classifier of clean images, best smoothed (`softplus`)
     and calibrated (`calibration_error`); labels [B] int32. joint, marginal: inverse temperatures;
-    marginal < joint gives weight to the density of the class (their section 4.2). The gradient
+    marginal < joint gives weight to the density of the class. The gradient
     stops at x0, so the denoiser is not differentiated. schedule: s(t) = 1, or sin(pi t), 0 at both
     ends. weight = 0 is `guided` itself.
     """

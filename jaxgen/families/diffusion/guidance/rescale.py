@@ -23,7 +23,7 @@ def rescale(
     kind: Literal["x0", "eps", "v"] = "v",
     path: Path | None = None,
 ) -> Guided:
-    """The guided output times share std(good) / std(guided) + 1 - share (their eq. 15-16).
+    """The guided output times share std(good) / std(guided) + 1 - share.
 
     Deviations are each image's, over all its elements. kind: the output that is scaled (theirs is
     v). share = 0 is `guided` itself, and so is weight = 1.

@@ -16,7 +16,7 @@ Similarity = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def sdg(guided: Denoiser, path: Path, similarity: Similarity, *, weight: float = 1.0) -> Denoiser:
-    """eps - weight sigma grad F(x_t, t), and x0 to match (algorithm 1, which shifts the mean).
+    """eps - weight sigma grad F(x_t, t), and x0 to match (theirs shifts the mean).
 
     similarity(x[B, ...], t) -> [B] is F: it sees noisy images. Sections add up: one sdg on another
     follows the weighted sum. weight = 0 is `guided` itself.
@@ -25,7 +25,7 @@ def sdg(guided: Denoiser, path: Path, similarity: Similarity, *, weight: float =
 
 
 def language(encode: Encoder, embedding: jax.Array) -> Similarity:
-    """The cosine of an image's code and a text's (their eq. 6); encode(x, t) -> [B, E]."""
+    """The cosine of an image's code and a text's; encode(x, t) -> [B, E]."""
 
     def similarity(x: jax.Array, t: jax.Array) -> jax.Array:
         return _cosine(encode(x, t), jnp.broadcast_to(embedding, (x.shape[0], *embedding.shape)))
@@ -34,7 +34,7 @@ def language(encode: Encoder, embedding: jax.Array) -> Similarity:
 
 
 def content(encode: Encoder, reference: jax.Array, path: Path, key: jax.Array) -> Similarity:
-    """The cosine of an image's code and that of a reference as noisy as it (their eq. 7).
+    """The cosine of an image's code and that of a reference as noisy as it.
 
     reference [...], one image; its noise is N(0, I) from the key, the same at all times.
     """
@@ -47,7 +47,7 @@ def content(encode: Encoder, reference: jax.Array, path: Path, key: jax.Array) -
 
 
 def style(features: Encoder, reference: jax.Array, path: Path, key: jax.Array) -> Similarity:
-    """Minus the squared distance of Gram matrices (their eq. 9); features(x, t) -> [B, ..., E]."""
+    """Minus the squared distance of Gram matrices; features(x, t) -> [B, ..., E]."""
     noise = jax.random.normal(key, reference.shape)
 
     def similarity(x: jax.Array, t: jax.Array) -> jax.Array:

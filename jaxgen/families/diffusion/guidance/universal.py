@@ -18,7 +18,7 @@ Score = Callable[[jax.Array, jax.Array], jax.Array]
 def universal(
     guided: Denoiser, log_prob: Score, *, weight: float = 1.0, path: Path | None = None
 ) -> Denoiser:
-    """eps - weight sigma grad_x log_prob(x0(x), t), and x0 to match: forward guidance (eq. 6).
+    """eps - weight sigma grad_x log_prob(x0(x), t), and x0 to match: forward guidance.
 
     log_prob(x0[B, ...], t) -> [B] sees clean estimates only, so any classifier or likelihood will
     do; the gradient goes through the denoiser. weight = 0 is `guided` itself. Where alpha is 0 x0
@@ -58,7 +58,7 @@ def backward(
     steps: int = 5,
     path: Path | None = None,
 ) -> Denoiser:
-    """x0 after `steps` of gradient ascent on log_prob by `rate`: backward guidance (eq. 7-9).
+    """x0 after `steps` of gradient ascent on log_prob by `rate`: backward guidance.
 
     No gradient goes through the denoiser; eps follows from x and the new x0. steps = 0 is `guided`.
     """
