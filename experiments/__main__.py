@@ -1,4 +1,4 @@
-"""`python -m experiments list [--json]` and `python -m experiments run SLUG [--json]`.
+"""`python -m experiments list | run SLUG | run all [--family NAME]`, each with --json if wanted.
 
 An experiment is a file experiments/<family>/<slug>.py with PAPER (a title), ENTRY (the public
 function or class of jaxgen that holds the mechanism) and checks() -> list of `Check`.
@@ -12,9 +12,13 @@ import importlib
 import json
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from jaxgen.errors import UsageError, unknown
+from experiments.check import Check
+from jaxgen.errors import UsageError, invalid, unknown
 
 ROOT = Path(__file__).parent
 
@@ -44,7 +48,7 @@ def found() -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: row["slug"])
 
 
-def run(slug: str) -> dict[str, object]:
+def run(slug: str) -> dict[str, Any]:
     """Run one experiment. Raises UsageError if there is none of that name."""
     rows = {row["slug"]: row for row in found()}
     if slug not in rows:
@@ -54,20 +58,96 @@ def run(slug: str) -> dict[str, object]:
     return {
         "slug": slug,
         "paper": rows[slug]["paper"],
-        "checks": [check._asdict() for check in checks],
+        "checks": [_plain(check) for check in checks],
         "seconds": round(time.monotonic() - start, 2),
     }
+
+
+def _plain(check: Check) -> dict[str, Any]:
+    """A check as JSON: "control" is there only where it is true."""
+    return {k: v for k, v in check._asdict().items() if k != "control" or v}
+
+
+def run_all(family: str | None) -> Iterator[dict[str, Any]]:
+    """Run every experiment (of a family), one after the other; a crash is that row's "error"."""
+    rows = found()
+    families = {row["family"] for row in rows}
+    if family is not None and family not in families:
+        raise unknown("--family", family, families)
+    for row in rows:
+        if family in (None, row["family"]):
+            start = time.monotonic()
+            try:
+                yield run(row["slug"])
+            except Exception as error:
+                traceback.print_exc()
+                seconds = round(time.monotonic() - start, 2)
+                yield {
+                    "slug": row["slug"],
+                    "paper": row["paper"],
+                    "checks": [],
+                    "seconds": seconds,
+                    "error": f"{type(error).__name__}: {error}",
+                }
+
+
+def passed(result: dict[str, Any]) -> bool:
+    """Whether an experiment ran, checked something, and every check is ok."""
+    checks = result["checks"]
+    return "error" not in result and bool(checks) and all(check["ok"] for check in checks)
+
+
+def show(result: dict[str, Any]) -> None:
+    """One experiment for a reader, a line per check."""
+    print(result["paper"])
+    for check in result["checks"]:
+        mark = "ok  " if check["ok"] else "FAIL"
+        kind = "control: " if check.get("control") else ""
+        print(f"  {mark} {kind}{check['name']}: {check['value']:.6g} ({check['bound']})")
+    print(f"  {result['seconds']} s")
+
+
+def show_line(result: dict[str, Any]) -> None:
+    """One experiment among many: a line, and what failed."""
+    checks = result["checks"]
+    mark = "ok  " if passed(result) else "FAIL"
+    print(
+        f"{mark} {result['slug']:32} {len(checks):3} checks {result['seconds']:8.2f} s", flush=True
+    )
+    for check in checks:
+        if not check["ok"]:
+            print(f"       {check['name']}: {check['value']:.6g} ({check['bound']})", flush=True)
+    if "error" in result:
+        print(f"       {result['error']}", flush=True)
+
+
+def _run_verb(slug: str, family: str | None, as_json: bool) -> int:
+    if slug != "all":
+        if family is not None:
+            raise invalid("--family", family, "nothing but with `run all`")
+        results = [run(slug)]
+        print(json.dumps(results[0])) if as_json else show(results[0])
+    else:
+        results = []
+        for result in run_all(family):
+            results.append(result)
+            if not as_json:
+                show_line(result)
+        if as_json:
+            print(json.dumps(results))
+    return 0 if all(map(passed, results)) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 if a check fails, 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="python -m experiments")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, text in (("list", "name all experiments"), ("run", "run one and check it")):
+    for verb, text in (("list", "name all experiments"), ("run", "run one, or all, and check")):
         sub = verbs.add_parser(verb, help=text)
         sub.add_argument("--json", action="store_true", help="one JSON value on stdout")
         if verb == "run":
-            sub.add_argument("slug")
+            sub.add_argument("slug", help="an experiment's name, or all")
+            sub.add_argument("--family", help="with all: only this family's")
     args = parser.parse_args(arguments)
     if args.verb == "list":
         rows = found()
@@ -78,21 +158,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{row['slug']:24} {row['family']:12} {row['paper']}")
         return 0
     try:
-        result = run(args.slug)
+        return _run_verb(args.slug, args.family, args.json)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
-    checks = result["checks"]
-    assert isinstance(checks, list)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print(result["paper"])
-        for check in checks:
-            mark = "ok  " if check["ok"] else "FAIL"
-            print(f"  {mark} {check['name']}: {check['value']:.6g} ({check['bound']})")
-        print(f"  {result['seconds']} s")
-    return 0 if all(check["ok"] for check in checks) else 1
 
 
 if __name__ == "__main__":

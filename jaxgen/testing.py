@@ -39,7 +39,7 @@ def gaussian_denoiser(path: Path, mean: jax.Array | float = 0.0, std: float = 1.
         rest = (x - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
         return Prediction(mean + alpha * std**2 * rest, sigma * rest), memory
 
-    return Denoiser(call)
+    return Denoiser(call, path=path)
 
 
 def gaussian_flow(
@@ -73,7 +73,7 @@ def mixture_denoiser(path: Path, means: jax.Array, stds: jax.Array, weights: jax
         eps = sigma[..., None] * rest
         return Prediction((share[..., None] * x0).sum(1), (share[..., None] * eps).sum(1)), memory
 
-    return Denoiser(call)
+    return Denoiser(call, path=path)
 
 
 def responsibilities(

@@ -90,7 +90,7 @@ def test_guided_gaussians_are_known():
 @pytest.mark.parametrize(("t", "inside"), [(0.1, False), (0.2, True), (0.5, True), (0.9, False)])
 def test_limit_is_untouched_outside_its_interval(t, inside):
     guided = cfg(COND, UNCOND, weight=3.0)
-    limited = limit(guided, COND, low=0.2, high=0.8)
+    limited = limit(guided, 0.2, 0.8)
     p, q = estimate(limited, t), estimate(guided if inside else COND, t)
     # A compiled branch and eager operations differ in the last bit.
     np.testing.assert_allclose(p.x0, q.x0, atol=1e-6)
@@ -100,7 +100,7 @@ def test_limit_is_untouched_outside_its_interval(t, inside):
 
 def test_limit_takes_a_time_for_each_image():
     guided = cfg(COND, UNCOND, weight=3.0)
-    limited = limit(guided, COND, low=0.2, high=0.8)
+    limited = limit(guided, 0.2, 0.8)
     x, t = jax.random.normal(jax.random.key(0), (4, 3)), jnp.array([0.1, 0.3, 0.7, 0.9])
     keys = jax.random.split(jax.random.key(1), 4)
     p, _ = limited(keys, x, t, limited.init(x))
@@ -110,7 +110,7 @@ def test_limit_takes_a_time_for_each_image():
 
 
 def test_limit_of_nothing_costs_nothing():
-    assert limit(COND, COND, low=0.2, high=0.8) is COND
+    assert limit(COND, 0.2, 0.8, cond=COND) is COND
 
 
 def test_memory_flows_through_guidance():
@@ -121,7 +121,7 @@ def test_memory_flows_through_guidance():
         return p, memory + 1
 
     counter = Denoiser(call, init=lambda x: jnp.zeros((), jnp.int32))
-    guided = limit(cfg(counter, UNCOND, weight=2.0), counter, low=0.4, high=1.0)
+    guided = limit(cfg(counter, UNCOND, weight=2.0), low=0.4, high=1.0)
     x, keys = jnp.ones((2, 3)), jax.random.split(jax.random.key(0), 2)
     memory = guided.init(x)
     for t in (0.9, 0.5, 0.1):

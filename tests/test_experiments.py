@@ -46,3 +46,49 @@ def test_a_failed_check_is_exit_code_one(monkeypatch, capsys):
     monkeypatch.setattr(edm, "checks", lambda: [near("never", float("nan"), 0.0, 1.0)])
     assert main(["run", "edm"]) == 1
     assert "FAIL never" in capsys.readouterr().out
+
+
+def test_a_control_is_ok_where_its_check_fails():
+    from experiments.check import below, control
+
+    assert control(below("far", 2.0, 1.0)).ok and not control(below("near", 0.5, 1.0)).ok
+    assert not control(below("nothing", float("nan"), 1.0)).ok
+    check = control(below("far", 2.0, 1.0))
+    assert check.control and check.bound == "not <= 1"
+
+
+def test_seeds_that_spread_too_far_decide_nothing():
+    from experiments.check import control, mean_above, mean_near
+
+    assert mean_near("tight", [1.0, 1.01, 0.99, 1.0, 1.0], 1.0, 0.05).ok
+    wide = [0.0, 2.0, 0.5, 1.5, 1.0]
+    for check in (mean_near("wide", wide, 1.0, 0.05), mean_above("wide", wide, 0.9)):
+        assert not check.ok and not control(check).ok
+    with pytest.raises(ValueError, match="seeds >= 5"):
+        mean_near("few", [1.0, 1.0], 1.0, 0.1)
+
+
+def test_run_all_goes_through_a_family(monkeypatch, capsys):
+    from experiments.check import below, control
+    from experiments.flows import glow, tarflow
+
+    monkeypatch.setattr(glow, "checks", lambda: [control(below("far", 2.0, 1.0))])
+    monkeypatch.setattr(tarflow, "checks", lambda: [below("low", 0.5, 1.0)])
+    assert main(["run", "all", "--family", "flows", "--json"]) == 0
+    rows = {row["slug"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["glow"]["checks"][0]["control"] is True
+    assert "control" not in rows["tarflow"]["checks"][0]
+
+    def crash():
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(glow, "checks", crash)
+    assert main(["run", "all", "--family", "flows"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL glow" in out and "RuntimeError: on purpose" in out and "ok   tarflow" in out
+
+
+def test_a_family_belongs_to_run_all(capsys):
+    assert main(["run", "edm", "--family", "diffusion"]) == 2
+    assert main(["run", "all", "--family", "flwos"]) == 2
+    assert "Did you mean 'flows'?" in capsys.readouterr().err

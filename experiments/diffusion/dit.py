@@ -9,6 +9,7 @@ from experiments.check import Check, above, below, near
 from jaxgen.families.diffusion import path, times, weighting
 from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.loss import denoising_loss
+from jaxgen.method import placed
 from jaxgen.nn.dit import DiT, sized
 from jaxgen.nn.flops import multiply_adds, parameters
 
@@ -50,7 +51,7 @@ def checks() -> list[Check]:
 
     # A dropped label is the null label: the same loss and gradient, to the last bit.
     network = Network(model, path.linear(), "velocity")
-    batch = {"image": x, "label": labels % 10, "index": jnp.arange(4)}
+    batch = placed({"image": x, "label": labels % 10}, jnp.zeros(()))
 
     def gradient(share: float, batch: dict[str, jax.Array]) -> jax.Array:
         loss = denoising_loss(

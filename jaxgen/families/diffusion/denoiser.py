@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.prediction import (
     Prediction,
@@ -39,18 +41,30 @@ class Denoiser:
 
     t is one time () for the batch, or [B] where a solver gives each image its own. init(x) ->
     memory. calls(t): network evaluations that one call at time t costs, a plain number; a denoiser
-    that cannot be had raises its UsageError there.
+    that cannot be had raises its UsageError there. path: the path that it denoises, where it knows.
+    recondition(change): the same denoiser with change(y) in place of its condition vectors y
+    [B, E] (a network's label embeddings), where it has such.
     """
 
     call: Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[Prediction, Memory]]
     init: Callable[[jax.Array], Memory] = _no_memory
     calls: Callable[[float], float] = _one_call
+    path: Path | None = None
+    recondition: Callable[[Callable[[jax.Array], jax.Array]], Denoiser] | None = None
 
     def __call__(
         self, keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory = ()
     ) -> tuple[Prediction, Memory]:
         """Estimate both end points from x [B, ...] at time t."""
         return self.call(keys, x, t, memory)
+
+
+def path_of(denoiser: Denoiser, path: Path | None) -> Path:
+    """`path` where it is given, else the denoiser's own. Raises UsageError where there is none."""
+    found = denoiser.path if path is None else path
+    if found is None:
+        raise invalid("guidance.path", None, "the path that the denoiser denoises", "path=linear()")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +120,45 @@ class Network:
         ) -> tuple[Prediction, Memory]:
             return self.predict(params, x, t, labels), memory
 
-        return NetworkDenoiser(call, network=self, params=params, labels=labels)
+        return NetworkDenoiser(
+            call,
+            path=self.path,
+            recondition=lambda change: self._reconditioned(params, labels, change),
+            network=self,
+            params=params,
+            labels=labels,
+        )
+
+    def _reconditioned(
+        self, params: PyTree, labels: jax.Array, change: Callable[[jax.Array], jax.Array]
+    ) -> Denoiser:
+        """The denoiser whose label embeddings [B, width] are changed before the network has them.
+
+        For networks whose label table is an `nn.Embed` named "labels" (DiT, MLP).
+        """
+
+        def swap(
+            following: Callable[..., Any],
+            args: Any,
+            kwargs: Any,
+            context: nn.module.InterceptorContext,
+        ) -> Any:
+            out = following(*args, **kwargs)
+            module = context.module
+            called = isinstance(module, nn.Embed) and context.method_name == "__call__"
+            return change(out) if called and module.name == "labels" else out
+
+        def call(
+            keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
+        ) -> tuple[Prediction, Memory]:
+            if "embedding" not in params.get("labels", {}):
+                raise UsageError(
+                    "guidance: this network has no table of label embeddings to change."
+                )
+            with nn.intercept_methods(swap):
+                return self.predict(params, x, t, labels), memory
+
+        return Denoiser(call, path=self.path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

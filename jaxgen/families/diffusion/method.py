@@ -175,7 +175,16 @@ def denoising(
             )
         return network.denoiser(params and params["weak"], labels)
 
-    standard: dict[str, Branch] = {"cond": cond, "uncond": uncond, "weak": weak}
+    def by_label(params: PyTree, labels: jax.Array) -> Any:
+        return lambda others: network.denoiser(params["net"], others)
+
+    standard: dict[str, Branch] = {
+        "cond": cond,
+        "uncond": uncond,
+        "weak": weak,
+        "labels": lambda params, labels: labels,
+        "by_label": by_label,
+    }
 
     return Method(
         spec=spec,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.guidance.cfg import extrapolate
+from jaxgen.families.diffusion.guidance.pair import Guided, extrapolate
 
 
-def autoguidance(cond: Denoiser, weak: Denoiser, *, weight: float = 1.0) -> Denoiser:
+def autoguidance(cond: Denoiser, weak: Denoiser, weight: float = 1.0) -> Guided:
     """weak + weight (cond - weak), both for the label (their eq. 2).
 
     weight = 1 is `cond` itself. The weak model is the same network with the parameters at

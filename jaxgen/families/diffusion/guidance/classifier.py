@@ -36,4 +36,4 @@ def classifier(
         x0 = p.x0 + weight * sigma**2 * alpha / (alpha**2 + TINY) * slope
         return Prediction(x0, p.eps - weight * sigma * slope, p.variance), memory
 
-    return Denoiser(call, init=cond.init, calls=cond.calls)
+    return Denoiser(call, init=cond.init, calls=cond.calls, path=path)

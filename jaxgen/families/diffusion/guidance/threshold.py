@@ -43,4 +43,4 @@ def _replace_x0(guided: Denoiser, path: Path, change: Callable[[jax.Array], jax.
         p, memory = guided(keys, x, t, memory)
         return from_x0(change(p.x0), x, t, path, p.variance), memory
 
-    return Denoiser(call, init=guided.init, calls=guided.calls)
+    return Denoiser(call, init=guided.init, calls=guided.calls, path=path)

@@ -1,0 +1,100 @@
+"""Guidance by a pair: a good and a bad denoiser at the same x, and a rule that makes one of two.
+
+The rule is a value, so further guidance can wrap it (`apg(cfg(...))`) at no further network call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxgen.errors import invalid
+from jaxgen.families.diffusion.denoiser import Denoiser, Memory, together
+from jaxgen.families.diffusion.prediction import Prediction
+
+
+class At(NamedTuple):
+    """Where a rule is applied: keys [B], x [B, ...], t [] or [B]."""
+
+    keys: jax.Array
+    x: jax.Array
+    t: jax.Array
+
+
+Rule = Callable[[Prediction, Prediction, At, Memory], tuple[Prediction, Memory]]
+"""(good, bad, at, memory) -> (guided, memory)."""
+
+
+def _nothing(x: jax.Array) -> Memory:
+    return ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Guided(Denoiser):
+    """A denoiser that knows the pair, the weight and the rule that it is made of.
+
+    start(x): the rule's first memory. Its own memory is (good's, bad's, the rule's).
+    """
+
+    good: Denoiser
+    bad: Denoiser
+    weight: float
+    rule: Rule
+    start: Callable[[jax.Array], Memory] = _nothing
+
+
+def pair(
+    good: Denoiser,
+    bad: Denoiser,
+    weight: float,
+    rule: Rule,
+    start: Callable[[jax.Array], Memory] = _nothing,
+) -> Guided:
+    """The denoiser that calls both, in one batch where they share a network, and applies a rule."""
+
+    def call(
+        keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
+    ) -> tuple[Prediction, Memory]:
+        (p, q), memories = together([good, bad], keys, x, t, memory[:2])
+        out, own = rule(p, q, At(keys, x, t), memory[2])
+        return out, (*memories, own)
+
+    return Guided(
+        call,
+        init=lambda x: (good.init(x), bad.init(x), start(x)),
+        calls=lambda t: good.calls(t) + bad.calls(t),
+        path=good.path,
+        good=good,
+        bad=bad,
+        weight=weight,
+        rule=rule,
+        start=start,
+    )
+
+
+def extrapolate(good: Denoiser, bad: Denoiser, weight: float) -> Guided:
+    """bad + weight (good - bad); at weight 1 and 0 only the one that is used is called."""
+
+    def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
+        x0 = p.x0 + (weight - 1) * (p.x0 - q.x0)
+        eps = p.eps + (weight - 1) * (p.eps - q.eps)
+        return Prediction(x0, eps, p.variance), memory
+
+    both = pair(good, bad, weight, rule)
+    if weight not in (0, 1):
+        return both
+    one = good if weight == 1 else bad
+    return dataclasses.replace(both, call=one.call, init=one.init, calls=one.calls)
+
+
+def needs_pair(guided: Denoiser, name: str) -> Guided:
+    """`guided` itself. Raises UsageError where it is no pair: there is nothing to change."""
+    if not isinstance(guided, Guided):
+        raise invalid(
+            f"guidance.{name}", "a denoiser without a pair", "what cfg or autoguidance returns",
+            f"{name}(cfg(cond, uncond, 3.0)), or a section cfg.cfg before it.",
+        )  # fmt: skip
+    return guided
