@@ -159,11 +159,12 @@ def test_powers_of_a_gaussian_have_their_law_and_normaliser():
     out = jax.jit(steered.fn)(jax.random.split(jax.random.key(0), 4000))
     x = np.asarray(out.x)
     found = np.asarray(out.mean(out.x))
-    # 4000 correlated particles; the spread over ten keys was measured, four of it allowed.
+    # Over ten keys, at 200 steps: mean off by 0.001 +- 0.012, variance 9% +- 3% short, ln of the
+    # integral 0.07 +- 0.05 short. The bias and four deviations are allowed.
     np.testing.assert_allclose(found, mean, atol=0.06)
     variance = np.asarray(out.mean((out.x - mean) ** 2))
-    np.testing.assert_allclose(variance, std**2 / 2, rtol=0.15)
-    np.testing.assert_allclose(out.log_normaliser, -np.log(4 * np.pi * std**2), atol=0.15)
+    np.testing.assert_allclose(variance, std**2 / 2, rtol=0.22)
+    np.testing.assert_allclose(out.log_normaliser, -np.log(4 * np.pi * std**2), atol=0.28)
     assert bool(out.resampled.any()) and np.isfinite(x).all()
     assert ((out.ess >= 1 - 1e-3) & (out.ess <= 4000.1)).all()
 
