@@ -13,7 +13,7 @@ LEVELS = [
     ["method", "ops", "data"],
     ["nn"],
     ["pretrained", "families"],
-    ["tokenizers"],
+    ["tokenizers", "steer"],
     ["testing", "classify", "metrics"],
     ["training"],
     ["setup"],

@@ -1,0 +1,81 @@
+"""A sampler as a chain of steps that steering may repeat and branch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.path import Path
+from jaxgen.families.diffusion.sampler import prior
+from jaxgen.families.diffusion.solvers.base import Solver
+from jaxgen.method import fold
+
+State = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
+    """Any sampler, continuous or discrete, in `steps` steps from noise to a sample.
+
+    start(keys [B]) -> state, a pytree of arrays [B, ...] and of scalars that depend on the number
+    of the step alone. step(keys [B], state, n) -> state after step n, 0 <= n < steps. sample(state)
+    -> x [B, ...], which at the end is the sample. estimate(keys [B], state, n) -> the sample [B,
+    ...] that the state after n steps makes one expect. step_calls, estimate_calls [steps]: network
+    evaluations of step n, and of an estimate after it.
+    """
+
+    start: Callable[[jax.Array], State]
+    step: Callable[[jax.Array, State, jax.Array], State]
+    sample: Callable[[State], jax.Array]
+    steps: int
+    step_calls: np.ndarray
+    estimate: Callable[[jax.Array, State, jax.Array], jax.Array]
+    estimate_calls: np.ndarray
+
+    def run(self, keys: jax.Array) -> jax.Array:
+        """The chain by itself: a sample [B, ...] for each key."""
+
+        def body(state: State, number: jax.Array) -> tuple[State, None]:
+            return self.step(keys, state, number), None
+
+        return self.sample(jax.lax.scan(body, self.start(keys), jnp.arange(self.steps))[0])
+
+
+def of_solver(
+    solver: Solver, denoiser: Denoiser, grid: jax.Array, shape: tuple[int, ...], path: Path
+) -> Chain:
+    """The chain of a solver on a grid: `run` gives the bits of `sampler.integrate`.
+
+    Where the solver draws no noise all branches are the same.
+    """
+    times = np.asarray(grid)
+
+    def start(keys: jax.Array) -> State:
+        x = prior(path, keys, shape)
+        return x, (solver.init(x), denoiser.init(x))
+
+    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
+        x, carry = state
+        own = fold(fold(keys, 1), number)
+        return solver.step(denoiser, x, grid[number], grid[number + 1], carry, own)
+
+    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
+        x, (_, memory) = state
+        return denoiser(fold(fold(keys, 3), number), x, grid[number], memory)[0].x0
+
+    pairs = [times[n : n + 2] for n in range(len(times) - 1)]
+    return Chain(
+        start=start,
+        step=step,
+        sample=lambda state: state[0],
+        steps=len(pairs),
+        step_calls=np.array([solver.calls(denoiser, pair) for pair in pairs]),
+        estimate=estimate,
+        estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
+    )
