@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgen import config as configs
 from jaxgen import pictures, report
-from jaxgen.data import Source, normalise
+from jaxgen.data import Source, normalise, to_host
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
 from jaxgen.model import Model, Samples, load, load_tokenizer, of_state, saved_config
@@ -23,11 +23,13 @@ from jaxgen.scoring import classify, evaluate, likelihood
 from jaxgen.setup import Setup, setup, train_flops
 from jaxgen.tokenize import tokenize
 from jaxgen.training import ema as averages
+from jaxgen.training import hosts
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 from jaxgen.training.interrupt import Interrupted, Interrupts
 from jaxgen.training.log import say
 from jaxgen.training.loop import fit
 from jaxgen.training.peak import peak_flops
+from jaxgen.training.watch import watched
 from jaxgen.training.weights import dump, read
 
 PyTree = Any
@@ -35,7 +37,17 @@ PyTree = Any
 # What may change between two runs of one workdir; the rest decides what the arrays mean or which
 # examples and noise step n sees, so a change of it would be another run under the same name.
 FREE = (
-    *("train", "checkpoint", "log", "sample", "evaluate", "classify", "likelihood", "mesh"),
+    *(
+        "train",
+        "checkpoint",
+        "log",
+        "sample",
+        "evaluate",
+        "classify",
+        "likelihood",
+        "mesh",
+        "hosts",
+    ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
     *("optimizer.learning_rate", "optimizer.weight_decay"),
@@ -67,9 +79,10 @@ def train(
     begin = time.monotonic()
     workdir = Path(workdir)
     config = ml_collections.ConfigDict(config)
-    with Interrupts() as interrupts:
-        _check_same_run(config, workdir)
+    with Interrupts() as interrupts, watched():
         parts = setup(config)
+        _check_together(parts, workdir)
+        _check_same_run(config, workdir)
         initial = None if init_from is None else _initial(init_from)
         useful = train_flops(parts)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +116,7 @@ def train(
         clock = time.monotonic()
         grids = report_grids(model, interrupts)
         for name, picture in grids.items():
-            pictures.save_png(workdir / "samples" / f"final_{name}.png", picture)
+            _save_picture(workdir, f"final_{name}", picture)
         timings["report"] = time.monotonic() - clock
         timings["total"] = time.monotonic() - begin
         written = report.write(workdir, model, results, timings, grids, useful)
@@ -156,6 +169,8 @@ def reconstruct_ema(
 def write_samples(path: str | Path, samples: Samples, columns: int, source: Source) -> Path:
     """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, codes) or a folder of PNGs."""
     path = Path(path)
+    if not hosts.first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         pictures.save_png(path, pictures.picture(source, samples.images, columns))
@@ -225,11 +240,25 @@ def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
         samples = model.sample(_preview_labels(parts), batch_size=parts.evaluate.batch_size)
         per = parts.train.preview_per_label
         picture = pictures.picture(parts.source, samples.images, per)
-    pictures.save_png(workdir / "samples" / f"{step * parts.data.batch_size:010d}.png", picture)
+    _save_picture(workdir, f"{step * parts.data.batch_size:010d}", picture)
     return picture
 
 
+def _save_picture(workdir: Path, name: str, picture: np.ndarray) -> None:
+    if hosts.first():
+        pictures.save_png(workdir / "samples" / f"{name}.png", picture)
+
+
 _PREVIEWS: dict[int, Model] = {}
+
+
+def _check_together(parts: Setup, workdir: Path) -> None:
+    """Refuse processes that are not of one run: other configs, code or data, another folder."""
+    own = {k: v for k, v in configs.to_dict(parts.config).items() if k != "hosts"}
+    seconds = parts.hosts.barrier_seconds
+    examples = None if parts.spec.target is not None else len(parts.source)
+    hosts.agree({"config": own, "training examples": examples}, seconds)
+    hosts.check_shared(workdir, seconds)
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -267,16 +296,15 @@ def _initial(init_from: str) -> Any:
 
     def initial(state: TrainState) -> TrainState:
         # An average may leave out what sampling does not need (a discriminator).
-        params = {**source.weights("params"), **source.weights(None)}
+        params = to_host({**source.weights("params"), **source.weights(None)})
         have = jax.tree.map(lambda a: (a.shape, str(a.dtype)), params)
         want = jax.tree.map(lambda a: (a.shape, str(a.dtype)), state.params)
         if have != want:
             raise invalid("--init_from", init_from, "a run with the same networks")
         copies = {
-            name: jax.tree.map(np.asarray, {part: params[part] for part in average})
-            for name, average in state.ema.items()
+            name: {part: params[part] for part in average} for name, average in state.ema.items()
         }
-        return state.replace(params=jax.tree.map(np.asarray, params), ema=copies)
+        return state.replace(params=params, ema=copies)
 
     say(f"Starting from {init_from} ({source.images_seen} images).")
     return initial

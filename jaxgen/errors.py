@@ -18,6 +18,12 @@ class Failure(RuntimeError):
     """A run that cannot go on, though the input was right; exit code 1 and one message."""
 
 
+class Lost(Failure):
+    """A process of the run was lost or never came; exit code 75: the same command resumes."""
+
+    code = 75
+
+
 def invalid(option: str, given: object, allowed: str, fix: str | None = None) -> UsageError:
     """A `UsageError` in the shape that all have: option, given, allowed, and a fix if known."""
     message = f"{option}: got {given!r}; allowed: {allowed}."

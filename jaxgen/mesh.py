@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,9 +72,23 @@ def using(layout: Layout | None) -> Iterator[None]:
     """Put a layout in force for the code traced within."""
     token = _layout.set(layout)
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if layout is not None and not any(_bound(axis) for axis in AXES):
+                mesh = layout.mesh.abstract_mesh
+                stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
+            yield
     finally:
         _layout.reset(token)
+
+
+def within(layout: Layout, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """fn, traced with the layout in force."""
+
+    def call(*args: Any) -> Any:
+        with using(layout):
+            return fn(*args)
+
+    return call
 
 
 def layout() -> Layout | None:

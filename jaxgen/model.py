@@ -19,14 +19,15 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen.data import normalise
+from jaxgen.data import normalise, to_global, to_host
 from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState
 from jaxgen.setup import Setup, sample_options, setup
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
-from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
+from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
 from jaxgen.training.weights import dump, read
 
 PyTree = Any
@@ -97,7 +98,7 @@ class Model:
             make = self.parts.method.sampler
             assert make is not None  # `sample_options` has refused
             sampler = make(**options)
-            self._programs[key] = (sampler, jax.jit(sampler.fn))
+            self._programs[key] = (sampler, jax.jit(within(self.parts.layout, sampler.fn)))
         return self._programs[key]
 
     def sample(
@@ -135,7 +136,7 @@ class Model:
         mesh = self.parts.mesh
         size = self._size(batch_size, len(labels))
         sharding = batch_sharding(mesh)
-        params = jax.device_put(params, replicated(mesh))
+        params = _placed(params, mesh)
         root = jax.random.key(seed)
         make_keys = jax.jit(lambda ids: jax.vmap(lambda i: jax.random.fold_in(root, i))(ids))
         chunks = [np.arange(i, i + size) for i in range(0, len(labels), size)]
@@ -143,15 +144,15 @@ class Model:
         def run(ids: np.ndarray) -> jax.Array:
             # The last chunk is padded by going on counting: one shape, one compilation.
             padded = np.resize(labels, max(len(labels), int(ids[-1]) + 1))[ids]
-            keys = jax.device_put(make_keys(jnp.asarray(ids)), sharding)
-            return program(params, keys, jax.device_put(padded, sharding))
+            keys = to_global(make_keys(jnp.asarray(ids)), sharding)
+            return program(params, keys, to_global(padded, sharding))
 
         jax.block_until_ready(run(chunks[0])) if len(chunks) > 1 else None
         program_ready = time.monotonic()
         out = []
         for ids in _shown("sample", chunks, size, show):
             check()
-            out.append(np.asarray(run(ids)))
+            out.append(to_host(run(ids)))
         seconds = time.monotonic() - program_ready
         made = np.concatenate(out)[: len(labels)]
         return Samples(
@@ -231,7 +232,7 @@ class Model:
     def _program(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """jit(make()), kept under `key`, so that a second call compiles nothing."""
         if key not in self._functions:
-            self._functions[key] = jax.jit(make())
+            self._functions[key] = jax.jit(within(self.parts.layout, make()))
         return self._functions[key]
 
     def _map(
@@ -244,11 +245,11 @@ class Model:
         """program(params, *rows) over all rows; the last batch is padded by going round."""
         count = len(arrays[0])
         size, sharding = self._size(batch_size, count), batch_sharding(self.parts.mesh)
-        params = jax.device_put(self.weights(ema), replicated(self.parts.mesh))
+        params = _placed(self.weights(ema), self.parts.mesh)
         out = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size) % count
-            out.append(np.asarray(program(params, *(_put(a[rows], sharding) for a in arrays))))
+            out.append(to_host(program(params, *(to_global(a[rows], sharding) for a in arrays))))
         return np.concatenate(out)[:count]
 
 
@@ -258,7 +259,9 @@ def load(workdir: str | Path) -> Model:
     Raises UsageError where there is no run or no checkpoint that can be read.
     """
     workdir = Path(workdir)
-    parts = setup(saved_config(workdir))
+    config = saved_config(workdir)
+    # Where the run was trained is no matter here: the environment says who joins.
+    parts = setup(ml_collections.ConfigDict({k: v for k, v in config.items() if k != "hosts"}))
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
     abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
@@ -318,7 +321,7 @@ def load_tokenizer(parts: Setup) -> Model | None:
 
 def digest(params: PyTree) -> str:
     """sha256 of parameters, as their safetensors file has them."""
-    return hashlib.sha256(dump(jax.device_get(params), {})).hexdigest()
+    return hashlib.sha256(dump(params, {})).hexdigest()
 
 
 def saved_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -336,8 +339,9 @@ def _key(options: Mapping[str, Any]) -> str:
     return json.dumps(options, sort_keys=True, default=str)
 
 
-def _put(rows: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    return jax.device_put(rows, sharding)
+def _placed(params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """Parameters on the mesh as in training, so that what did not fit one device never has to."""
+    return jax.tree.map(to_global, params, state_sharding(mesh, params))
 
 
 def _shown(title: str, chunks: list[np.ndarray], size: int, show: bool) -> Iterator[np.ndarray]:

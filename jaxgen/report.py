@@ -22,6 +22,7 @@ from jaxgen import config as configs
 from jaxgen.model import Model
 from jaxgen.pictures import png
 from jaxgen.scoring import likelihood_line, one_line, title
+from jaxgen.training import hosts
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl
 
@@ -56,7 +57,7 @@ def write(
     grids: Mapping[str, np.ndarray],
     flops_per_image: float,
 ) -> dict[str, Any]:
-    """Write both files; returns what `report.json` holds.
+    """Write both files (the first of many processes does); returns what `report.json` holds.
 
     results: "evaluate" and "classify" as `jaxgen.scoring` returns them. timings: seconds.
     flops_per_image: useful floating-point operations to train on one image.
@@ -72,6 +73,7 @@ def write(
         "timings": {k: round(float(v), 3) for k, v in timings.items()},
         "results": dict(results),
         "device": f"{model.parts.mesh.size} x {device.device_kind}",
+        "processes": jax.process_count(),
         "versions": {
             "jaxgen": __version__,
             "jax": jax.__version__,
@@ -79,6 +81,8 @@ def write(
         },
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if not hosts.first():
+        return content
     write_atomic(workdir / "report.json", json.dumps(content, indent=2, sort_keys=True))
     curves = _curves(read_jsonl(workdir / "metrics.jsonl"))
     write_atomic(workdir / "report.html", _page(workdir, content, curves, grids, _rows(model)))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxgen import __version__
 from jaxgen import config as configs
 from jaxgen.classify import classify as classify_images
-from jaxgen.data import Source, normalise, whole
+from jaxgen.data import Source, normalise, to_host, whole
 from jaxgen.errors import invalid
 from jaxgen.method import Spec, fold
 from jaxgen.metrics import Sampling, Training, cached
@@ -25,6 +25,7 @@ from jaxgen.metrics.receipt import receipt
 from jaxgen.metrics.reconstruction import reconstruction
 from jaxgen.model import Model, Samples, balanced_labels
 from jaxgen.setup import Setup
+from jaxgen.training import hosts
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import progress, say
 
@@ -48,6 +49,7 @@ def evaluate(
     keywords of the method's sampler. Of a tokenizer, its reconstructions of the test half are
     scored; of a target, what the family can measure. Writes `receipts/evaluate[_guidance_W].json`;
     returns {"receipts": [...], "classifier_test_accuracy": None where nothing was classified}.
+    Many processes sample together; the first one scores.
     """
     parts, options = model.parts, model.parts.evaluate
     count = options.samples if samples is None else samples
@@ -60,14 +62,16 @@ def evaluate(
         real = model.tokenizer.parts if model.tokenizer is not None else parts
         train, test = whole(real.source), whole(real.test_source)
         say("classifier for the scores: training, or from the cache")
-        network = cached(
-            Path(workdir) / "classifier.safetensors",
-            train["image"],
-            train["label"],
-            parts.spec.num_classes,
-            training=Training(flip=parts.data.flip),
-        )
-        accuracy = network.accuracy(test["image"], test["label"])
+        if hosts.first():
+            network = cached(
+                Path(workdir) / "classifier.safetensors",
+                train["image"],
+                train["label"],
+                parts.spec.num_classes,
+                training=Training(flip=parts.data.flip),
+            )
+            accuracy = float(network.accuracy(test["image"], test["label"]))
+        accuracy = hosts.tell(accuracy)
         say(f"classifier: {100 * accuracy:.2f} % of the test half right")
     scales: Sequence[float | None] = (options.guidance if guidance is None else guidance) or (None,)
     receipts = []
@@ -86,11 +90,12 @@ def evaluate(
                 images, how = made.images, _sampling(made, seed)
                 speed["images_per_second"] = made.images_per_second
             check()
-            scores |= score(images, labels, train, test, network, seed=seed)
+            if hosts.first():
+                scores |= score(images, labels, train, test, network, seed=seed)
         else:
             how = Sampling(seed=seed, ema=ema or model.ema)
         if parts.method.scores is not None:
-            own = parts.method.scores(model.weights(ema), jax.random.key(seed))
+            own = parts.method.scores(_local(model.weights(ema)), jax.random.key(seed))
             scores |= {k: {"value": float(v), "floor": None} for k, v in own.items()}
         found = receipt(
             scores,
@@ -103,6 +108,7 @@ def evaluate(
                 **speed,
             },
         )
+        found = hosts.tell(found)
         name = "evaluate" if scale is None else f"evaluate_guidance_{scale:g}"
         _write(workdir, name, found)
         receipts.append(found)
@@ -186,7 +192,7 @@ def classify(
     limit = options.limit if limit is None else limit
     seed = options.seed if seed is None else seed
     source, order = _part(parts, split, limit, seed)
-    params = jax.device_put(model.weights(ema))
+    params = jax.device_put(_local(model.weights(ema)))
     root = jax.random.key(seed)
     right, calls, size = 0, 0.0, options.batch_size
     start = time.monotonic()
@@ -364,6 +370,11 @@ def _part(parts: Setup, split: str, limit: int, seed: int) -> tuple[Source, np.n
         raise invalid("config.data.source", "a target without examples", "a source with examples")
     source = parts.source if split == "train" else parts.test_source
     return source, np.random.default_rng(seed).permutation(len(source))[: limit or None]
+
+
+def _local(params: Any) -> Any:
+    """Parameters for a program of this process alone."""
+    return params if jax.process_count() == 1 else to_host(params)
 
 
 def _write(workdir: str | Path, name: str, content: Any) -> None:

@@ -23,6 +23,7 @@ from jaxgen.mesh import Layout
 from jaxgen.method import Method, Spec
 from jaxgen.nn.flops import count
 from jaxgen.training.ema import Averages
+from jaxgen.training.hosts import HostOptions, join
 from jaxgen.training.optim import optimizer
 from jaxgen.training.sharding import check_batch, make_layout
 
@@ -140,6 +141,7 @@ SECTIONS = {
     "evaluate": EvaluateOptions,
     "classify": ClassifyOptions,
     "likelihood": LikelihoodOptions,
+    "hosts": HostOptions,
 }
 """Sections that are plain options; the other keys of `TOP` name callables."""
 
@@ -159,6 +161,7 @@ class Setup:
     evaluate: EvaluateOptions
     classify: ClassifyOptions
     likelihood: LikelihoodOptions
+    hosts: HostOptions
     source: Any
     spec: Spec
     method: Method
@@ -195,7 +198,9 @@ def setup(
 ) -> Setup:
     """Build and check all parts of a config. Raises UsageError naming the option at fault.
 
-    devices: in place of those of this process. data=False: where the config says what its source
+    Joins the other processes of the run first, as `config.hosts` says.
+
+    devices: in place of those of this run. data=False: where the config says what its source
     holds, that source is not opened, and the parts have none.
     """
     for key in config:
@@ -214,6 +219,8 @@ def setup(
         raise invalid("config.train.images", train.images, "images >= 1")
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
+    if devices is None:
+        join(options["hosts"])
     sizes = configs.check(make_layout, dict(config.get("mesh", {})), "config.mesh", {"devices"})
     layout = make_layout(**sizes, devices=devices)
     check_batch(reading.batch_size, layout.mesh, train.accumulate)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxgen.data import Source, codes
@@ -34,6 +35,8 @@ def tokenize(
     code = model.parts.method.code
     if code is None:
         raise invalid("--workdir", str(workdir), "the workdir of a tokenizer")
+    if jax.process_count() > 1:
+        raise invalid("config.hosts.count", jax.process_count(), "1: one process writes the codes")
     folder, name = Path(out), ema or model.ema
     made_by = {
         "tokenizer": str(Path(workdir).resolve()),

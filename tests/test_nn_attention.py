@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.ops.attention import IMPLEMENTATIONS, attention
+from jaxgen.ops.attention import PLAIN, attention
 
 
 def exact(q, k, v, scale, mask=None, bias=None):
@@ -30,7 +30,7 @@ def arrays(n=5, m=7, d=4, e=6):
 @pytest.mark.parametrize("dtype,tolerance", [("float32", 2e-6), ("bfloat16", 4e-2)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_attention_equals_the_formula(name, biased, masked, dtype, tolerance):
     q, k, v = arrays()
     rng = np.random.default_rng(1)
@@ -48,7 +48,7 @@ def test_attention_equals_the_formula(name, biased, masked, dtype, tolerance):
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 256, 72), (2, 2, 1024, 64)])
-@pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "reference"])
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "reference"])
 def test_bfloat16_is_within_a_hundredth_at_the_networks_sizes(name, shape):
     """In norm, forward and the three gradients, against float32 on the same rounded inputs."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -67,7 +67,7 @@ def test_bfloat16_is_within_a_hundredth_at_the_networks_sizes(name, shape):
         assert float(error / jnp.linalg.norm(want.ravel())) < 1e-2
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_poisoned_values_behind_the_mask_do_not_leak(name):
     q, k, v = (jnp.asarray(a, jnp.float32) for a in arrays())
     mask = jnp.arange(7) < 5
@@ -76,7 +76,7 @@ def test_poisoned_values_behind_the_mask_do_not_leak(name):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_huge_scores_stay_finite_and_differentiable(name):
     q, k, v = (jnp.asarray(a, jnp.float32) for a in arrays())
     loss = lambda q: attention(q, k, v, scale=1e4, implementation=name).sum()  # noqa: E731

@@ -8,29 +8,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from jaxgen.training.log import read_jsonl
 from jaxgen.training.weights import read
-from tests.running import final_state, run, start, train_arguments, wait_for
-
-
-def raw_state(workdir: Path):
-    """The newest checkpoint's arrays as saved: parameters, optimizer, averages, step."""
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-    with ocp.StandardCheckpointer() as checkpointer:
-        return max(steps), checkpointer.restore(
-            (workdir / "checkpoints" / str(max(steps)) / "state").absolute()
-        )
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
-    ):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+from tests.running import (
+    assert_same_bits,
+    final_state,
+    raw_state,
+    run,
+    start,
+    train_arguments,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")

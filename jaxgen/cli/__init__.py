@@ -1,7 +1,8 @@
 """The command line: parse, call, print.
 
 Wrong input ends with exit code 2 and one message; an interrupted run with 128 + the signal's number
-(130 for Ctrl-C); with `--json` stdout holds one JSON object and nothing else.
+(130 for Ctrl-C, 143 for SIGTERM: preempted, the state is saved); a run that lost a process with 75,
+after which the same command resumes. With `--json` stdout holds one JSON object and nothing else.
 """
 
 from __future__ import annotations
@@ -45,27 +46,30 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     from jaxgen.errors import Failure, UsageError
+    from jaxgen.training import hosts
     from jaxgen.training.interrupt import Interrupted
+    from jaxgen.training.watch import exit_code, watched
 
     args, rest = parser().parse_known_args(arguments)
     try:
         prefix = "--config." if hasattr(args, "config") else "--sample."
         taken = hasattr(args, "config") or hasattr(args, "guidance")
         args.overrides = _overrides(rest, prefix if taken else None)
-        result: dict[str, Any] = args.run(args)
+        with watched():
+            result: dict[str, Any] = args.run(args)
     except UsageError as error:
-        print(f"jaxgen: error: {error}", file=sys.stderr)
+        print(f"{hosts.prefix()}jaxgen: error: {error}", file=sys.stderr)
         return 2
     except Failure as error:
-        print(f"jaxgen: {error}", file=sys.stderr)
-        return 1
+        print(f"{hosts.prefix()}jaxgen: {error}", file=sys.stderr)
+        return exit_code(error)
     except Interrupted as stop:
-        print(f"jaxgen: {stop}", file=sys.stderr)
+        print(f"{hosts.prefix()}jaxgen: {stop}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        print("jaxgen: stopped by SIGINT", file=sys.stderr)
+        print(f"{hosts.prefix()}jaxgen: stopped by SIGINT", file=sys.stderr)
         return 130
-    if args.json:
+    if args.json and hosts.first():
         print(json.dumps(result, sort_keys=True))
     return 0
 

@@ -75,7 +75,8 @@ def table(answer: dict[str, Any]) -> str:
             times = ", ".join(f"{k} {v:.1f} ms" for k, v in line["ms"].items())
             add("bounds", f"{times}: {line['binds']} binds")
             add("MFU at most", f"{100 * line['mfu_bound_overlapped']:.1f} % if all overlap, "
-                f"{100 * line['mfu_bound_serial']:.1f} % if nothing does")  # fmt: skip
+                f"{100 * line['mfu_bound_serial']:.1f} % if compute and memory do not, "
+                f"{100 * line['mfu_bound_nothing_overlaps']:.1f} % if nothing does")  # fmt: skip
             add("images/s at most", f"{line['images_per_second_bound']:,.0f}")
     if not answer["fits"]:
         over = "" if memory["peak"] is None else f", {memory['peak'] - chip:.2f} GiB too much"

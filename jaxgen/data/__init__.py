@@ -5,8 +5,19 @@ for batch in to_device(batches(source, batch_size=256, seed=0), sharding):
     ...  # normalise(batch) inside the jitted step
 """
 
-from jaxgen.data.device import normalise, to_device
+from jaxgen.data.device import local_rows, normalise, to_device, to_global, to_host
 from jaxgen.data.pipeline import Batches, batches, whole
 from jaxgen.data.source import Source, Target
 
-__all__ = ["Batches", "Source", "Target", "batches", "normalise", "to_device", "whole"]
+__all__ = [
+    "Batches",
+    "Source",
+    "Target",
+    "batches",
+    "local_rows",
+    "normalise",
+    "to_device",
+    "to_global",
+    "to_host",
+    "whole",
+]

@@ -1,7 +1,7 @@
 """The pipeline: the global batch at step n is a function of (seed, n) alone.
 
 Nothing needs to be saved to resume: start again at the step. Whatever the number of processes, each
-takes its contiguous slice of the same global batch. Batches, not images, are the elements of the
+takes its own rows of the same global batch. Batches, not images, are the elements of the
 grain dataset: a batch is one fancy index into the source, which for small images is an order of
 magnitude faster than assembling it image by image.
 """
@@ -28,25 +28,23 @@ _ENDLESS = 1 << 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Random access to one process's part of every global batch; see `batches`."""
+    """Random access to one process's rows of every global batch; see `batches`."""
 
     source: Source
     batch_size: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
+    rows: np.ndarray | None = None
     flip: bool = False
 
     def __call__(self, step: int) -> Batch:
-        """The batch of `step`: image [b, H, W, C], label int32 [b], b = batch_size / processes.
+        """The batch of `step`: image [b, H, W, C], label int32 [b], b = len(rows).
 
         Of a target (a source without examples): label alone, all 0.
         """
-        share = self.batch_size // self.process_count
+        rows = np.arange(self.batch_size) if self.rows is None else self.rows
         if isinstance(self.source, Target):
-            return {"label": np.zeros(share, np.int32)}
-        first = step * self.batch_size + self.process_index * share
-        positions = np.arange(first, first + share, dtype=np.int64)
+            return {"label": np.zeros(len(rows), np.int32)}
+        positions = step * self.batch_size + rows
         indices = order.examples(self.seed, positions, len(self.source))
         images = self.source.draw(indices, positions=positions, seed=self.seed, flip=self.flip)
         return {"image": images, "label": self.source.labels[indices]}
@@ -58,8 +56,7 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     flip: bool = False,
     workers: int = 0,
     prefetch: int = 2,
@@ -67,8 +64,8 @@ def batches(
     """Endless training batches from `start_step` on: image [b, H, W, C], label int32 [b].
 
     Position n * batch_size + i of the stream is row i of batch n. Every epoch is a new permutation
-    of the whole source, and epochs follow one another without gap, also inside a batch. This
-    process gets rows [p b, (p + 1) b) of the global batch, b = batch_size / process_count.
+    of the whole source, and epochs follow one another without gap, also inside a batch. rows: which
+    rows of each batch to read, rising (None: all; of many processes each reads its `local_rows`).
     flip: mirror half of the images. workers: worker processes (0: `prefetch` threads), each of
     which holds a copy of the source; a script that uses them must guard its entry by
     `if __name__ == "__main__"`. prefetch: batches made ahead, per worker. Neither changes what is
@@ -79,16 +76,15 @@ def batches(
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
         ("start_step", start_step, 0),
-        ("process_count", process_count, 1),
         ("workers", workers, 0),
         ("prefetch", prefetch, 0),
     ):
         if value < least:
             raise invalid(f"data.{name}", value, f"an integer >= {least}")
-    if not 0 <= process_index < process_count:
-        raise invalid("data.process_index", process_index, f"0 to {process_count - 1}")
-    if batch_size % process_count:
-        raise invalid("data.batch_size", batch_size, f"a multiple of {process_count} processes")
+    if rows is not None and (
+        not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) <= 0).any()
+    ):
+        raise invalid("data.rows", rows.tolist(), f"rising numbers from 0 to {batch_size - 1}")
     if flip and not source.flippable:
         raise invalid(
             "data.flip", flip, "False", "This source holds no moments of the mirrored images."
@@ -97,8 +93,7 @@ def batches(
         source=source,
         batch_size=batch_size,
         seed=seed,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         flip=flip,
     )
     threads = 0 if workers else prefetch

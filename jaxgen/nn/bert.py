@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import NoiseEmbedding, compute_dtype
-from jaxgen.nn.parallel import Columns, Dropout, Rows, attention, own_places, share
+from jaxgen.nn.parallel import Columns, Dropout, Rows, own_places, self_attention, share
 from jaxgen.nn.stack import stacked
 
 # MaskGIT's transformer (section 4.1; 173M here, 227M with its tokenizer's 54M) and MaskBit's
@@ -48,15 +48,13 @@ class Block(nn.Module):
             return layer(features, kernel_init=init, dtype=self.dtype, name=name)
 
         drop = Dropout(self.dropout, deterministic=not self.train)
-        size, heads = self.width // self.heads, share("heads", self.heads)
+        heads = share("heads", self.heads)
         length = own_places(self.length)
         images = x.shape[0] // length
         h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        qkv = dense(Columns, 3 * self.width, "qkv")(h).reshape(images, length, heads, 3, size)
-        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
-        h = attention(q, k, v, scale=size**-0.5, implementation=self.implementation)
-        h = h.transpose(0, 2, 1, 3).reshape(-1, heads * size)
-        x = x + drop(dense(Rows, self.width, "proj")(h), images)
+        qkv = dense(Columns, 3 * self.width, "qkv")(h).reshape(images, length, -1)
+        h = self_attention(qkv, heads=heads, implementation=self.implementation)
+        x = x + drop(dense(Rows, self.width, "proj")(h.reshape(x.shape[0], -1)), images)
         h = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
         h = nn.gelu(dense(Columns, int(self.mlp_ratio * self.width), "expand")(h))
         return x + drop(dense(Rows, self.width, "contract")(h), images)
@@ -95,7 +93,7 @@ class Bert(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -210,7 +208,7 @@ def sized(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "dots",
-    attention: str = "xla",
+    attention: str = "auto",
 ) -> Bert:
     """The transformer of a paper, "maskgit" or "maskbit"; the rest: fields of `Bert`."""
     if size not in SIZES:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
-from jaxgen.nn.parallel import Columns, Dropout, Rows, attention, share
-from jaxgen.nn.positions import rope_2d, rotate, sin_cos_2d
+from jaxgen.nn.parallel import Columns, Dropout, HeadNorm, Rows, self_attention, share
+from jaxgen.nn.positions import rope_2d, sin_cos_2d
 from jaxgen.nn.stack import stacked
 
 # The paper's table 1. With 32x32x4 latents, patch 2, learned sigma and 1000 classes: 33, 130, 458
@@ -79,16 +79,18 @@ class Block(nn.Module):
         return Rows(self.width, kernel_init=init, dtype=self.dtype, name=name)
 
     def _attention(self, x: jax.Array, images: int, angles: jax.Array | None) -> jax.Array:
-        size, heads = self.width // self.heads, share("heads", self.heads)
+        heads, size = share("heads", self.heads), self.width // self.heads
         qkv = self._columns(3 * self.width, "qkv")(x)
-        q, k, v = qkv.reshape(images, -1, heads, 3, size).transpose(3, 0, 2, 1, 4)
-        if self.qk_norm:
-            q = nn.RMSNorm(dtype=self.dtype, name="q_norm")(q)
-            k = nn.RMSNorm(dtype=self.dtype, name="k_norm")(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        h = attention(q, k, v, scale=size**-0.5, implementation=self.implementation)
-        return self._rows("proj")(h.transpose(0, 2, 1, 3).reshape(-1, heads * size))
+        norms = [HeadNorm(name=n)(size) for n in ("q_norm", "k_norm")] if self.qk_norm else []
+        h = self_attention(
+            qkv.reshape(images, -1, heads * 3 * size),
+            heads=heads,
+            q_scale=norms[0] if norms else None,
+            k_scale=norms[1] if norms else None,
+            angles=angles,
+            implementation=self.implementation,
+        )
+        return self._rows("proj")(h.reshape(-1, heads * size))
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         hidden = int(self.mlp_ratio * self.width)
@@ -133,7 +135,7 @@ class DiT(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -227,7 +229,7 @@ def sized(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "dots",
-    attention: str = "xla",
+    attention: str = "auto",
 ) -> DiT:
     """The DiT of a size of the paper's table 1, "S/2" to "XL/8"; the rest: fields of `DiT`."""
     name, _, patch = size.partition("/")

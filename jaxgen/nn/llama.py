@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jaxgen import ops
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import compute_dtype
-from jaxgen.nn.parallel import Columns, Dropout, Rows, attention, share
+from jaxgen.nn.parallel import Columns, Dropout, Rows, self_attention, share
 from jaxgen.nn.positions import rope_2d, rotate
 from jaxgen.nn.stack import stacked
-from jaxgen.ops.masks import Causal, Full
+from jaxgen.ops import Causal
 
 PyTree = Any
 
@@ -79,19 +79,15 @@ class Block(nn.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
         """x [B * N, width], angles [N, head / 2] -> x [B * N, width]."""
-        length = angles.shape[0]
-        examples = x.shape[0] // length
-        q, k, v = self._heads(x, length)
-        h = attention(
-            rotate(q, angles),
-            rotate(k, angles),
-            v,
-            scale=q.shape[-1] ** -0.5,
-            mask=Causal() if self.causal else Full(),
+        examples = x.shape[0] // angles.shape[0]
+        h = self_attention(
+            self.qkv(self.attention_norm(x)).reshape(examples, angles.shape[0], -1),
+            heads=share("heads", self.heads),
+            mask=Causal() if self.causal else None,
+            angles=angles,
             implementation=self.implementation,
         )
-        h = h.transpose(0, 2, 1, 3).reshape(x.shape[0], -1)
-        x = x + self.drop(self.proj(h), examples)
+        x = x + self.drop(self.proj(h.reshape(x.shape[0], -1)), examples)
         return x + self.drop(self._mlp(x), examples)
 
     def step(
@@ -101,7 +97,9 @@ class Block(nn.Module):
 
         Returns x [B, width] and the cache with this token's key and value in its place.
         """
-        q, k, v = self._heads(x, 1)
+        shape = (x.shape[0], self.heads, 3, self.width // self.heads)
+        qkv = self.qkv(self.attention_norm(x)).reshape(shape)
+        q, k, v = (qkv[:, :, i, None] for i in range(3))
         angle = jax.lax.dynamic_slice_in_dim(angles, position, 1)
         new = {"k": rotate(k, angle), "v": v}
         cache = jax.tree.map(
@@ -116,15 +114,8 @@ class Block(nn.Module):
             mask=seen,
             implementation=self.implementation,
         )
-        h = h.transpose(0, 2, 1, 3).reshape(-1, self.width)
-        x = x + self.proj(h)
+        x = x + self.proj(h.reshape(-1, self.width))
         return x + self._mlp(x), cache
-
-    def _heads(self, x: jax.Array, length: int) -> jax.Array:
-        """Queries, keys and values, each [B, heads, N, head]."""
-        heads, size = share("heads", self.heads), self.width // self.heads
-        qkv = self.qkv(self.attention_norm(x)).reshape(-1, length, heads, 3, size)
-        return qkv.transpose(3, 0, 2, 1, 4)
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         h = self.mlp_norm(x)
@@ -167,7 +158,7 @@ class Llama(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = "auto"
 
     @property
     def group(self) -> int:
@@ -301,7 +292,7 @@ def sized(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "dots",
-    attention: str = "xla",
+    attention: str = "auto",
 ) -> Llama:
     """The Llama of a size of the paper's table 1, "B" to "3B"; the rest: fields of `Llama`."""
     if size not in SIZES:

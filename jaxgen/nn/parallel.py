@@ -16,12 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen import ops
 from jaxgen.errors import invalid
 from jaxgen.mesh import BATCH, exchange, places, position, size
-from jaxgen.ops.masks import Full, Mask, Place, dense
-
-EVERYTHING = Full()
+from jaxgen.ops import Mask, attention, attention_with_lse, fused_attention, merge
+from jaxgen.ops.partial import EMPTY
+from jaxgen.ops.rotary import rms_norm, rotate
 
 
 def share(what: str, number: int) -> int:
@@ -113,67 +112,81 @@ class Dropout(nn.Module):
         return kept.astype(x.dtype).reshape(x.shape)
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    scale: float,
-    mask: Mask = EVERYTHING,
-    implementation: str = "xla",
-) -> jax.Array:
-    """`ops.attention` of this device's queries to the keys of all places of their examples.
+class HeadNorm(nn.Module):
+    """The learned scale [D] by which normalised queries or keys are multiplied."""
 
-    q, k, v [B, H, n, D], n the places that this device holds; mask: a structure of all of them.
+    @nn.compact
+    def __call__(self, size: int) -> jax.Array:
+        """The scale, float32 [size]."""
+        return self.param("scale", nn.initializers.ones, (size,), jnp.float32)
+
+
+def self_attention(
+    qkv: jax.Array,
+    *,
+    heads: int,
+    mask: Mask | None = None,
+    q_scale: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    angles: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Attention of this device's tokens, by this device's heads, to all tokens of their examples.
+
+    qkv [B, n, heads * 3 * D] (a head's query, key and value side by side) -> [B, n, heads * D], n
+    the tokens that this device holds; mask: a structure of all of them; angles [n, D / 2]. Scores
+    are divided by the root of D. The rest as `ops.fused_attention`.
     """
-    total = places()
+    (b, n, wide), total = qkv.shape, places()
+    size_ = wide // (3 * heads)
+    scale = size_**-0.5
     if total is None:
-        allowed = dense(mask, q.shape[2], k.shape[2], Place())
-        return ops.attention(q, k, v, scale=scale, mask=allowed, implementation=implementation)
+        return fused_attention(
+            qkv,
+            heads=heads,
+            scale=scale,
+            mask=mask,
+            q_scale=q_scale,
+            k_scale=k_scale,
+            angles=angles,
+            implementation=implementation,
+        )
+    q, k, v = qkv.reshape(b, n, heads, 3, size_).transpose(3, 0, 2, 1, 4)
+    if q_scale is not None and k_scale is not None:
+        q, k = rms_norm(q, q_scale), rms_norm(k, k_scale)
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
     if exchange() == "ring":
-        return ring(q, k, v, scale=scale, mask=mask, total=total)
-    k, v = (jax.lax.all_gather(a, "sequence", axis=2, tiled=True) for a in (k, v))
-    rows = position("sequence") * q.shape[2] + jnp.arange(q.shape[2])
-    columns = jnp.arange(k.shape[2])
-    allowed = mask.allowed(rows[:, None], columns) & (columns < total)
-    return ops.attention(q, k, v, scale=scale, mask=allowed, implementation="xla")
+        out = ring(q, k, v, scale=scale, mask=mask, total=total)
+    else:
+        k, v = (jax.lax.all_gather(a, "sequence", axis=2, tiled=True) for a in (k, v))
+        row = position("sequence") * n
+        out = attention(
+            q, k, v, scale=scale, mask=mask, row=row, keys=total, implementation=implementation
+        )
+    return out.transpose(0, 2, 1, 3).reshape(b, n, -1)
 
 
 def ring(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, mask: Mask, total: int
+    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, mask: Mask | None, total: int
 ) -> jax.Array:
     """Attention with keys and values passed around the devices of `sequence`, one part at a time.
 
-    The softmax is accumulated over parts by its running maximum and sum, in float32 (Milakov &
-    Gimelshein 2018; Liu et al. 2023, algorithm 1). Shapes as `attention`.
+    The parts are put together by their log-sum-exp (Liu et al. 2023, algorithm 1). q, k, v
+    [B, H, n, D] of this device's tokens, of `total` in all -> [B, H, n, D].
     """
-    parts, own = size("sequence"), position("sequence")
-    wide = jnp.promote_types(jnp.float32, q.dtype)
-    n = q.shape[2]
-    rows = own * n + jnp.arange(n)
-    low = jnp.finfo(wide).min
+    parts, own, n = size("sequence"), position("sequence"), q.shape[2]
+    following = [(i, (i + 1) % parts) for i in range(parts)]
 
     def meet(state: Any, number: jax.Array) -> tuple[Any, None]:
-        k, v, out, top, below = state
-        columns = (own - number) % parts * n + jnp.arange(n)
-        seen = mask.allowed(rows[:, None], columns) & (columns < total)
-        scores = jnp.matmul(q * jnp.asarray(scale, q.dtype), k.mT, preferred_element_type=wide)
-        scores = jnp.where(seen, scores, low)
-        higher = jax.lax.stop_gradient(jnp.maximum(top, scores.max(-1)))
-        weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0.0)
-        fade = jnp.exp(top - higher)
-        part = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide)
-        out, below = out * fade[..., None] + part, below * fade + weights.sum(-1)
-        following = [(i, (i + 1) % parts) for i in range(parts)]
+        k, v, found = state
+        column = (own - number) % parts * n
+        part = attention_with_lse(
+            q, k, v, scale=scale, mask=mask, row=own * n, column=column, keys=total - column
+        )
         k, v = (jax.lax.ppermute(a, "sequence", following) for a in (k, v))
-        return (k, v, out, higher, below), None
+        return (k, v, merge(found, part)), None
 
-    start = (
-        k,
-        v,
-        jnp.zeros((*q.shape[:3], v.shape[-1]), wide),
-        jnp.full(q.shape[:3], low),
-        jnp.zeros(q.shape[:3], wide),
-    )
-    (_, _, out, _, below), _ = jax.lax.scan(meet, start, jnp.arange(parts))
-    return (out / jnp.where(below == 0, 1, below)[..., None]).astype(v.dtype)
+    nothing = (jnp.zeros_like(v), jnp.full(q.shape[:3], EMPTY))
+    (_, _, (out, _)), _ = jax.lax.scan(meet, (k, v, nothing), jnp.arange(parts))
+    return out

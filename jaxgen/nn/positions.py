@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.ops.rotary import rotate
+
+__all__ = ["rope_2d", "rotate", "sin_cos_2d"]
+
 
 def sin_cos_2d(rows: int, columns: int, width: int) -> jax.Array:
     """The fixed 2-D table of DiT and MAE: float32 [rows * columns, width], row by row.
@@ -33,11 +37,3 @@ def rope_2d(rows: int, columns: int, size: int, *, base: float = 10_000.0) -> ja
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (row, column)]
     return jnp.asarray(np.concatenate(angles, axis=1), jnp.float32)
-
-
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turn the pairs (x[..., i], x[..., i + D / 2]) of x [..., N, D] by angles [N, D / 2]."""
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, first * sin + second * cos]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -47,8 +47,8 @@ class Stack(nn.Module):
         """
         block = self.make()
         if self.is_initializing():
-            keys = jax.random.split(self.make_rng("params"), self.depth)
-            fresh = jax.vmap(lambda key: block.init(key, x, *shared)["params"])(keys)
+            seeds = jax.random.split(self.make_rng("params"), self.depth)
+            fresh = jax.vmap(lambda key: block.init(key, x, *shared)["params"])(seeds)
         else:
             fresh = self.variables["params"]
         params = {k: self.param(k, lambda _, tree=tree: tree) for k, tree in fresh.items()}

@@ -18,8 +18,7 @@ from jaxgen.errors import invalid
 from jaxgen.nn.layers import compute_dtype, normalise
 from jaxgen.nn.parallel import Dropout
 from jaxgen.nn.stack import stacked
-from jaxgen.ops import attention
-from jaxgen.ops.masks import Causal, Place, dense
+from jaxgen.ops import Causal, Mask, attention
 
 PyTree = Any
 
@@ -52,7 +51,7 @@ class Layer(nn.Module):
         n = self.places
         q, k, v = self._heads(x, n)
         examples = x.shape[0] // n
-        x = x + self.drop(self._attend(q, k, v, dense(Causal(), n, n, Place())), examples)
+        x = x + self.drop(self._attend(q, k, v, Causal()), examples)
         return x + self.drop(self._mlp(x), examples)
 
     def step(self, x: jax.Array, cache: PyTree, place: jax.Array) -> tuple[jax.Array, PyTree]:
@@ -74,7 +73,9 @@ class Layer(nn.Module):
             2, 0, 3, 1, 4
         )
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | jax.Array
+    ) -> jax.Array:
         h = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         return self.proj(h.transpose(0, 2, 1, 3).reshape(-1, self.width))
 

@@ -25,6 +25,10 @@ class Mask(abc.ABC):
     def last(self, rows: jax.Array) -> jax.Array:
         """The last column that each row sees: int32 of the shape of `rows`, nondecreasing."""
 
+    @abc.abstractmethod
+    def first(self, columns: jax.Array) -> jax.Array:
+        """The first row that sees each column: what `last` says, the other way round."""
+
     def allowed(self, rows: Index, columns: Index) -> jax.Array:
         """Whether each row sees each column; the two index arrays broadcast together."""
         return jnp.asarray(columns) <= self.last(jnp.asarray(rows))
@@ -38,6 +42,10 @@ class Full(Mask):
         """As `Mask.last`."""
         return jnp.full_like(rows, jnp.iinfo(jnp.int32).max)
 
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        return jnp.zeros_like(columns)
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
@@ -46,6 +54,10 @@ class Causal(Mask):
     def last(self, rows: jax.Array) -> jax.Array:
         """As `Mask.last`."""
         return rows
+
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        return columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Prefix(Mask):
         """As `Mask.last`."""
         return jnp.maximum(rows, self.length - 1)
 
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        return jnp.where(columns < self.length, 0, columns)
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockCausal(Mask):
@@ -77,7 +93,12 @@ class BlockCausal(Mask):
 
     def last(self, rows: jax.Array) -> jax.Array:
         """As `Mask.last`."""
-        return (rows // self.size + 1) * self.size - 1
+        return self.first(rows) + (self.size - 1)
+
+    def first(self, columns: jax.Array) -> jax.Array:
+        """As `Mask.first`."""
+        # Not //: in a TPU kernel it asks what chip this process has.
+        return columns - jax.lax.rem(columns, jax.lax.full_like(columns, self.size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +116,12 @@ class Place:
     @property
     def trivial(self) -> bool:
         """Whether queries and keys begin at 0 and all keys count."""
-        numbers = isinstance(self.row, int) and isinstance(self.column, int)
-        return numbers and self.row == self.column == 0 and self.keys is None
+        begin = [isinstance(each, int) and each == 0 for each in (self.row, self.column)]
+        return all(begin) and self.keys is None
 
     def array(self, columns: int) -> jax.Array:
         """Int32 [3]: row, column and how many of the given keys count."""
-        keys = columns if self.keys is None else self.keys
+        keys = columns if self.keys is None else jnp.minimum(self.keys, columns)
         return jnp.stack([jnp.asarray(each, jnp.int32) for each in (self.row, self.column, keys)])
 
 

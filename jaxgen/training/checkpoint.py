@@ -4,6 +4,9 @@ A checkpoint is `checkpoints/<step>/` with the train state and metadata. When on
 sha256 of every file in it is written beside it (`checkpoints/digests/<step>.json`): orbax notices a
 truncated file but not a flipped bit. Restoring takes the newest checkpoint that is whole, says
 loudly which ones were not, and is an error where checkpoints exist and none is whole.
+
+Of many processes each writes and reads its part; the first checks and writes the digests, and all
+take the checkpoint that it could read and they could.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxgen.errors import UsageError
+from jaxgen.training import hosts
+from jaxgen.training.watch import deadline
 
 PyTree = Any
 
@@ -48,9 +53,11 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 0,
         keep_every: int | None = None,
+        limits: hosts.HostOptions | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Open (and create) `workdir/checkpoints`; `say` gets warnings."""
+        """Open (and create) `workdir/checkpoints`; `say` gets warnings. limits: time limits."""
+        self.limits = limits or hosts.HostOptions()
         self.folder = Path(workdir).absolute() / "checkpoints"
         self.say = say
         keep: list[Any] = [policies.LatestN(keep_last)]
@@ -68,6 +75,7 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 best_fn=(lambda m: -m["loss"]) if keep_best else None,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(timeout_secs=int(self.limits.save_seconds) + 60),
             ),
         )
 
@@ -95,20 +103,22 @@ class Checkpoints:
         """Start saving `state` (a pytree of jax.Arrays) and JSON-able `meta` as number `step`.
 
         wait: return only when it is on disk. Raises CheckpointError where it, or the save before
-        it, could not be written (no space left, no permission); what exists stays as it is.
+        it, could not be written (no space left, no permission); what exists stays as it is. A save
+        that takes longer than `limits.save_seconds` ends the process.
         """
         self.wait()
         if step in self.steps():
             return
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    meta=ocp.args.JsonSave({**meta, "leaves": _signature(state)}),
-                ),
-                metrics={"loss": float(meta.get("loss", float("inf")))},
-            )
+            with self._limit(f"saving checkpoint {step}"):
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state),
+                        meta=ocp.args.JsonSave({**meta, "leaves": _signature(state)}),
+                    ),
+                    metrics={"loss": float(meta.get("loss", float("inf")))},
+                )
         except Exception as error:  # orbax raises many types for one full disk
             raise self._unwritten(step, error) from error
         self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
@@ -120,11 +130,15 @@ class Checkpoints:
         """Return when no save is under way; raise CheckpointError if the last one failed."""
         if self._sealing is None:
             return
-        self._sealing.join()
+        with self._limit("writing a checkpoint"):
+            self._sealing.join()
         self._sealing = None
         if self._failure is not None:
             (step, error), self._failure = self._failure, None
             raise self._unwritten(step, error) from error
+
+    def _limit(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return deadline(self.limits.save_seconds, what, "config.hosts.save_seconds")
 
     def _unwritten(self, step: int, error: BaseException) -> CheckpointError:
         have = sorted(int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit())
@@ -137,6 +151,8 @@ class Checkpoints:
         """Wait for orbax to make the checkpoint final, then write its digests."""
         try:
             self._manager.wait_until_finished()
+            if not hosts.first():
+                return
             digests = self.folder / "digests"
             write_atomic(digests / f"{step}.json", json.dumps(digest(self.folder / str(step))))
             for old in digests.glob("*.json"):
@@ -156,30 +172,17 @@ class Checkpoints:
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
         )
-        steps = self.steps()
-        troubles = []
+        steps = hosts.tell([int(step) for step in self.steps()])
+        troubles: list[str] = []
         for step in reversed(steps):
-            try:
-                self._verify(step)
-                self._match(step, target)
-                loaded = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-                    ),
-                )
-            # orbax reports damage by many types: ValueError, KeyError, OSError, JSONDecodeError.
-            except Exception as error:
-                troubles.append(f"checkpoint {step}: {_first_line(error)}")
+            loaded, trouble = self._try(step, target)
+            if trouble is not None:
+                troubles.append(f"checkpoint {step}: {trouble}")
                 self.say(f"WARNING: {self.folder}: {troubles[-1]}; trying the one before.")
                 continue
             if troubles:
                 # What is newer and broken would block the saves to come: set aside, not deleted.
-                aside = self.folder.parent / "broken_checkpoints"
-                aside.mkdir(exist_ok=True)
-                for broken in (s for s in steps if s > step):
-                    shutil.move(self.folder / str(broken), aside / f"{broken}_{time.time_ns()}")
-                self._manager.reload()
+                self._set_aside([s for s in steps if s > step])
                 self.say(f"WARNING: going on from checkpoint {step}, the last whole one.")
             return step, loaded["state"], loaded["meta"]
         # Numbered folders are committed saves; one killed half-way has another name and is nothing.
@@ -190,6 +193,42 @@ class Checkpoints:
                 + ". Restore the files or choose another --workdir."
             )
         return None
+
+    def _try(self, step: int, target: PyTree) -> tuple[Any, str | None]:
+        """(what checkpoint `step` holds, None), or (None, what is wrong with it, for anyone)."""
+        seconds, what = self.limits.barrier_seconds, f"reading checkpoint {step}"
+        loaded = trouble = None
+        # orbax reports damage by many types: ValueError, KeyError, OSError, JSONDecodeError.
+        try:
+            if hosts.first():
+                self._verify(step)
+        except Exception as error:
+            trouble = _first_line(error)
+        trouble = hosts.tell(trouble)
+        if trouble is not None:
+            return None, trouble
+        try:
+            with self._limit(what):
+                self._match(step, target)
+                loaded = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                    ),
+                )
+        except Exception as error:
+            trouble = _first_line(error)
+        return loaded, next(filter(None, hosts.gather(trouble, what, seconds)), None)
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move broken checkpoints out of the way of the saves to come."""
+        aside = self.folder.parent / "broken_checkpoints"
+        if hosts.first():
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                shutil.move(self.folder / str(step), aside / f"{step}_{time.time_ns()}")
+        hosts.tell("moved")
+        self._manager.reload()
 
     def _verify(self, step: int) -> None:
         sidecar = self.folder / "digests" / f"{step}.json"
@@ -238,7 +277,12 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all: temporary file in the same folder, flush, rename."""
+    """Write a file whole or not at all: temporary file in the same folder, flush, rename.
+
+    Of many processes the first writes; the others have the same data.
+    """
+    if not hosts.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -7,9 +7,13 @@ import threading
 import types
 from types import FrameType
 
+from jaxgen.training.watch import current
+
 
 class Interrupted(Exception):
     """The run was asked to stop and its state is saved; `code` is the exit code (128 + signal)."""
+
+    agreed = True  # all processes stop at one point (`watch.watched`)
 
     def __init__(self, number: int, message: str = "") -> None:
         """`number` is the signal's."""
@@ -22,7 +26,7 @@ class Interrupts:
 
     A compilation cannot be cut short from Python: the flag is seen when it is over. A second
     Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where signals cannot be
-    caught, it does nothing.
+    caught, it does nothing. A signal to one of many processes stops all of them, at one step.
     """
 
     def __init__(self) -> None:
@@ -51,8 +55,22 @@ class Interrupts:
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        watch = current()
+        if watch is not None:
+            watch.asked = number
+
+    def reached(self) -> bool:
+        """Whether to stop at this point. Every process must ask equally often."""
+        watch = current()
+        if watch is None:
+            return self.number is not None
+        watch.asked = watch.asked or self.number  # of before the processes joined
+        agreed = watch.point()
+        self.number = agreed or self.number
+        return agreed is not None
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal came."""
-        if self.number is not None:
+        """Raise `Interrupted` if the run is to stop here; a point of `reached`."""
+        if self.reached():
+            assert self.number is not None
             raise Interrupted(self.number)

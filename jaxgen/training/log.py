@@ -17,35 +17,39 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tensorboardX import SummaryWriter
 
 from jaxgen.errors import invalid
+from jaxgen.training import hosts
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal, on stderr."""
-    console.print(message, markup=False)
+    """A line for the person at the terminal, on stderr; of other processes, warnings alone."""
+    if hosts.first() or message.startswith("WARNING"):
+        console.print(hosts.prefix() + message, markup=False)
 
 
 class Log:
     """Scalars of a run, appended to `metrics.jsonl` and sent to TensorBoard and W&B.
 
-    Opening it at `step` drops later lines: they are of work that was lost and is done again.
+    Opening it at `step` drops later lines: they are of work that was lost and is done again. Of
+    many processes the first writes; the others' does nothing.
     """
 
     def __init__(
         self, workdir: Path, *, step: int, tensorboard: bool, wandb: str | None, config: Any
     ) -> None:
         """wandb: a project name, or None. Raises UsageError where W&B is asked for but missing."""
+        self._file: Any = None
+        self._board: Any = None
+        self._wandb: Any = None
+        if not hosts.first():
+            return
         self.path = workdir / "metrics.jsonl"
         kept = [r for r in read_jsonl(self.path) if r["step"] <= step]
         self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
         self._file = self.path.open("a", buffering=1)
-        self._board = (
-            SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-            if tensorboard
-            else None
-        )
-        self._wandb: Any = None
+        if tensorboard:
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         if wandb is not None:
             try:
                 import wandb as client
@@ -57,11 +61,13 @@ class Log:
                 project=wandb, dir=str(workdir), config=dict(config), resume="allow"
             )
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line of numbers at `step`."""
+    def scalars(self, step: int, values: Mapping[str, float], **words: str) -> None:
+        """Write one line of numbers at `step`; `words` go to `metrics.jsonl` alone."""
+        if self._file is None:
+            return
         # JSON has no NaN: what is not finite is written as text.
         clean = {k: (float(v) if math.isfinite(v) else str(float(v))) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.write(json.dumps({"step": step, **clean, **words}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -75,7 +81,8 @@ class Log:
 
     def close(self) -> None:
         """Flush and close everything."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -99,8 +106,12 @@ Advance = Callable[..., None]
 def progress(title: str, total: int, done: int = 0, period: float = 10.0) -> Iterator[Advance]:
     """Progress as a bar on a terminal, as a line every `period` seconds elsewhere.
 
-    Yields advance(done, text): how far we are, out of `total`, and what to show beside it.
+    Yields advance(done, text): how far we are, out of `total`, and what to show beside it. Of many
+    processes the first shows it.
     """
+    if not hosts.first():
+        yield lambda now, text="": None
+        return
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),

@@ -20,15 +20,16 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxgen import __version__
-from jaxgen.data import batches, normalise, to_device
+from jaxgen.data import batches, local_rows, normalise, to_device, to_global
 from jaxgen.errors import Failure, invalid
 from jaxgen.mesh import BATCH, Layout, using
 from jaxgen.method import Method, TrainState
 from jaxgen.training.checkpoint import Checkpoints, write_atomic
 from jaxgen.training.ema import power_name
-from jaxgen.training.interrupt import Interrupts
+from jaxgen.training.interrupt import Interrupted, Interrupts
 from jaxgen.training.log import Log, progress, say
 from jaxgen.training.sharding import batch_sharding, replicated, state_sharding
+from jaxgen.training.watch import current
 from jaxgen.training.weights import dump
 
 PyTree = Any
@@ -137,9 +138,9 @@ def read_tally(tally: PyTree, steps: int) -> dict[str, float]:
 class Meter:
     """What is summed on the device between two looks at it, and how long the steps took.
 
-    clean: an empty tally on the device. flops_per_image, peak: for model FLOP/s and MFU; 0 and None
-    where they are not known. Pauses (compilation, previews, saves) are not counted: `resume` starts
-    the clock after one.
+    clean: an empty tally on the device. host: seconds that the loop waited for data, since the last
+    look. flops_per_image, peak: for model FLOP/s and MFU; 0 and None where they are not known.
+    Pauses (compilation, previews, saves) are not counted: `resume` starts the clock after one.
     """
 
     log: Log
@@ -151,7 +152,7 @@ class Meter:
 
     def __post_init__(self) -> None:
         """Nothing counted yet."""
-        self.tally, self.steps, self.seconds = self.clean, 0, 0.0
+        self.tally, self.steps, self.seconds, self.host = self.clean, 0, 0.0, 0.0
         self.means: dict[str, float] = {}
         self.resume()
 
@@ -176,10 +177,28 @@ class Meter:
             means["model_tflops"] = self.flops_per_image * rate / 1e12
             if self.peak:
                 means["mfu"] = self.flops_per_image * rate / (self.peak * self.devices)
-        self.log.scalars(done, means)
-        self.tally, self.steps, self.means = self.clean, 0, means
+        means |= {"host_seconds": self.host / self.steps}
+        watch = current()
+        if watch is not None:
+            watch.pace = means["host_seconds"]
+        self.log.scalars(done, means, **slowest())
+        self.tally, self.steps, self.means, self.host = self.clean, 0, means, 0.0
         self.resume()
         return means
+
+
+def slowest() -> dict[str, str]:
+    """The process whose host takes longest a step, as far as the last reports say; {} of one.
+
+    The devices of all processes wait for each other in every step, so step times are the same
+    everywhere; what differs is how long each host keeps its devices waiting.
+    """
+    watch = current()
+    paces = {} if watch is None else watch.paces()
+    if watch is None or not paces:
+        return {}
+    index = max(paces, key=lambda i: paces[i])
+    return {"slowest_host": f"{watch.name(index)}, {paces[index]:.3g} s a step"}
 
 
 def fit(
@@ -201,7 +220,7 @@ def fit(
     """
     method, mesh, size, total = parts.method, parts.mesh, parts.data.batch_size, parts.steps
     seed = parts.config.get("seed", 0)
-    root = jax.device_put(jax.random.key(seed), replicated(mesh))
+    root = to_global(jax.random.key(seed), replicated(mesh))
     begin = time.monotonic()
     abstract = jax.eval_shape(method.init, jax.random.key(0))
     shardings = state_sharding(mesh, abstract)
@@ -212,6 +231,7 @@ def fit(
                 keep_last=parts.checkpoint.keep_last,
                 keep_best=parts.checkpoint.keep_best,
                 keep_every=parts.every(parts.checkpoint.keep_every) or None,
+                limits=parts.hosts,
                 say=say,
             )
         )
@@ -223,7 +243,7 @@ def fit(
             first = 0
             state = jax.jit(method.init, out_shardings=shardings)(jax.random.fold_in(root, LARGEST))
             if initial is not None:
-                state = jax.device_put(initial(state), shardings)
+                state = jax.tree.map(to_global, initial(state), shardings)
         log = Log(
             workdir,
             step=first,
@@ -236,7 +256,9 @@ def fit(
             return state, {"images_per_second": 0.0}
         stream = open_stream(parts, seed, first)
         batch = next(stream)
-        clean = jax.device_put(empty_tally(method, abstract, batch), replicated(mesh))
+        clean = jax.tree.map(
+            lambda a: to_global(a, replicated(mesh)), empty_tally(method, abstract, batch)
+        )
         step = jitted_step(method, parts.layout, shardings)
         clock = time.monotonic()
         compiled = step.lower(state, clean, batch, root).compile()
@@ -252,13 +274,19 @@ def fit(
             )
         )
         advance = stack.enter_context(progress("train", total, first))
+        watch = current()
         for done in range(first + 1, total + 1):
             with jax.transfer_guard("disallow"):
                 state, meter.tally = compiled(state, meter.tally, batch, root)
             meter.steps += 1
-            last = done == total or interrupts.number is not None
+            if watch is not None:
+                watch.step, watch.doing = done, "training"
+            stop = interrupts.reached()
+            last = done == total or stop
             if not last:
+                clock = time.monotonic()
                 batch = next(stream)
+                meter.host += time.monotonic() - clock
 
             def due(period: int, done: int = done) -> bool:
                 return period > 0 and done % period == 0
@@ -266,7 +294,8 @@ def fit(
             if due(log_every) or last:
                 means = meter.flush(done)
                 rate = means["images_per_second"]
-                advance(done, f"loss {means['loss']:.4f}  {rate:.0f} img/s")
+                late = "".join(f"  slowest: {text}" for text in slowest().values())
+                advance(done, f"loss {means['loss']:.4f}  {rate:.0f} img/s{late}")
             if due(save_every) or last:
                 means = meter.flush(done)  # what is not finite is never saved
                 checkpoints.save(done, state, about(done, size, means), wait=last)
@@ -277,7 +306,9 @@ def fit(
                 meter.flush(done)
                 log.image(done, "samples", preview(state, done))
                 meter.resume()
-            interrupts.check()
+            if stop:
+                assert interrupts.number is not None
+                raise Interrupted(interrupts.number)
         timings |= {
             "train": meter.seconds,
             "images_per_second": (total - first) * size / max(meter.seconds, 1e-9),
@@ -286,21 +317,22 @@ def fit(
 
 
 def open_stream(parts: Any, seed: int, first: int) -> Iterator[dict[str, jax.Array]]:
-    """Batches on the devices, from step `first` on, each process reading its own part."""
+    """Batches on the devices, from step `first` on, each process reading its own rows."""
+    sharding, size = batch_sharding(parts.mesh), parts.data.batch_size
     return to_device(
         batches(
             parts.source,
-            batch_size=parts.data.batch_size,
+            batch_size=size,
             seed=seed,
             start_step=first,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=None if sharding.is_fully_addressable else local_rows(sharding, size),
             flip=parts.data.flip,
             workers=parts.data.workers,
             prefetch=parts.data.prefetch,
         ),
-        batch_sharding(parts.mesh),
+        sharding,
         prefetch=parts.data.prefetch,
+        batch_size=size,
     )
 
 

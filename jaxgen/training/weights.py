@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from jaxgen.data import to_host
 from jaxgen.errors import UsageError
 
 PyTree = Any
@@ -18,7 +18,7 @@ PyTree = Any
 
 def dump(params: PyTree, metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file of nested dicts of arrays, as bytes; names are joined by dots."""
-    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep=".")
+    flat = flax.traverse_util.flatten_dict(to_host(params), sep=".")
     return save({k: np.ascontiguousarray(v) for k, v in flat.items()}, metadata)
 
 

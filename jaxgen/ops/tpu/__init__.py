@@ -1,0 +1,1 @@
+"""Pallas kernels for TPU: `fused`, `single`, `flash`, on the arithmetic of `head`."""
