@@ -14,6 +14,7 @@ from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.closed_form import closed_form
 from jaxgen.families.diffusion.coupling import assignment, optimal
 from jaxgen.families.diffusion.path import linear
+from jaxgen.families.diffusion.sampler import prior
 from jaxgen.method import Spec
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
@@ -46,10 +47,13 @@ def test_optimal_on_a_line_is_sorted():
     assert (np.diff(np.asarray(eps)[order, 0]) > 0).all()
 
 
-@pytest.mark.parametrize("options", [{"coupling": "optimal"}, {"contrast": 0.05}])
+@pytest.mark.parametrize(
+    "options", [{"coupling": "optimal"}, {"contrast": 0.05}, {"extra_dims": 4.0}]
+)
 def test_the_options_train_and_change_the_update(options):
     plain, other = method(), method(**options)
-    assert plain.separable and not other.separable
+    assert plain.separable and other.separable == ("extra_dims" in options)
+    assert (other.log_prob is None) == ("extra_dims" in options)
     batch = {
         "image": jax.random.normal(jax.random.key(0), (8, 2)),
         "label": jnp.zeros(8, jnp.int32),
@@ -65,7 +69,12 @@ def test_the_options_train_and_change_the_update(options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"coupling": "otpimal"}, {"contrast": 1.0}, {"contrast": 0.1, "learned_uncertainty": True}],
+    [
+        {"coupling": "otpimal"},
+        {"extra_dims": 0.0},
+        {"contrast": 1.0},
+        {"contrast": 0.1, "learned_uncertainty": True},
+    ],
 )
 def test_bad_options_of_the_method_are_named(options):
     with pytest.raises(UsageError, match="method\\."):
@@ -90,3 +99,13 @@ def test_bad_options_of_the_closed_form_are_named(options):
 def method(**options):
     model = MLP(num_classes=1, out_channels=2, width=8, depth=1, scan=False)
     return denoising(Spec((2,), 1), model, optax.sgd(0.1), Averages((100,)), **options)
+
+
+def test_a_sampler_starts_from_the_kernel_of_its_extra_dimensions():
+    """A network that starts at zero velocity leaves the prior as it is."""
+    m = method(extra_dims=3.0)
+    params = jax.jit(m.init)(jax.random.key(0)).params
+    keys, labels = jax.random.split(jax.random.key(1), 16), jnp.zeros(16, jnp.int32)
+    out = m.sampler(steps=1, solver="euler").fn(params, keys, labels)
+    np.testing.assert_allclose(out, prior(linear(), keys, (2,), 3.0), rtol=1e-5)
+    assert np.abs(np.asarray(out - prior(linear(), keys, (2,)))).max() > 0.1

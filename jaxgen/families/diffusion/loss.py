@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.coupling import optimal
 from jaxgen.families.diffusion.denoiser import Network
+from jaxgen.families.diffusion.pfgmpp import kernel_noise
 from jaxgen.families.diffusion.prediction import target, to_prediction, x0_gain
 from jaxgen.families.diffusion.solvers.ancestral import log_variance, posterior
 from jaxgen.families.diffusion.times import Times
@@ -54,6 +55,7 @@ def denoising_loss(
     uncertainty: Callable[[PyTree, jax.Array], jax.Array] | None = None,
     coupling: str = "independent",
     contrast: float = 0.0,
+    extra_dims: float | None = None,
 ) -> LossFn:
     """loss(params, batch, key, extra), a mean over the batch and over dimensions.
 
@@ -67,6 +69,7 @@ def denoising_loss(
     contrast = c in [0, 1): minus c times the squared distance to the next example's target at this
     example's t (Contrastive Flow Matching, Stoica et al. 2025). With targets u of mean m the
     best output is (E[u | x_t] - c m) / (1 - c). Both see the whole batch, each microbatch its own.
+    extra_dims: PFGM++'s D; the noise is then `pfgmpp.kernel_noise` in the place of a Gaussian.
     Metrics: `mse`, the unweighted error of the network's own output.
     """
     path, kind, sigma_data = network.path, network.kind, network.sigma_data
@@ -80,7 +83,10 @@ def denoising_loss(
         t, importance = times.draw(
             for_time, jax.random.fold_in(key, TIMES), batch["index"], path, extra["times"]
         )
-        eps = normal(for_noise, x0.shape[1:])
+        if extra_dims is None:
+            eps = normal(for_noise, x0.shape[1:])
+        else:
+            eps = kernel_noise(for_noise, x0.shape[1:], extra_dims)
         if coupling == "optimal":
             eps = optimal(x0, eps)
         x = path.mix(x0, eps, t)

@@ -62,6 +62,7 @@ def denoising(
     sigma_data: float = 0.5,
     coupling: str = "independent",
     contrast: float = 0.0,
+    extra_dims: float | None = None,
     accumulate: int = 1,
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
@@ -75,6 +76,8 @@ def denoising(
     sigma_data: the data's standard deviation, for prediction="edm". coupling: one of
     `coupling.KINDS`, which noise goes with which example of a batch. contrast: the weight of
     Contrastive Flow Matching's repulsion from another example's target (0.05 in the paper).
+    extra_dims: PFGM++'s D, noise of heavier tails (None: Gaussian, D = inf); sample with a
+    deterministic solver. There is then no likelihood and no `label_error`.
 
     Parameters are {"net": ..., "uncertainty": ...?}. Sampling with autoguidance takes
     {"net": ..., "weak": ...}: the same network's worse parameters (an earlier or longer average).
@@ -94,6 +97,9 @@ def denoising(
         raise invalid("method.contrast", contrast, "0 <= contrast < 1")
     if contrast and learned_uncertainty:
         raise invalid("method.contrast", contrast, "0 with learned_uncertainty")
+    if extra_dims is not None and (extra_dims <= 0 or learned_variance):
+        allowed = "extra_dims > 0, without learned_variance"
+        raise invalid("method.extra_dims", extra_dims, allowed)
     times = part(times, ROOMS["times"], "method.times")
     weighting = part(weighting, ROOMS["weighting"], "method.weighting")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
@@ -112,6 +118,7 @@ def denoising(
         uncertainty=uncertainty if learned_uncertainty else None,
         coupling=coupling,
         contrast=contrast,
+        extra_dims=extra_dims,
     )
     projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
 
@@ -163,6 +170,7 @@ def denoising(
             guidance=guidance,
             clip=clip,
             preview=preview,
+            extra_dims=extra_dims,
         )
 
     def cond(params: PyTree, labels: jax.Array) -> Any:
@@ -199,6 +207,7 @@ def denoising(
         "by_label": by_label,
     }
 
+    gaussian = extra_dims is None
     return Method(
         spec=spec,
         init=init,
@@ -210,9 +219,11 @@ def denoising(
             project=project,
         ),
         sampler=sampler,
-        log_prob=lambda **options: log_prob(network, tuple(spec.shape), **options),
-        likelihood=Likelihood(exact=True, mass=False),
-        label_error=label_error(network),
+        log_prob=(lambda **options: log_prob(network, tuple(spec.shape), **options))
+        if gaussian
+        else None,
+        likelihood=Likelihood(exact=True, mass=False) if gaussian else None,
+        label_error=label_error(network) if gaussian else None,
         train_flops=lambda: 6 * multiply_adds(model, tuple(spec.shape)),
         separable=not (
             jax.tree.leaves(jax.eval_shape(times.init)) or contrast or coupling != "independent"
