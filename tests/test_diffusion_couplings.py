@@ -13,10 +13,12 @@ from jaxgen.errors import UsageError
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.closed_form import closed_form
 from jaxgen.families.diffusion.coupling import assignment, optimal
+from jaxgen.families.diffusion.kinetic import kinetic_optimal
 from jaxgen.families.diffusion.path import linear
 from jaxgen.families.diffusion.sampler import prior
 from jaxgen.method import Spec
 from jaxgen.nn.mlp import MLP
+from jaxgen.testing import check_path
 from jaxgen.training.ema import Averages
 
 
@@ -109,3 +111,11 @@ def test_a_sampler_starts_from_the_kernel_of_its_extra_dimensions():
     out = m.sampler(steps=1, solver="euler").fn(params, keys, labels)
     np.testing.assert_allclose(out, prior(linear(), keys, (2,), 3.0), rtol=1e-5)
     assert np.abs(np.asarray(out - prior(linear(), keys, (2,)))).max() > 0.1
+
+
+def test_a_kinetic_optimal_path_keeps_the_laws_of_paths():
+    """Between the linear path (l = 1) and the circle (l = s^2 / (1 + s^2))."""
+    path = kinetic_optimal(lambda s: s / (1 + s) * 0.5 + 0.5 * s**2 / (1 + s**2))
+    check_path(path)
+    with pytest.raises(UsageError, match="path.count"):
+        kinetic_optimal(jnp.ones_like, count=2)
