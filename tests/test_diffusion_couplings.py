@@ -13,8 +13,8 @@ from jaxgen.errors import UsageError
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.closed_form import closed_form
 from jaxgen.families.diffusion.coupling import assignment, optimal
-from jaxgen.families.diffusion.kinetic import kinetic_optimal
-from jaxgen.families.diffusion.path import linear
+from jaxgen.families.diffusion.kinetic import energy, kinetic_optimal
+from jaxgen.families.diffusion.path import linear, trig
 from jaxgen.families.diffusion.sampler import prior
 from jaxgen.method import Spec
 from jaxgen.nn.mlp import MLP
@@ -115,7 +115,16 @@ def test_a_sampler_starts_from_the_kernel_of_its_extra_dimensions():
 
 def test_a_kinetic_optimal_path_keeps_the_laws_of_paths():
     """Between the linear path (l = 1) and the circle (l = s^2 / (1 + s^2))."""
-    path = kinetic_optimal(lambda s: s / (1 + s) * 0.5 + 0.5 * s**2 / (1 + s**2))
+
+    def half_way(s):
+        return 0.5 + 0.5 * s**2 / (1 + s**2)
+
+    path = kinetic_optimal(half_way)
     check_path(path)
+    # Here g = 1/2 everywhere, so the straight line spans an angle of pi / 2 sqrt(1/2).
+    least = 2 - 2 * np.cos(np.pi / 2 * 0.5**0.5)
+    np.testing.assert_allclose(energy(path, half_way), least, rtol=2e-3)
+    for other in (linear(), trig()):
+        assert energy(other, half_way) > 1.01 * least
     with pytest.raises(UsageError, match="path.count"):
         kinetic_optimal(jnp.ones_like, count=2)
