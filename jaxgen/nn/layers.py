@@ -75,7 +75,10 @@ def fourier(values: jax.Array, dim: int, *, scale: float = 16.0) -> jax.Array:
 
 
 class NoiseEmbedding(nn.Module):
-    """A noise level [B] -> [B, width]: sinusoidal features of time_scale * noise, then an MLP."""
+    """A noise level [B] -> [B, width]: sinusoidal features of time_scale * noise, then an MLP.
+
+    Or several numbers [B, n] (two times, for maps from one to the other), features side by side.
+    """
 
     width: int
     time_scale: float = 1000.0
@@ -84,9 +87,10 @@ class NoiseEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, noise: jax.Array) -> jax.Array:
-        """Return the embedding [B, width] of the noise levels [B]."""
+        """Return the embedding [B, width] of the noise levels [B] or [B, n]."""
         init = nn.initializers.normal(0.02)
-        h = sinusoidal(self.time_scale * noise.astype(jnp.float32), self.frequencies)
+        numbers = self.time_scale * noise.astype(jnp.float32)
+        h = sinusoidal(numbers.reshape(-1), self.frequencies).reshape(noise.shape[0], -1)
         h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(h)
         return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
 

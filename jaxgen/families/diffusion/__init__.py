@@ -1,5 +1,6 @@
 """Diffusion and flow matching: paths, predictions, losses, solvers, guidance, likelihood."""
 
+from jaxgen.families.diffusion.jumps import mean_flow, shortcut
 from jaxgen.families.diffusion.method import denoising
 
-__all__ = ["denoising"]
+__all__ = ["denoising", "mean_flow", "shortcut"]

@@ -173,10 +173,29 @@ def gaussian_bridge(
     gamma^2, so b = m' + v' (x - m) / (2 v) and s = -(x - m) / v (their appendix A). data, base:
     (mean, deviation).
     """
+    return coupled_gaussian_bridge(interpolant, data, base, 0.0)
+
+
+def coupled_gaussian_bridge(
+    interpolant: Interpolant,
+    data: tuple[float, float],
+    base: tuple[float, float],
+    correlation: float,
+) -> tuple[Field, Field]:
+    """`gaussian_bridge` where data and base are drawn together (Albergo et al. 2023b).
+
+    The base may be a spoilt copy of the data, coarser or masked: only the joint law changes. For a
+    joint normal law with correlation c, v gains 2 alpha beta c s0 s1; b and s follow as there.
+
+    Raises UsageError unless -1 <= correlation <= 1.
+    """
+    if not -1 <= correlation <= 1:
+        raise invalid("interpolant.correlation", correlation, "-1 to 1")
 
     def moments(t: jax.Array) -> tuple[jax.Array, jax.Array]:
         alpha, beta, gamma = interpolant.alpha(t), interpolant.beta(t), interpolant.gamma(t)
-        variance = (alpha * data[1]) ** 2 + (beta * base[1]) ** 2 + gamma**2
+        together = 2 * correlation * alpha * data[1] * beta * base[1]
+        variance = (alpha * data[1]) ** 2 + (beta * base[1]) ** 2 + together + gamma**2
         return alpha * data[0] + beta * base[0], variance
 
     def velocity(x: jax.Array, t: jax.Array) -> jax.Array:

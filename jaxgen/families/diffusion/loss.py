@@ -12,7 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxgen.errors import invalid
+from jaxgen.families.diffusion.coupling import optimal
 from jaxgen.families.diffusion.denoiser import Network
+from jaxgen.families.diffusion.pfgmpp import kernel_noise
 from jaxgen.families.diffusion.prediction import target, to_prediction, x0_gain
 from jaxgen.families.diffusion.solvers.ancestral import log_variance, posterior
 from jaxgen.families.diffusion.times import Times
@@ -50,6 +53,9 @@ def denoising_loss(
     num_classes: int,
     label_dropout: float = 0.0,
     uncertainty: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+    coupling: str = "independent",
+    contrast: float = 0.0,
+    extra_dims: float | None = None,
 ) -> LossFn:
     """loss(params, batch, key, extra), a mean over the batch and over dimensions.
 
@@ -57,6 +63,13 @@ def denoising_loss(
     "no label" (Ho & Salimans 2022). uncertainty(params["uncertainty"], t) -> ln variance u of the
     loss at each noise level; the loss is then l / e^u + u (Karras et al. 2024, eq. 21). With a
     learned variance the variational bound of `variance_bound` is added. extra: {"times": state}.
+
+    coupling: "optimal" gives the batch's noises to its examples at the least squared distance
+    (minibatch optimal transport, `coupling.optimal`). The pairing does not see the labels.
+    contrast = c in [0, 1): minus c times the squared distance to the next example's target at this
+    example's t (Contrastive Flow Matching, Stoica et al. 2025). With targets u of mean m the
+    best output is (E[u | x_t] - c m) / (1 - c). Both see the whole batch, each microbatch its own.
+    extra_dims: PFGM++'s D; the noise is then `pfgmpp.kernel_noise` in the place of a Gaussian.
     Metrics: `mse`, the unweighted error of the network's own output.
     """
     path, kind, sigma_data = network.path, network.kind, network.sigma_data
@@ -70,14 +83,26 @@ def denoising_loss(
         t, importance = times.draw(
             for_time, jax.random.fold_in(key, TIMES), batch["index"], path, extra["times"]
         )
-        eps = normal(for_noise, x0.shape[1:])
+        if extra_dims is None:
+            eps = normal(for_noise, x0.shape[1:])
+        else:
+            eps = kernel_noise(for_noise, x0.shape[1:], extra_dims)
+        if coupling == "optimal":
+            eps = optimal(x0, eps)
         x = path.mix(x0, eps, t)
         labels = drop_labels(for_label, batch["label"], label_dropout, num_classes)
         out, variance = network.output(params["net"], x, t, labels, dropout)
 
         wanted = target(kind, x0, eps, t, path, sigma_data=sigma_data)
         error = example_mean((out - wanted) ** 2)
-        weighted = error * weighting(path, t, x0_gain(kind, t, path, sigma_data=sigma_data))
+        objective = error
+        if contrast:
+            if x0.shape[0] < 2:
+                raise invalid("train.batch", x0.shape[0], ">= 2 per microbatch with contrast")
+            x0_other, eps_other = (jnp.roll(a, 1, axis=0) for a in (x0, eps))
+            other = target(kind, x0_other, eps_other, t, path, sigma_data=sigma_data)
+            objective = error - contrast * example_mean((out - other) ** 2)
+        weighted = objective * weighting(path, t, x0_gain(kind, t, path, sigma_data=sigma_data))
         state = times.update(extra["times"], t, jax.lax.stop_gradient(weighted))
         metrics = {"mse": error.mean()}
         if uncertainty is not None:

@@ -12,6 +12,7 @@ import optax
 
 from jaxgen.config import ROOMS, part
 from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.families.diffusion.coupling import KINDS as COUPLINGS
 from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.label_error import label_error
 from jaxgen.families.diffusion.likelihood import log_prob
@@ -59,6 +60,9 @@ def denoising(
     learned_variance: bool = False,
     learned_uncertainty: bool = False,
     sigma_data: float = 0.5,
+    coupling: str = "independent",
+    contrast: float = 0.0,
+    extra_dims: float | None = None,
     accumulate: int = 1,
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
@@ -69,7 +73,11 @@ def denoising(
     prediction: one of `prediction.KINDS`. label_dropout: share of labels dropped in training, which
     guidance needs. learned_variance: the network also predicts the reverse variance (ADM, DiT); it
     gets twice the channels. learned_uncertainty: EDM2's u(noise), in params["uncertainty"].
-    sigma_data: the data's standard deviation, for prediction="edm".
+    sigma_data: the data's standard deviation, for prediction="edm". coupling: one of
+    `coupling.KINDS`, which noise goes with which example of a batch. contrast: the weight of
+    Contrastive Flow Matching's repulsion from another example's target (0.05 in the paper).
+    extra_dims: PFGM++'s D, noise of heavier tails (None: Gaussian, D = inf); sample with a
+    deterministic solver. There is then no likelihood and no `label_error`.
 
     Parameters are {"net": ..., "uncertainty": ...?}. Sampling with autoguidance takes
     {"net": ..., "weak": ...}: the same network's worse parameters (an earlier or longer average).
@@ -83,6 +91,15 @@ def denoising(
         raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
     if sigma_data <= 0:
         raise invalid("method.sigma_data", sigma_data, "sigma_data > 0")
+    if coupling not in COUPLINGS:
+        raise unknown("method.coupling", coupling, COUPLINGS)
+    if not 0 <= contrast < 1:
+        raise invalid("method.contrast", contrast, "0 <= contrast < 1")
+    if contrast and learned_uncertainty:
+        raise invalid("method.contrast", contrast, "0 with learned_uncertainty")
+    if extra_dims is not None and (extra_dims <= 0 or learned_variance):
+        allowed = "extra_dims > 0, without learned_variance"
+        raise invalid("method.extra_dims", extra_dims, allowed)
     times = part(times, ROOMS["times"], "method.times")
     weighting = part(weighting, ROOMS["weighting"], "method.weighting")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
@@ -99,6 +116,9 @@ def denoising(
         num_classes=spec.num_classes,
         label_dropout=label_dropout,
         uncertainty=uncertainty if learned_uncertainty else None,
+        coupling=coupling,
+        contrast=contrast,
+        extra_dims=extra_dims,
     )
     projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
 
@@ -150,6 +170,7 @@ def denoising(
             guidance=guidance,
             clip=clip,
             preview=preview,
+            extra_dims=extra_dims,
         )
 
     def cond(params: PyTree, labels: jax.Array) -> Any:
@@ -186,6 +207,7 @@ def denoising(
         "by_label": by_label,
     }
 
+    gaussian = extra_dims is None
     return Method(
         spec=spec,
         init=init,
@@ -197,11 +219,15 @@ def denoising(
             project=project,
         ),
         sampler=sampler,
-        log_prob=lambda **options: log_prob(network, tuple(spec.shape), **options),
-        likelihood=Likelihood(exact=True, mass=False),
-        label_error=label_error(network),
+        log_prob=(lambda **options: log_prob(network, tuple(spec.shape), **options))
+        if gaussian
+        else None,
+        likelihood=Likelihood(exact=True, mass=False) if gaussian else None,
+        label_error=label_error(network) if gaussian else None,
         train_flops=lambda: 6 * multiply_adds(model, tuple(spec.shape)),
-        separable=not jax.tree.leaves(jax.eval_shape(times.init)),
+        separable=not (
+            jax.tree.leaves(jax.eval_shape(times.init)) or contrast or coupling != "independent"
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.threshold import dynamic, static
 from jaxgen.families.diffusion.path import Path
+from jaxgen.families.diffusion.pfgmpp import kernel_noise
 from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import Sampler, fold, normal
 
@@ -28,9 +29,16 @@ Branch = Callable[[PyTree, Any], Any]
 GUIDANCE = "sample.guidance"
 
 
-def prior(path: Path, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x at t=1 for keys [B]: N(0, sigma(1)^2), [B, *shape] float32."""
-    return path.sigma(jnp.float32(1.0)) * normal(fold(keys, 0), shape)
+def prior(
+    path: Path, keys: jax.Array, shape: tuple[int, ...], extra_dims: float | None = None
+) -> jax.Array:
+    """x at t=1 for keys [B]: N(0, sigma(1)^2), [B, *shape] float32.
+
+    extra_dims: PFGM++'s D, for its kernel in the place of the Gaussian.
+    """
+    own = fold(keys, 0)
+    noise = normal(own, shape) if extra_dims is None else kernel_noise(own, shape, extra_dims)
+    return path.sigma(jnp.float32(1.0)) * noise
 
 
 def integrate(
@@ -108,6 +116,7 @@ def build_sampler(
     guidance: float | Sequence[Any] = 1.0,
     clip: str = "none",
     preview: int = 0,
+    extra_dims: float | None = None,
 ) -> Sampler:
     """A compiled-once `Sampler` for images of a shape; see `method.denoising` for the options.
 
@@ -136,7 +145,7 @@ def build_sampler(
 
     @jax.jit
     def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
-        x = prior(path, keys, shape)
+        x = prior(path, keys, shape, extra_dims)
         return integrate(chosen, denoiser(params, labels), x, times, keys, preview)
 
     calls = chosen.calls(denoiser(None, None), np.asarray(times))

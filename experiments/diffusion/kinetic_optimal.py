@@ -1,0 +1,51 @@
+"""Kinetic optimal paths: circles for a Gaussian, straight lines for far points, less in between."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.check import Check, below, control, mean_below, near
+from jaxgen.families.diffusion import path
+from jaxgen.families.diffusion.kinetic import energy, kinetic_optimal, separation
+from jaxgen.testing import check_path
+
+PAPER = "On Kinetic Optimal Probability Paths for Generative Models"
+ENTRY = "jaxgen.families.diffusion.kinetic.kinetic_optimal"
+SEEDS = 5
+
+
+def checks() -> list[Check]:
+    """The two known ends, then a data set whose best path is neither."""
+    found = []
+
+    def gaussian(s: jax.Array) -> jax.Array:
+        return s**2 / (1 + s**2)
+
+    best, t = kinetic_optimal(gaussian), jnp.linspace(0, 1, 101)
+    square = best.alpha(t) ** 2 + best.sigma(t) ** 2
+    found.append(below("|alpha^2 + sigma^2 - 1|, N(0, I)", jnp.abs(square - 1).max(), 1e-3))
+    found.append(below("energy, N(0, I)", energy(best, gaussian), 1e-3))
+    found.append(control(below("energy, N(0, I)", energy(path.linear(), gaussian), 1e-3)))
+    # (1 - 2t)^2 / ((1 - t)^2 + t^2) has the mean 2 - pi / 2.
+    found.append(near("energy of the linear path, N(0, I)", energy(path.linear(), gaussian),
+                      2 - np.pi / 2, 1e-3))  # fmt: skip
+
+    far = kinetic_optimal(jnp.ones_like)
+    found.append(below("|sigma - t| where l = 1", jnp.abs(far.sigma(t) - t).max(), 1e-3))
+    found.append(control(below("|sigma - t| where l = 1", jnp.abs(best.sigma(t) - t).max(), 1e-3)))
+
+    # Few points in few dimensions: less energy than both, over data sets and noises.
+    linear, trig = [], []
+    for seed in range(SEEDS):
+        own, other = jax.random.split(jax.random.key(seed))
+        apart = separation(jax.random.normal(own, (24, 3)), other)
+        middle = kinetic_optimal(apart)
+        least = energy(middle, apart)
+        linear.append(float(least / energy(path.linear(), apart)))
+        trig.append(float(least / energy(path.trig(), apart)))
+    check_path(middle)
+    found.append(mean_below("energy over the linear path's, 24 points in 3-D", linear, 0.99))
+    found.append(mean_below("energy over trig's, 24 points in 3-D", trig, 0.99))
+    return found
