@@ -265,7 +265,7 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sections", "function"), SECTIONS, ids=lambda s: str(s)[:40])
+@pytest.mark.parametrize(("sections", "function"), SECTIONS, ids=[str(s)[:40] for s, _ in SECTIONS])
 def test_a_section_is_the_function(sections, function):
     branches = {
         "cond": lambda params, labels: COND,
