@@ -38,7 +38,7 @@ class Decoding:
 def svdd(
     chain: Chain, reward: Reward, *, proposals: int, alpha: float, value: Value | None = None
 ) -> Decoding:
-    """Samples of about p(x) exp(reward(x) / alpha), by their algorithm 1.
+    """Samples of about p(x) exp(reward(x) / alpha) (Li et al. 2024).
 
     Each step draws `proposals` next states and keeps one with probability in proportion to
     exp(value / alpha). value(state, n) -> [B], the soft value alpha ln E[exp(reward / alpha)] of

@@ -46,7 +46,7 @@ Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def mean_flow_target(
     u: Jump, z: jax.Array, v: jax.Array, t: jax.Array, h: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(u, v - h du/dt) at z_t, whose velocity is v (Geng et al. 2025, eq. 10-11).
+    """(u, v - h du/dt) at z_t, whose velocity is v (Geng et al. 2025).
 
     du/dt runs along the flow with the end time t - h fixed: one forward derivative with tangents
     (v, 1, 1).
@@ -57,7 +57,7 @@ def mean_flow_target(
 
 
 def shortcut_target(u: Jump, z: jax.Array, t: jax.Array, h: jax.Array) -> jax.Array:
-    """The mean velocity over h of two jumps of h / 2 (Frans et al. 2024, eq. 4)."""
+    """The mean velocity over h of two jumps of h / 2 (Frans et al. 2024)."""
     half = h / 2
     first = u(z, t, half)
     return (first + u(z - expand(half, z) * first, t - half, half)) / 2
