@@ -17,7 +17,7 @@ from jaxgen.method import fold, normal
 
 
 def radius(keys: jax.Array, size: int, extra: float) -> jax.Array:
-    """R / sigma [B] of the kernel for N = size and D = extra (Xu et al. 2023): sqrt(D R1 / (1 - R1)).
+    """R / sigma [B] of the kernel for N = size, D = extra (Xu et al. 2023): sqrt(D R1 / (1 - R1)).
 
     R1 ~ Beta(N / 2, D / 2), by two gamma variates whose ratio is R1 / (1 - R1) without a
     cancellation; the square over N is F-distributed with (N, D) degrees of freedom.
