@@ -17,6 +17,9 @@ from tests.families import DESCENT, FAMILIES, TOKENIZERS, built
 from tests.nn_kit import quick_jit
 from tests.test_train_mesh import assert_close, assert_cut, one_device, run
 
+# With the first batch of seed 0, one device's VQGAN takes another side of a near tie than two do,
+# and than one does with weights shaken by a part in ten million.
+SEEDS = {"vqgan": 1}
 SAMPLED = [name for name in FAMILIES if name not in TOKENIZERS]
 
 
@@ -27,7 +30,7 @@ def single(name: str):
     Adam would make a whole step of the rounding error of a gradient that is zero.
     """
     parts = built(name, DESCENT)
-    state, metrics = run(parts, one_device(), quick_jit)
+    state, metrics = run(parts, one_device(), quick_jit, SEEDS.get(name, 0))
     return parts, jax.device_get(state), metrics
 
 
@@ -39,7 +42,7 @@ def single(name: str):
 def test_a_step_on_any_mesh_is_the_step_on_one_device(name, mesh, monkeypatch):
     monkeypatch.setattr(placement, "SMALLEST", 2**6)
     parts, expected, metrics = single(name)
-    state, found = run(parts, make_mesh(*mesh), quick_jit)
+    state, found = run(parts, make_mesh(*mesh), quick_jit, SEEDS.get(name, 0))
     assert_cut(state.params, make_mesh(*mesh))
     assert_close(state.params, expected.params)
     assert_close(state.ema, expected.ema)

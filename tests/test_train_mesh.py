@@ -37,13 +37,13 @@ def one_device() -> Mesh:
     return make_mesh(devices=jax.devices()[:1])
 
 
-def run(run_parts, mesh: Mesh, jit=jax.jit):
-    """State and metrics after a few steps, on the host."""
+def run(run_parts, mesh: Mesh, jit=jax.jit, seed: int = 0):
+    """State and metrics after a few steps on the batches of a seed, on the host."""
     method = run_parts.method
     abstract = jax.eval_shape(method.init, jax.random.key(0))
     shardings = state_sharding(mesh, abstract)
     state = jit(method.init, out_shardings=shardings)(jax.random.key(0))
-    stream = to_device(batches(run_parts.source, batch_size=32, seed=0), batch_sharding(mesh))
+    stream = to_device(batches(run_parts.source, batch_size=32, seed=seed), batch_sharding(mesh))
     root = jax.device_put(jax.random.key(1), replicated(mesh))
     step = jit(make_step(method, Layout(mesh)), out_shardings=(shardings, replicated(mesh)))
     tally = None
