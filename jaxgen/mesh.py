@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxgen.errors import invalid
 
@@ -57,10 +57,6 @@ class Layout:
             raise invalid("config.mesh.via", self.via, ", ".join(WAYS))
         if self.via != "jit" and self.mesh.shape["data"] != self.mesh.size:
             raise invalid("config.mesh.via", self.via, "jit, where not all devices are on `data`")
-
-    def sharding(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
-        """Axis i of an array cut along the mesh's axes[i]."""
-        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
 _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
