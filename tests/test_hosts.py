@@ -23,6 +23,7 @@ from jaxgen import api
 from jaxgen import config as configs
 from jaxgen.data import digits
 from jaxgen.errors import Lost, UsageError
+from jaxgen.mesh import Layout
 from jaxgen.setup import TOP, setup
 from jaxgen.training import hosts
 from jaxgen.training.interrupt import Interrupts
@@ -70,7 +71,8 @@ def train_here(workdir: Path, devices: int, *overrides: str, steps: int | None =
     if steps is not None:
         config.train.images = steps * 16
     parts = setup(config)
-    parts = dataclasses.replace(parts, mesh=make_mesh(devices=jax.devices()[:devices]))
+    layout = Layout(make_mesh(devices=jax.devices()[:devices]))
+    parts = dataclasses.replace(parts, layout=layout)
     workdir.mkdir(parents=True, exist_ok=True)
     config.train.images = STEPS * 16
     (workdir / "config.json").write_text(configs.to_json(config))
