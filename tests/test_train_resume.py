@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgen.errors import UsageError
+from jaxgen.training import checkpoint, weights
 from jaxgen.training.log import read_jsonl
 from jaxgen.training.weights import read
 from tests.running import (
@@ -226,3 +228,24 @@ def test_posthoc_average_from_the_command_line(uninterrupted, tmp_path):
     ):
         code, _, err = run("ema", "--workdir", str(workdir), *arguments)
         assert code == 2 and word in err, err
+
+
+def test_parameters_of_another_layout_are_refused(tmp_path, monkeypatch):
+    state = {"qkv": jax.numpy.ones((2, 6))}
+    place = jax.tree.map(lambda leaf: leaf.sharding, state)
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "LAYOUT", "1")
+        older.setattr(weights, "LAYOUT", "1")
+        (tmp_path / "old.safetensors").write_bytes(weights.dump(state))
+        with checkpoint.Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, state, {}, wait=True)
+            assert checkpoints.restore(state, place) is not None
+    with (
+        checkpoint.Checkpoints(tmp_path, say=lambda text: None) as checkpoints,
+        pytest.raises(UsageError, match="written with layout 1 .* this jaxgen reads 2"),
+    ):
+        checkpoints.restore(state, place)
+    with pytest.raises(UsageError, match=r"old\.safetensors: written with layout 1"):
+        read(tmp_path / "old.safetensors")
+    (tmp_path / "new.safetensors").write_bytes(weights.dump(state))
+    assert_same_bits(read(tmp_path / "new.safetensors")[0], state)

@@ -30,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxgen.errors import UsageError
 from jaxgen.training import hosts
 from jaxgen.training.watch import deadline
+from jaxgen.training.weights import LAYOUT, layout_trouble
 
 PyTree = Any
 
@@ -115,7 +116,9 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state),
-                        meta=ocp.args.JsonSave({**meta, "leaves": _signature(state)}),
+                        meta=ocp.args.JsonSave(
+                            {**meta, "layout": LAYOUT, "leaves": _signature(state)}
+                        ),
                     ),
                     metrics={"loss": float(meta.get("loss", float("inf")))},
                 )
@@ -243,6 +246,8 @@ class Checkpoints:
     def _match(self, step: int, target: PyTree) -> None:
         """Compare names, shapes and types as saved with the wanted ones (orbax casts silently)."""
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        if (trouble := layout_trouble(meta["meta"].get("layout"))) is not None:
+            raise CheckpointError(trouble)
         saved, wanted = meta["meta"]["leaves"], _signature(target)
         for name in sorted(set(saved) | set(wanted)):
             if saved.get(name) != wanted.get(name):

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,6 @@ def progress(title: str, total: int, done: int = 0, period: float = 10.0) -> Ite
         say(f"{title} {now}/{total} ({100 * now / max(total, 1):.0f}%)  {text}  ETA {left}")
 
     yield advance
-
-
-def tracked(title: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """Iterate with progress."""
-    with progress(title, total) as advance:
-        for i, item in enumerate(items):
-            yield item
-            advance(i + 1)
 
 
 def flush() -> None:

@@ -15,19 +15,36 @@ from jaxgen.errors import UsageError
 
 PyTree = Any
 
+LAYOUT = "2"
+"""Which layout of the networks' parameters this version writes and reads.
+
+Raised when a network takes the same arrays in another order, which no shape tells. 2: a
+transformer's query, key and value lie head by head.
+"""
+
+
+def layout_trouble(found: str | None) -> str | None:
+    """What is wrong with parameters of layout `found` (None: written before it was), or None."""
+    if (found or "1") == LAYOUT:
+        return None
+    return f"written with layout {found or '1'} of the parameters; this jaxgen reads {LAYOUT}"
+
 
 def dump(params: PyTree, metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file of nested dicts of arrays, as bytes; names are joined by dots."""
     flat = flax.traverse_util.flatten_dict(to_host(params), sep=".")
-    return save({k: np.ascontiguousarray(v) for k, v in flat.items()}, metadata)
+    arrays = {k: np.ascontiguousarray(v) for k, v in flat.items()}
+    return save(arrays, {**(metadata or {}), "layout": LAYOUT})
 
 
 def read(path: str | Path) -> tuple[PyTree, dict[str, str]]:
-    """(nested dict of arrays, metadata) of a safetensors file. Raises UsageError if unreadable."""
+    """(nested dict of arrays, metadata) of a file that `dump` made. UsageError if unreadable."""
     try:
         with safe_open(str(path), framework="numpy") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: not a whole safetensors file: {error}") from error
+    if (trouble := layout_trouble(metadata.get("layout"))) is not None:
+        raise UsageError(f"{path}: {trouble}")
     return flax.traverse_util.unflatten_dict(flat, sep="."), metadata

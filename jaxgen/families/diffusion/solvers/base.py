@@ -67,11 +67,6 @@ def predict(
     return denoiser(fold(keys, stage + 1), x, t, memory)
 
 
-def ddim_step(p: Prediction, path: Path, s: jax.Array) -> jax.Array:
-    """alpha_s x0 + sigma_s eps: exact where the estimate does not change (DDIM, eta = 0)."""
-    return p.mix(path, s)
-
-
 def half_log_snr(path: Path, t: jax.Array) -> jax.Array:
     """lambda of the DPM-Solver papers, ln(alpha / sigma)."""
     return path.log_snr(t) / 2
