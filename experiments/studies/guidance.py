@@ -1,0 +1,138 @@
+"""Fidelity against diversity of a trained diffusion model, for every guidance, over its scale.
+
+    python -m experiments.studies.guidance --workdir runs/digits --weak runs/digits_weak
+
+One table and one figure: Frechet distance, precision, recall and a classifier's accuracy of
+`--samples` images a point. All points have the same noise, so that what differs is the guidance.
+--weak: a worse model of the same network, for autoguidance; without it that row is left out.
+Guidance that asks a classifier asks another one than the scores do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.studies.trained import Row, Subject, keep, parser, subject
+from jaxgen import api
+from jaxgen.metrics.classifier import Network
+
+Sections = list[Any]
+
+
+def after(*names: str, **options: Any) -> Callable[[float], Sections]:
+    """Classifier-free guidance of a weight, and sections after it; options of the last one."""
+    last = dict(name=names[-1], **options)
+    return lambda w: [dict(name="cfg.cfg", weight=w), *names[:-1], last]
+
+
+def alone(name: str, **options: Any) -> Callable[[float], Sections]:
+    """One section of a weight."""
+    return lambda w: [dict(name=name, weight=w, **options)]
+
+
+CFG = (1.5, 2.0, 3.0, 5.0)
+# name -> (what makes its sections of a scale, scales).
+STUDIED: dict[str, tuple[Callable[[float], Sections], Sequence[float]]] = {
+    "cfg": (alone("cfg.cfg"), (0.0, 1.0, *CFG)),
+    "limited interval": (after("interval.limit", low=0.2, high=0.8), CFG),
+    "apg": (after("apg.apg", radius=2.5, momentum=-0.5), CFG),
+    "cfg_zero": (after("cfg_zero.cfg_zero"), CFG),
+    "rescale": (after("rescale.rescale"), CFG),
+    "cads": (after("cads.cads"), CFG),
+    "adaptive_guidance": (after("adaptive.adaptive_guidance"), CFG),
+    "dynamic threshold": (after("threshold.dynamic"), CFG),
+    "cfgpp": (after("cfgpp.cfgpp"), (0.2, 0.4, 0.6, 1.0)),
+    "dynamic_cfg": (lambda w: [dict(name="dynamic_cfg.dynamic_cfg", weights=(1.0, w))], CFG),
+    "gfcg": (alone("gfcg.gfcg"), (0.5, 1.0, 2.0, 4.0)),
+    "cfg 1.5 and gfcg": (
+        lambda w: [dict(name="cfg.cfg", weight=1.5), dict(name="gfcg.gfcg", weight=w)],
+        (0.5, 1.0, 2.0, 4.0),
+    ),
+    "elucd": (alone("elucd.elucd"), (0.02, 0.05, 0.1, 0.2)),
+    "universal": (alone("universal.universal"), (0.02, 0.05, 0.1, 0.2)),
+    "autoguidance": (alone("autoguidance.autoguidance"), CFG),
+}
+
+
+def branches(it: Subject) -> dict[str, Any]:
+    """What guidance may ask: the guide's logits of clean estimates, and its log p(label)."""
+    network = Network(it.classes)
+
+    def logits(x0: jax.Array, t: jax.Array) -> jax.Array:
+        outputs: Any = network.apply({"params": it.guide.params}, jnp.clip(x0, -1, 1))
+        return outputs[1]
+
+    def of_label(params: Any, labels: jax.Array) -> Any:
+        def log_prob(x0: jax.Array, t: jax.Array) -> jax.Array:
+            each = jax.nn.log_softmax(logits(x0, t))
+            return jnp.take_along_axis(each, labels[:, None], axis=1)[:, 0]
+
+        return log_prob
+
+    return {"logits": lambda params, labels: logits, "log_prob": of_label, "evaluate": of_label}
+
+
+def study(it: Subject, samples: int, weak: Any = None, names: Sequence[str] = ()) -> list[Row]:
+    """A row for each guidance and scale; `weak`: parameters, or None to leave autoguidance out."""
+    rows = []
+    params = it.model.weights(None)
+    if weak is not None:
+        params = {**params, "weak": weak["net"]}
+    for name, (make, scales) in STUDIED.items():
+        if (names and name not in names) or (name == "autoguidance" and weak is None):
+            continue
+        for scale in scales:
+            start = time.monotonic()
+            options = dict(guidance=make(scale), branches=branches(it))
+            images, calls = it.draw(samples, params=params, **options)
+            rows.append(dict(guidance=name, scale=scale, calls=calls) | it.scores(images))
+            print(rows[-1], f"{time.monotonic() - start:.1f} s", flush=True)
+    return rows
+
+
+def picture(rows: Sequence[Row], floor: Row, title: str) -> plt.Figure:
+    """Left: precision against recall; right: Frechet distance against accuracy."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
+    names = list(dict.fromkeys(row["guidance"] for row in rows))
+    colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(names), 2)))
+    panels = ((left, "recall", "precision"), (right, "accuracy", "frechet"))
+    for name, colour in zip(names, colours, strict=False):
+        own = [row for row in rows if row["guidance"] == name]
+        for axes, x, y in panels:
+            style = dict(color=colour, linewidth=2.5 if name == "cfg" else 1.2, marker="o")
+            axes.plot([r[x] for r in own], [r[y] for r in own], markersize=4, label=name, **style)
+            axes.plot(own[-1][x], own[-1][y], marker="s", markersize=8, color=colour)
+    for axes, x, y in panels:
+        axes.plot(floor[x], floor[y], "k*", markersize=14, label="training images")
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(alpha=0.3)
+    right.set_yscale("log")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(f"{title}: squares mark each guidance's largest scale")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, print the table and write the figure."""
+    asked = parser(__doc__ or "", "guidance.png")
+    asked.add_argument("--weak", help="workdir of a worse model of the same network")
+    asked.add_argument("--only", nargs="*", default=(), choices=list(STUDIED), help="these rows")
+    given = asked.parse_args(arguments)
+    it = subject(given.workdir)
+    weak = None if given.weak is None else api.load(given.weak).weights(None)
+    rows = study(it, given.samples, weak, given.only)
+    floor = it.floor(given.samples)
+    rows.append(dict(guidance="(training images)", scale="", calls="") | floor)
+    title = f"{given.workdir.rstrip('/').split('/')[-1]}, {given.samples} images a point"
+    keep(picture(rows[:-1], floor, title), rows, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the studies of a trained model share: the model, its data, who scores, and the drawing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from jaxgen import api
+from jaxgen.data import to_host, whole
+from jaxgen.metrics import Training, cached
+from jaxgen.metrics.classifier import Classifier
+from jaxgen.metrics.evaluate import feature_scores
+from jaxgen.metrics.quantise import finite, quantise
+from jaxgen.model import Model, balanced_labels
+from jaxgen.setup import sample_options
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A trained model on its data. scorer: the classifier whose features and opinion score.
+
+    guide: another classifier (seed 1), which guidance may ask, so that no sampler sees its judge.
+    """
+
+    model: Model
+    train: Mapping[str, np.ndarray]
+    test: Mapping[str, np.ndarray]
+    scorer: Classifier
+    guide: Classifier
+
+    @property
+    def classes(self) -> int:
+        """The number of labels."""
+        return self.model.parts.spec.num_classes
+
+    def draw(self, count: int, *, params: Any = None, **options: Any) -> tuple[np.ndarray, float]:
+        """(images [count, H, W, C] of balanced labels, seed 0, and network calls an image).
+
+        The noise of image i is the same whatever the options. One batch, one program.
+        """
+        parts = self.model.parts
+        make = parts.method.sampler
+        assert make is not None
+        chosen = make(**sample_options(parts, options))
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(count))
+        weights = self.model.weights(None) if params is None else params
+        images = chosen.fn(weights, keys, balanced_labels(count, self.classes))
+        return to_host(images), chosen.calls
+
+    def scores(self, images: np.ndarray) -> Row:
+        """Frechet distance, precision, recall and accuracy of images of balanced labels.
+
+        Images that are not finite are wrong, and left out of the rest; where fewer than half are
+        finite the rest is NaN.
+        """
+        labels, good = balanced_labels(len(images), self.classes), finite(images)
+        if good.mean() < 0.5:
+            return dict(frechet=np.nan, precision=np.nan, recall=np.nan, accuracy=0.0)
+        made = quantise(images[good])
+        reals = [quantise(half["image"]) for half in (self.train, self.test)]
+        halves = {"samples": labels[good], "train": self.train["label"]}
+        found = feature_scores(self.scorer, made, *reals, halves, kid_subsets=2)
+        right = (self.scorer.probabilities(made).argmax(1) == labels[good]).sum() / len(images)
+        return {
+            "frechet": found["fd_classifier"]["value"],
+            "precision": found["precision_k3"]["value"],
+            "recall": found["recall_k3"]["value"],
+            "accuracy": float(right),
+        }
+
+    def floor(self, count: int) -> Row:
+        """The scores that `count` images of the training half have against the test half."""
+        order = np.argsort(self.train["label"], kind="stable")
+        rows = np.random.default_rng(0).permutation(order)[:count]
+        made, labels = quantise(self.train["image"][rows]), self.train["label"][rows]
+        reals = [quantise(half["image"]) for half in (self.train, self.test)]
+        halves = {"samples": labels, "train": self.train["label"]}
+        found = feature_scores(self.scorer, made, *reals, halves, kid_subsets=2)
+        right = self.scorer.probabilities(quantise(self.test["image"])).argmax(1)
+        return {
+            "frechet": found["fd_classifier"]["value"],
+            "precision": found["precision_k3"]["value"],
+            "recall": found["recall_k3"]["value"],
+            "accuracy": float((right == self.test["label"]).mean()),
+        }
+
+
+def subject(workdir: str | Path) -> Subject:
+    """The model of a workdir with its data; the classifiers are trained once and kept there."""
+    model = api.load(workdir)
+    train, test = whole(model.parts.source), whole(model.parts.test_source)
+    flip, classes = model.parts.data.flip, model.parts.spec.num_classes
+
+    def judge(name: str, seed: int) -> Classifier:
+        path, how = Path(workdir) / name, Training(flip=flip, seed=seed)
+        return cached(path, train["image"], train["label"], classes, training=how)
+
+    scorer, guide = judge("classifier.safetensors", 0), judge("guide.safetensors", 1)
+    return Subject(model, train, test, scorer, guide)
+
+
+def parser(description: str, out: str) -> argparse.ArgumentParser:
+    """--workdir, --samples, --out; `description` is the module's."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--workdir", required=True, help="of a trained diffusion model")
+    found.add_argument("--samples", type=int, default=1000, help="images a point")
+    found.add_argument("--out", default=out, help="the figure; the numbers go beside it as JSON")
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as Markdown; numbers to four digits."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "-|" * len(names)]
+    for row in rows:
+        cells = [f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def keep(figure: plt.Figure, rows: Sequence[Row], out: str | Path) -> None:
+    """Write the figure and, beside it, the rows as JSON; print the table."""
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    path.with_suffix(".json").write_text(json.dumps(list(rows), indent=1) + "\n")
+    print(table(rows))
+    print(f"{path}, {path.with_suffix('.json')}")
