@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from jaxgen.errors import invalid
 from jaxgen.training import hosts
@@ -49,6 +48,9 @@ class Log:
         self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
         self._file = self.path.open("a", buffering=1)
         if tensorboard:
+            # Here, since it imports PyTorch where that is installed: seconds.
+            from tensorboardX import SummaryWriter
+
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         if wandb is not None:
             try:
