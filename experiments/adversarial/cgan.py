@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.adversarial.toy import compiled, fit
+from experiments.adversarial.toy import fit
 from experiments.check import Check, above, below
+from experiments.quick import quick_jit
 from jaxgen.families.adversarial import adversarial
 from jaxgen.method import Spec
 from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator
@@ -69,4 +70,4 @@ def trained(head: Any, seeds: int) -> np.ndarray:
         labels = jnp.repeat(jnp.arange(4), SIZE)
         return method.sampler().fn(params, keys, labels).reshape(4, SIZE, 2)
 
-    return np.asarray(compiled(jax.vmap(one))(jnp.arange(seeds)))
+    return np.asarray(quick_jit(jax.vmap(one))(jnp.arange(seeds)))

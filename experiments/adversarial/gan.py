@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.adversarial.toy import Identity, compiled, fit, fit_judge
+from experiments.adversarial.toy import Identity, fit, fit_judge
 from experiments.check import Check, above, below, near
+from experiments.quick import quick_jit
 from jaxgen.families.adversarial import adversarial, head, loss
 from jaxgen.families.adversarial.method import Discriminator
 from jaxgen.method import Spec
@@ -88,7 +89,7 @@ def gaussian(rate: float) -> np.ndarray:
         x = MEAN + STD * jax.random.normal(key, (64, 1))
         return {"image": x, "label": jnp.zeros(64, jnp.int32)}
 
-    state = compiled(lambda: fit(method, draw, 1500))()
+    state = quick_jit(lambda: fit(method, draw, 1500))()
     params = state.ema["half_life_10000"]
     keys = jax.random.split(jax.random.key(9), 4000)
     x = np.asarray(method.sampler().fn(params, keys, jnp.zeros(4000, jnp.int32)))

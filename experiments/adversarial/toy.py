@@ -1,8 +1,7 @@
-"""What the adversarial experiments share: the method on data drawn afresh, compiled as one scan."""
+"""What the adversarial experiments share: the method on data drawn afresh as one scan."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.quick import quick_jit
 from jaxgen.families.adversarial.method import Discriminator, judgement_loss
 from jaxgen.method import Method, TrainState
-
-# Compiling takes most of the time of these experiments; unoptimised code is fast enough for them.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Identity(nn.Module):
@@ -60,7 +57,7 @@ def fit_judge(
         updates, state = tx.update(jax.grad(loss)(params, key), state, params)
         return (project(jax.tree.map(jnp.add, params, updates)), state), None
 
-    @compiled
+    @quick_jit
     def run() -> Any:
         params = project(judge.init(jax.random.key(0), x, labels)["params"])
         keys = jax.random.split(jax.random.key(1), steps)

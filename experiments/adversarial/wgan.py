@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.adversarial.toy import Identity, compiled, fit, fit_judge
+from experiments.adversarial.toy import Identity, fit, fit_judge
 from experiments.check import Check, above, below, near
+from experiments.quick import quick_jit
 from jaxgen.families.adversarial import adversarial, head, loss, regularisers
 from jaxgen.families.adversarial.method import Discriminator
 from jaxgen.families.adversarial.regularisers import Case
@@ -123,6 +124,6 @@ def trained(rate: float) -> float:
         x = 1.5 + 0.5 * jax.random.normal(key, (320, 1))
         return {"image": x, "label": jnp.zeros(320, jnp.int32)}
 
-    params = compiled(lambda: fit(method, draw, 1200))().ema["half_life_20000"]
+    params = quick_jit(lambda: fit(method, draw, 1200))().ema["half_life_20000"]
     keys = jax.random.split(jax.random.key(9), 4000)
     return float(np.mean(method.sampler().fn(params, keys, jnp.zeros(4000, jnp.int32))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -11,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.quick import quick_jit
 from jaxgen.families.autoregressive import autoregressive
 from jaxgen.method import Method, Spec
 from jaxgen.training.ema import Averages
-
-# Compiling dominates the time here, and unoptimised code computes the same numbers.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def method(spec: Spec, module: Any, **options: Any) -> Method:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.check import Check, above, below, near
+from experiments.quick import quick_jit
 from jaxgen.families.diffusion import path, times, weighting
 from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.loss import denoising_loss
@@ -26,8 +27,9 @@ def checks() -> list[Check]:
     model = DiT(num_classes=10, out_channels=3, depth=3, width=64, heads=4, patch=2)
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     noise, labels = jnp.linspace(0, 1, 4), jnp.array([0, 3, 9, 10])
-    params = model.init(jax.random.key(1), x, noise, labels)["params"]
-    out = model.apply({"params": params}, x, noise, labels)
+    params = quick_jit(model.init)(jax.random.key(1), x, noise, labels)["params"]
+    apply = quick_jit(model.apply)
+    out = apply({"params": params}, x, noise, labels)
     found.append(below("largest output at initialisation", jnp.abs(out).max(), 0.0))
 
     patches = model._patchify(x)
@@ -40,10 +42,10 @@ def checks() -> list[Check]:
         **params,
         "out": jax.tree.map(lambda p: jax.random.normal(key, p.shape), params["out"]),
     }
-    deep = model.apply({"params": opened}, x, noise, labels)
+    deep = apply({"params": opened}, x, noise, labels)
     flat = model.clone(depth=1)
     first = {**opened, "blocks": jax.tree.map(lambda p: p[:1], opened["blocks"])}
-    shallow = flat.apply({"params": first}, x, noise, labels)
+    shallow = quick_jit(flat.apply)({"params": first}, x, noise, labels)
     found.append(
         below("three blocks against one at the start", jnp.abs(deep - shallow).max(), 1e-5)
     )
@@ -58,7 +60,7 @@ def checks() -> list[Check]:
             network, times.uniform(), weighting.simple(), num_classes=10, label_dropout=share
         )
         key, extra = jax.random.key(3), {"times": ()}
-        value = jax.grad(lambda p: loss({"net": p}, batch, key, extra)[0])(opened)
+        value = quick_jit(jax.grad(lambda p: loss({"net": p}, batch, key, extra)[0]))(opened)
         return value["labels"]["embedding"]
 
     dropped, null = gradient(1.0, batch), gradient(0.0, {**batch, "label": jnp.full(4, 10)})

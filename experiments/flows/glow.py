@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.check import Check, above, below
-from experiments.flows.parts import SHAPE, errors
+from experiments.flows.parts import SHAPE, errors, moved
+from experiments.quick import quick_jit
 from jaxgen.families.flows.method import density
 from jaxgen.nn.glow import Glow, squeeze
 
@@ -16,21 +19,21 @@ ENTRY = "jaxgen.nn.glow.Glow"
 COUNT, WIDE = 100_000, 1.5
 
 
-def mass(power: float) -> tuple[float, float]:
-    """Integral over 2x2 images of p with its log-determinant times `power`, and its error."""
+def masses() -> dict[float, tuple[float, float]]:
+    """power -> integral over 2x2 images of p with its log-determinant times it, and its error."""
     model = Glow(num_classes=3, shape=(2, 2, 1), scales=1, steps=2, hidden=8)
     x = WIDE * jax.random.normal(jax.random.key(3), (COUNT, 2, 2, 1))
     labels = jnp.ones(COUNT, jnp.int32)
-    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0), x[:1], labels[:1])["params"])
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten(
-        [a + 0.15 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    )
-    _, log_det = model.apply({"params": params}, x, labels)
-    log_p = density(model, params, x, labels) + (power - 1) * log_det
+    params = moved(model, x[:1], labels[:1])
+
+    @jax.jit
+    def logs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return density(model, params, x, labels), model.apply({"params": params}, x, labels)[1]
+
+    log_p, log_det = (np.asarray(a, np.float64) for a in logs(x))
     log_q = (-0.5 * (x / WIDE) ** 2 - 0.5 * np.log(2 * np.pi * WIDE**2)).sum((1, 2, 3))
-    ratio = np.exp(np.asarray(log_p - log_q, np.float64))
-    return float(ratio.mean()), float(ratio.std() / COUNT**0.5)
+    ratios = {power: np.exp(log_p + (power - 1) * log_det - log_q) for power in (1.0, 0.0)}
+    return {k: (float(r.mean()), float(r.std() / COUNT**0.5)) for k, r in ratios.items()}
 
 
 def checks() -> list[Check]:
@@ -39,12 +42,17 @@ def checks() -> list[Check]:
     inverse, determinant, size = errors(model)
     first = Glow(num_classes=3, shape=SHAPE, scales=1, steps=1, hidden=8)
     x, labels = 3 + 2 * jax.random.normal(jax.random.key(4), (64, *SHAPE)), jnp.zeros(64, jnp.int32)
-    params = first.init(jax.random.key(0), x, labels)["params"]
-    _, new = first.apply({"params": params}, x, labels, initialise=True, mutable=["params"])
+
+    @quick_jit
+    def initialised(x: jax.Array) -> Any:
+        params = first.init(jax.random.key(0), x, labels)["params"]
+        return first.apply({"params": params}, x, labels, initialise=True, mutable=["params"])[1]
+
+    new = initialised(x)
     norm = new["params"]["step0_0"]["norm"]
     y = (squeeze(x) + norm["shift"]) * jnp.exp(norm["log_scale"])
-    total, error = mass(1.0)
-    wrong, spread = mass(0.0)
+    found = masses()
+    (total, error), (wrong, spread) = found[1.0], found[0.0]
     return [
         below("inverse(forward(x)) - x", inverse, 1e-4),
         below("log-determinant - that of the Jacobian", determinant, 1e-4),

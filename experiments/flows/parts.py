@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.quick import quick_jit
+
 SHAPE = (4, 4, 1)
 
 
@@ -15,11 +17,20 @@ def shaken(model: Any) -> tuple[Any, jax.Array, jax.Array]:
     """(params away from the identity, x [3, 4, 4, 1], labels [3])."""
     x = jax.random.normal(jax.random.key(2), (3, *SHAPE))
     labels = jnp.array([0, 1, 2])
-    params = model.init(jax.random.key(0), x, labels)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [a + 0.15 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return tree.unflatten(moved), x, labels
+    return moved(model, x, labels), x, labels
+
+
+def moved(model: Any, x: jax.Array, labels: jax.Array) -> Any:
+    """Parameters with 0.15 of noise on all of them."""
+
+    @quick_jit
+    def make(x: jax.Array, labels: jax.Array) -> Any:
+        leaves, tree = jax.tree.flatten(model.init(jax.random.key(0), x, labels)["params"])
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noise = [0.15 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+        return tree.unflatten([a + b for a, b in zip(leaves, noise, strict=True)])
+
+    return make(x, labels)
 
 
 def errors(model: Any) -> tuple[float, float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments.check import Check, above, below, near
+from experiments.quick import quick_jit
 from jaxgen.method import Method, Spec, TrainState
 from jaxgen.tokenizers import quantisers
 from jaxgen.tokenizers.vqgan import vqgan
@@ -21,9 +21,6 @@ PAPER = "Taming Transformers for High-Resolution Image Synthesis"
 ENTRY = "jaxgen.tokenizers.vqgan.vqgan"
 LAW = np.array([[0.5, 0.3, 0.2, 0.0], [0.05, 0.15, 0.2, 0.6]])  # prototype given class
 SIZE = 4000
-
-# Compiling takes most of the time here; unoptimised code is fast enough.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Patch(nn.Module):
@@ -157,7 +154,7 @@ def trained(method: Method) -> Any:
     def run() -> Any:
         return jax.lax.scan(body, method.init(jax.random.key(0)), None, length=400)[0]
 
-    return compiled(run)().ema["half_life_1000"]
+    return quick_jit(run)().ema["half_life_1000"]
 
 
 def adaptive(rng: np.random.Generator) -> list[Check]:
@@ -173,7 +170,7 @@ def adaptive(rng: np.random.Generator) -> list[Check]:
     )
     state = method.init(jax.random.key(0))
     batch = {"image": images, "label": jnp.zeros(16, jnp.int32)}
-    _, metrics = compiled(method.update)(state, batch, jax.random.key(1))
+    _, metrics = quick_jit(method.update)(state, batch, jax.random.key(1))
     tokens = np.asarray(method.encode(state.params, images))  # type: ignore[misc]
     net: Any = jax.tree.map(lambda a: np.asarray(a, np.float64), state.params)
     z = net["codebook"]["codes"][tokens.reshape(-1)]
