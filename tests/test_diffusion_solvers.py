@@ -36,7 +36,13 @@ SOLVERS = [
     if name != "Solver"
     for options in VARIANTS.get(name, [dict()])
 ]
-PATHS = ["linear", "vp_linear", "edm"]
+ON_PATHS = [
+    pytest.param(*p.values, path, id=f"{p.id}-{path}")
+    for p in SOLVERS
+    for path in ("linear", "vp_linear", "edm")
+    if path == "linear" or p.values[1] == {}
+]
+"""(name, options, path): all on the linear path, the defaults on two more."""
 
 
 def make(name, options, path, steps=16):
@@ -137,8 +143,7 @@ def test_stochastic_solver_law_and_weak_order(name, options):
     assert error[64] < error[16] / 4 ** (0.7 * order) + floor
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("name", "options"), SOLVERS)
+@pytest.mark.parametrize(("name", "options", "path"), ON_PATHS)
 def test_one_step_and_both_ends_are_finite(name, options, path):
     path = getattr(paths, path)()
     denoiser = testing.mixture_denoiser(path, *testing.ASYMMETRIC)
@@ -146,11 +151,7 @@ def test_one_step_and_both_ends_are_finite(name, options, path):
     testing.check_ends(make(name, options, path), denoiser, prior(path, keys, (2,)))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "path"),
-    [(*p.values, "linear") for p in SOLVERS]
-    + [(*p.values, path) for p in SOLVERS if not p.values[1] for path in ("vp_linear", "edm")],
-)
+@pytest.mark.parametrize(("name", "options", "path"), ON_PATHS)
 def test_samples_of_a_mixture_fall_on_its_modes(name, options, path):
     """Shares, means and deviations of an asymmetric mixture, from noise to data."""
     path = getattr(paths, path)()
