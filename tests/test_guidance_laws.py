@@ -26,6 +26,7 @@ from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 from jaxgen.families.diffusion.guidance.elucd import elucd
 from jaxgen.families.diffusion.guidance.gfcg import gfcg
 from jaxgen.families.diffusion.guidance.interval import limit
+from jaxgen.families.diffusion.guidance.multi import sine, spatext
 from jaxgen.families.diffusion.guidance.pag import pag
 from jaxgen.families.diffusion.guidance.pair import Guided
 from jaxgen.families.diffusion.guidance.rescale import rescale
@@ -80,6 +81,7 @@ def goal(x0, t):
 
 
 COND, UNCOND = of_mean(MEANS[0], 0.5), of_mean(jnp.zeros(3), 1.0)
+OTHER = of_mean(MEANS[1], 0.5)
 FIT = Affine([1.0, 0.8, 0.6, 0.4, 0.2], [False, True] * 2 + [False], [[0.6, -0.3, 0.7]] * 5)
 BOTH = [lambda x, t: -(x**2).sum(-1), goal]
 
@@ -167,6 +169,16 @@ TABLE = {
         apg(cfg(c, u, 2.0), momentum=-0.5),
     ),
     "blur": lambda c, u, y: (sag(c), sag(c, scale=0.0), c),
+    "spatext": lambda c, u, y: (
+        spatext(u, [c, u], weights=(2.0, 0.5)),
+        spatext(u, [c, u], weights=(1.0, 0.0)),
+        c,
+    ),
+    "sine": lambda c, u, y: (
+        sine(c, u, u, weight=2.0, above=0.7),
+        sine(c, u, u, weight=2.0, share=0.0),
+        cfg(c, u, 2.0),
+    ),
     "the issue's line": lambda c, u, y: (
         limit(apg(cfg(c, u, 3.0)), 0.2, 0.8),
         limit(apg(cfg(c, u, 1.0)), 0.2, 0.8),
@@ -295,6 +307,10 @@ SECTIONS = [
     ([dict(name="elucd.elucd", weight=0.3)], lambda g: elucd(g, LABELS, logits, weight=0.3)),
     ([dict(name="universal.universal", weight=0.3)], lambda g: universal(g, goal, weight=0.3)),
     ([dict(name="composition.product", weight=0.2)], lambda g: product(g, UNCOND, 0.2)),
+    ([dict(name="multi.spatext", weights=(0.5, 2.0))],
+     lambda g: spatext(UNCOND, [COND, OTHER], weights=(0.5, 2.0))),
+    ([dict(name="multi.sine", weight=2.0, above=0.5)],
+     lambda g: sine(COND, UNCOND, OTHER, weight=2.0, above=0.5)),
     ([dict(name="pag.pag", layers=[1], scale=0.3)], lambda g: pag(g, layers=(1,), scale=0.3)),
     ([dict(name="sag.sag", layer=1, blur=2.0)], lambda g: sag(g, layer=1, blur=2.0)),
     (["apg.apg", dict(name="interval.limit", low=0.2, high=0.8)],
@@ -308,6 +324,8 @@ def test_a_section_is_the_function(sections, function):
         "cond": lambda params, labels: COND,
         "uncond": lambda params, labels: UNCOND,
         "other": lambda params, labels: UNCOND,
+        "tuned": lambda params, labels: OTHER,
+        "parts": lambda params, labels: [COND, OTHER],
         "labels": lambda params, labels: labels,
         "by_label": lambda params, labels: by_label,
         "logits": lambda params, labels: logits,
@@ -464,6 +482,8 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: mixture([COND], [], [1.0]), "as many parts"),
         (lambda: zero_init(COND, above=2.0), "0 <= above <= 1"),
         (lambda: pag(Denoiser(COND.call), layers=(0,)), "DiT or a UNet"),
+        (lambda: spatext(UNCOND, [COND], weights=(1.0, 2.0)), "as many weights as parts"),
+        (lambda: sine(COND, UNCOND, OTHER, share=1.5), "0 <= share <= 1"),
         (lambda: pag(COND, layers=()), "at least one layer"),
         (lambda: sag(COND, blur=0.0), "blur > 0"),
         (lambda: sag(Denoiser(COND.call, path=PATH), layer=0), "no self-attention"),

@@ -9,7 +9,7 @@ from jaxgen.families.diffusion.prediction import Prediction
 
 
 def pag(guided: Denoiser, *, layers: tuple[Layer, ...], scale: float = 1.0) -> Denoiser:
-    """guided + scale (cond - perturbed), on x0 and eps alike (their eq. 16, on `cond` itself).
+    """guided + scale (cond - perturbed), on x0 and eps alike.
 
     perturbed is `cond` with the identity for the self-attention maps of `layers`: a DiT's numbers
     from 0, a UNet's blocks ("middle_0"). `guided` is `cond`, or a pair that `cond` is the good one

@@ -21,7 +21,7 @@ def sag(
     blur: float = 1.0,
     path: Path | None = None,
 ) -> Denoiser:
-    """eps(guided) + scale (eps(cond, x) - eps(cond, x')), and x0 to match (their eq. 14).
+    """eps(guided) + scale (eps(cond, x) - eps(cond, x')), and x0 to match.
 
     x' is x with `cond`'s x0 blurred (Gaussian, `blur` pixels) where the layer's attention map
     exceeds `threshold` times its mean, and the same eps. layer: a DiT's number from 0, a UNet's
