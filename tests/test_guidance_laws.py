@@ -22,6 +22,7 @@ from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.cfg_zero import cfg_zero, zero_init
 from jaxgen.families.diffusion.guidance.cfgpp import cfgpp
 from jaxgen.families.diffusion.guidance.composition import mixture, product
+from jaxgen.families.diffusion.guidance.concepts import compose as of_concepts
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 from jaxgen.families.diffusion.guidance.elucd import elucd
 from jaxgen.families.diffusion.guidance.gfcg import gfcg
@@ -45,6 +46,7 @@ SHAPE, SIZE = (3,), 8
 STEPS = 5
 SEEN = jnp.array([0.4, 1.9, 0.7])
 MEANS = jnp.array([[1.0, -0.5, 0.3], [-0.7, 0.2, 0.9]])
+AMOUNTS = jnp.array([0.8, 0.6])
 LABELS = jnp.zeros(SIZE, jnp.int32)
 
 
@@ -155,6 +157,11 @@ TABLE = {
         elucd(c, y, logits, schedule="sine"),
         elucd(c, y, logits, weight=0.0),
         c,
+    ),
+    "concepts": lambda c, u, y: (
+        of_concepts(c, u, MEANS, jnp.array([1.5, 0.7])),
+        of_concepts(c, u, MEANS, jnp.zeros(2)),
+        u,
     ),
     "pag": lambda c, u, y: (pag(c, layers=(1,)), pag(c, layers=(1,), scale=0.0), c),
     "pag on cfg": lambda c, u, y: (
@@ -311,6 +318,7 @@ SECTIONS = [
      lambda g: spatext(UNCOND, [COND, OTHER], weights=(0.5, 2.0))),
     ([dict(name="multi.sine", weight=2.0, above=0.5)],
      lambda g: sine(COND, UNCOND, OTHER, weight=2.0, above=0.5)),
+    (["concepts.compose"], lambda g: of_concepts(COND, UNCOND, MEANS, AMOUNTS)),
     ([dict(name="pag.pag", layers=[1], scale=0.3)], lambda g: pag(g, layers=(1,), scale=0.3)),
     ([dict(name="sag.sag", layer=1, blur=2.0)], lambda g: sag(g, layer=1, blur=2.0)),
     (["apg.apg", dict(name="interval.limit", low=0.2, high=0.8)],
@@ -324,6 +332,8 @@ def test_a_section_is_the_function(sections, function):
         "cond": lambda params, labels: COND,
         "uncond": lambda params, labels: UNCOND,
         "other": lambda params, labels: UNCOND,
+        "vectors": lambda params, labels: MEANS,
+        "amounts": lambda params, labels: AMOUNTS,
         "tuned": lambda params, labels: OTHER,
         "parts": lambda params, labels: [COND, OTHER],
         "labels": lambda params, labels: labels,
@@ -481,6 +491,8 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: universal(Denoiser(COND.call), goal), "path"),
         (lambda: mixture([COND], [], [1.0]), "as many parts"),
         (lambda: zero_init(COND, above=2.0), "0 <= above <= 1"),
+        (lambda: of_concepts(Denoiser(COND.call), UNCOND, MEANS, jnp.ones(2)), "condition vector"),
+        (lambda: of_concepts(COND, UNCOND, MEANS, jnp.ones(3)), "one for each of 2 vectors"),
         (lambda: pag(Denoiser(COND.call), layers=(0,)), "DiT or a UNet"),
         (lambda: spatext(UNCOND, [COND], weights=(1.0, 2.0)), "as many weights as parts"),
         (lambda: sine(COND, UNCOND, OTHER, share=1.5), "0 <= share <= 1"),
