@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen import mesh as meshes
 from jaxgen.errors import UsageError
 from jaxgen.families.diffusion import path as paths
 from jaxgen.families.diffusion.denoiser import Network
@@ -17,6 +18,7 @@ from jaxgen.nn.layers import attention_maps
 from jaxgen.nn.mlp import MLP
 from jaxgen.nn.parallel import received, self_attention, split, values
 from jaxgen.nn.unet import UNet
+from jaxgen.training.sharding import make_mesh
 from tests.nn_kit import inputs, live_variables, quick_jit
 
 DIT = DiT(3, 1, depth=2, width=16, heads=2, patch=2, qk_norm=True, rope=True)
@@ -99,6 +101,31 @@ def test_guidance_by_a_network(module, layer):
     np.testing.assert_allclose(nowhere, plain, atol=1e-5)
     for one, other in ((alone, plain), (blurred, plain), (masked, plain), (masked, blurred)):
         assert jnp.abs(one - other).max() > 1e-4
+
+
+def test_on_a_mesh_maps_and_the_perturbed_output_are_the_same():
+    """Heads cut along `tensor` are averaged over devices; maps of cut tokens are refused."""
+    module, size = DIT.clone(identity_attention=(1,)), (8, 8, 1)
+    held, (x, noise, labels) = live_variables(module, size, 0.4), inputs(size, 4)
+    labels = labels % 3
+
+    def run(shape):
+        layout = meshes.Layout(make_mesh(*shape)) if shape else None
+
+        def call(v):
+            out, state = module.apply(v, x, noise, labels, mutable=["intermediates"])
+            return out, attention_maps(state["intermediates"], *size[:2])
+
+        with meshes.using(layout):
+            return quick_jit(call)(held)
+
+    (out, maps), (other, others) = run(None), run((2, 2, 2, 1))
+    # In norm, as the steps in test_meshes are compared.
+    assert jnp.linalg.norm(other - out) < 1e-5 * jnp.linalg.norm(out)
+    for name in maps:
+        np.testing.assert_allclose(others[name], maps[name], rtol=1e-5)
+    with pytest.raises(UsageError, match="config.mesh.sequence: got 2"):
+        run((2, 2, 1, 2))
 
 
 def test_layers_that_do_not_exist_are_named():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.families.autoregressive.guidance import Guide, Source, compose
+from jaxgen.families.autoregressive.guidance import Found, Guide, Source, compose
 from jaxgen.families.autoregressive.truncation import truncation
 from jaxgen.method import Sampler, Spec, fold
 
@@ -55,9 +55,9 @@ def build_sampler(
             made = (_decoder if cached else _whole)(nets[name], params[name], rows)
             memories[name], steps[name] = made
 
-        def found(out: PyTree, chosen: list[jax.Array]) -> dict[Source, jax.Array]:
+        def found(out: PyTree, chosen: list[jax.Array]) -> Found:
             """The logits of every source after the group's first elements."""
-            logits = {}
+            logits: Found = {}
             for name, sources in asked.items():
                 before = [jnp.tile(token, len(sources)) for token in chosen]
                 parts = jnp.split(head.logits(out[name], before), len(sources))

@@ -96,7 +96,8 @@ def adapters(params: PyTree, rank: int, key: jax.Array) -> PyTree:
         return down, jnp.zeros((*batch, rank, outputs), leaf.dtype)
 
     keys = jax.random.split(key, len(leaves))
-    return tree.unflatten([fresh(leaf, own) for leaf, own in zip(leaves, keys, strict=True)])
+    found = [fresh(leaf, own) for leaf, own in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, found)
 
 
 def adapted(params: PyTree, changes: PyTree) -> PyTree:
