@@ -102,7 +102,7 @@ def mixtures(three: Found, results: list[Any]) -> list[Check]:
     """Samples of two concepts composed, which no image shows: they lie around their midpoint."""
     grid, count = grids.uniform(24, PATH), 400
 
-    @jax.jit
+    @quick_jit
     def drawn(vectors: jax.Array, weights: jax.Array, keys: jax.Array) -> jax.Array:
         denoiser = compose(COND, UNCOND, vectors, weights)
         x = prior(PATH, keys, (WIDTH,))

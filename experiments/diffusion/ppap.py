@@ -12,9 +12,12 @@ import optax
 
 from experiments.autoregressive.parts import quick_jit
 from experiments.check import Check, below, control, mean_above, mean_below
-from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all, posterior, samples
+from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all, posterior
+from jaxgen.families.diffusion import grids, solvers
+from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.classifier import classifier
 from jaxgen.families.diffusion.guidance.ppap import adapted, adapters, by_noise, log_prob, transfer
+from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.testing import responsibilities
 
 PAPER = "Towards Practical Plug-and-Play Diffusion Models"
@@ -128,6 +131,18 @@ def checks() -> list[Check]:
     return [*found, *guided(clean, experts)]
 
 
+def draw(denoiser: Denoiser) -> jax.Array:
+    """`toys.samples`, compiled quickly: experts make large programs."""
+    keys = jnp.concatenate([jax.random.split(jax.random.key(s), 1000) for s in range(SEEDS)])
+    grid = grids.uniform(24, PATH)
+
+    @quick_jit
+    def run(keys: jax.Array) -> jax.Array:
+        return integrate(solvers.euler(PATH), denoiser, prior(PATH, keys, (2,)), grid, keys)
+
+    return run(keys).reshape(SEEDS, 1000, 2)
+
+
 def guided(clean: Any, experts: Any) -> list[Check]:
     """The share of samples in the class, by the first seed's experts, and by the clean network."""
     first = [jax.tree.map(lambda a, n=n: a[0, n], experts) for n in range(len(ENDS))]
@@ -138,7 +153,7 @@ def guided(clean: Any, experts: Any) -> list[Check]:
     labels = jnp.full(SEEDS * 1000, LABEL)
     share = {}
     for name, logits in ways.items():
-        drawn = samples(classifier(of_all(), PATH, log_prob(logits, labels)))
+        drawn = draw(classifier(of_all(), PATH, log_prob(logits, labels)))
         share[name] = np.asarray((posterior(drawn).argmax(-1) == LABEL).mean(1))
     check = "share of samples in the class"
     return [
