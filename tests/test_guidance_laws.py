@@ -22,12 +22,16 @@ from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.cfg_zero import cfg_zero, zero_init
 from jaxgen.families.diffusion.guidance.cfgpp import cfgpp
 from jaxgen.families.diffusion.guidance.composition import mixture, product
+from jaxgen.families.diffusion.guidance.concepts import compose as of_concepts
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 from jaxgen.families.diffusion.guidance.elucd import elucd
 from jaxgen.families.diffusion.guidance.gfcg import gfcg
 from jaxgen.families.diffusion.guidance.interval import limit
+from jaxgen.families.diffusion.guidance.multi import sine, spatext
+from jaxgen.families.diffusion.guidance.pag import pag
 from jaxgen.families.diffusion.guidance.pair import Guided
 from jaxgen.families.diffusion.guidance.rescale import rescale
+from jaxgen.families.diffusion.guidance.sag import sag
 from jaxgen.families.diffusion.guidance.semantic import content, language, sdg, style
 from jaxgen.families.diffusion.guidance.universal import backward, universal
 from jaxgen.families.diffusion.method import denoising
@@ -40,7 +44,9 @@ from jaxgen.training.ema import Averages
 PATH = paths.linear()
 SHAPE, SIZE = (3,), 8
 STEPS = 5
+SEEN = jnp.array([0.4, 1.9, 0.7])
 MEANS = jnp.array([[1.0, -0.5, 0.3], [-0.7, 0.2, 0.9]])
+AMOUNTS = jnp.array([0.8, 0.6])
 LABELS = jnp.zeros(SIZE, jnp.int32)
 
 
@@ -52,7 +58,14 @@ def of_mean(mean, std):
             y = change(jnp.broadcast_to(mean, x.shape))
             return testing.gaussian_denoiser(PATH, y, std)(keys, x, t, memory)
 
-        return Denoiser(call, path=PATH, recondition=changed)
+        def attend(layer):
+            del layer
+            return lambda *args: (*call(*args), jnp.tile(SEEN, (args[1].shape[0], 1)))
+
+        alone = Denoiser(testing.gaussian_denoiser(PATH, 0.4 * mean, std).call, path=PATH)
+        return Denoiser(
+            call, path=PATH, recondition=changed, perturb=lambda layers: alone, attend=attend
+        )
 
     return changed(lambda y: y)
 
@@ -70,6 +83,7 @@ def goal(x0, t):
 
 
 COND, UNCOND = of_mean(MEANS[0], 0.5), of_mean(jnp.zeros(3), 1.0)
+OTHER = of_mean(MEANS[1], 0.5)
 FIT = Affine([1.0, 0.8, 0.6, 0.4, 0.2], [False, True] * 2 + [False], [[0.6, -0.3, 0.7]] * 5)
 BOTH = [lambda x, t: -(x**2).sum(-1), goal]
 
@@ -144,6 +158,34 @@ TABLE = {
         elucd(c, y, logits, weight=0.0),
         c,
     ),
+    "concepts": lambda c, u, y: (
+        of_concepts(c, u, MEANS, jnp.array([1.5, 0.7])),
+        of_concepts(c, u, MEANS, jnp.zeros(2)),
+        u,
+    ),
+    "pag": lambda c, u, y: (pag(c, layers=(1,)), pag(c, layers=(1,), scale=0.0), c),
+    "pag on cfg": lambda c, u, y: (
+        pag(cfg(c, u, 2.0), layers=(1,)),
+        pag(cfg(c, u, 2.0), layers=(1,), scale=0.0),
+        cfg(c, u, 2.0),
+    ),
+    "sag": lambda c, u, y: (sag(c, layer=1), sag(c, layer=1, threshold=2.0), c),
+    "sag on cfg": lambda c, u, y: (
+        sag(apg(cfg(c, u, 2.0), momentum=-0.5), layer=1),
+        sag(apg(cfg(c, u, 2.0), momentum=-0.5), layer=1, scale=0.0),
+        apg(cfg(c, u, 2.0), momentum=-0.5),
+    ),
+    "blur": lambda c, u, y: (sag(c), sag(c, scale=0.0), c),
+    "spatext": lambda c, u, y: (
+        spatext(u, [c, u], weights=(2.0, 0.5)),
+        spatext(u, [c, u], weights=(1.0, 0.0)),
+        c,
+    ),
+    "sine": lambda c, u, y: (
+        sine(c, u, u, weight=2.0, above=0.7),
+        sine(c, u, u, weight=2.0, share=0.0),
+        cfg(c, u, 2.0),
+    ),
     "the issue's line": lambda c, u, y: (
         limit(apg(cfg(c, u, 3.0)), 0.2, 0.8),
         limit(apg(cfg(c, u, 1.0)), 0.2, 0.8),
@@ -201,9 +243,21 @@ def test_calls_are_counted_before_running(name):
             jax.debug.callback(lambda _: seen.append(1), t)
             return denoiser(keys, x, t, memory)
 
-        change = denoiser.recondition
-        again = change and (lambda f: counting(change(f)))
-        return Denoiser(call, path=PATH, recondition=again)
+        def attend(layer):
+            def seeing(keys, x, t, memory):
+                jax.debug.callback(lambda _: seen.append(1), t)
+                return denoiser.attend(layer)(keys, x, t, memory)
+
+            return seeing
+
+        change, perturb = denoiser.recondition, denoiser.perturb
+        return Denoiser(
+            call,
+            path=PATH,
+            recondition=change and (lambda f: counting(change(f))),
+            perturb=perturb and (lambda layers: counting(perturb(layers))),
+            attend=attend,
+        )
 
     guided = TABLE[name](counting(COND), counting(UNCOND), LABELS)[0]
     grid = grids.uniform(STEPS, PATH)
@@ -260,6 +314,13 @@ SECTIONS = [
     ([dict(name="elucd.elucd", weight=0.3)], lambda g: elucd(g, LABELS, logits, weight=0.3)),
     ([dict(name="universal.universal", weight=0.3)], lambda g: universal(g, goal, weight=0.3)),
     ([dict(name="composition.product", weight=0.2)], lambda g: product(g, UNCOND, 0.2)),
+    ([dict(name="multi.spatext", weights=(0.5, 2.0))],
+     lambda g: spatext(UNCOND, [COND, OTHER], weights=(0.5, 2.0))),
+    ([dict(name="multi.sine", weight=2.0, above=0.5)],
+     lambda g: sine(COND, UNCOND, OTHER, weight=2.0, above=0.5)),
+    (["concepts.compose"], lambda g: of_concepts(COND, UNCOND, MEANS, AMOUNTS)),
+    ([dict(name="pag.pag", layers=[1], scale=0.3)], lambda g: pag(g, layers=(1,), scale=0.3)),
+    ([dict(name="sag.sag", layer=1, blur=2.0)], lambda g: sag(g, layer=1, blur=2.0)),
     (["apg.apg", dict(name="interval.limit", low=0.2, high=0.8)],
      lambda g: limit(apg(g), 0.2, 0.8)),
 ]  # fmt: skip
@@ -271,6 +332,10 @@ def test_a_section_is_the_function(sections, function):
         "cond": lambda params, labels: COND,
         "uncond": lambda params, labels: UNCOND,
         "other": lambda params, labels: UNCOND,
+        "vectors": lambda params, labels: MEANS,
+        "amounts": lambda params, labels: AMOUNTS,
+        "tuned": lambda params, labels: OTHER,
+        "parts": lambda params, labels: [COND, OTHER],
         "labels": lambda params, labels: labels,
         "by_label": lambda params, labels: by_label,
         "logits": lambda params, labels: logits,
@@ -426,6 +491,14 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: universal(Denoiser(COND.call), goal), "path"),
         (lambda: mixture([COND], [], [1.0]), "as many parts"),
         (lambda: zero_init(COND, above=2.0), "0 <= above <= 1"),
+        (lambda: of_concepts(Denoiser(COND.call), UNCOND, MEANS, jnp.ones(2)), "condition vector"),
+        (lambda: of_concepts(COND, UNCOND, MEANS, jnp.ones(3)), "one for each of 2 vectors"),
+        (lambda: pag(Denoiser(COND.call), layers=(0,)), "DiT or a UNet"),
+        (lambda: spatext(UNCOND, [COND], weights=(1.0, 2.0)), "as many weights as parts"),
+        (lambda: sine(COND, UNCOND, OTHER, share=1.5), "0 <= share <= 1"),
+        (lambda: pag(COND, layers=()), "at least one layer"),
+        (lambda: sag(COND, blur=0.0), "blur > 0"),
+        (lambda: sag(Denoiser(COND.call, path=PATH), layer=0), "no self-attention"),
     ],
 )
 def test_wrong_guidance_says_what_is_allowed(build, message):

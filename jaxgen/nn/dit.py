@@ -14,7 +14,17 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
-from jaxgen.nn.parallel import Columns, Dropout, HeadNorm, Rows, self_attention, share
+from jaxgen.nn.parallel import (
+    Columns,
+    Dropout,
+    HeadNorm,
+    Rows,
+    received,
+    self_attention,
+    share,
+    split,
+    values,
+)
 from jaxgen.nn.positions import rope_2d, sin_cos_2d
 from jaxgen.nn.stack import stacked
 
@@ -47,8 +57,18 @@ class Block(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array, angles: jax.Array | None) -> jax.Array:
-        """x [B * N, width], condition [B, width], angles [N, head_dim / 2] -> x [B * N, width]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        angles: jax.Array | None,
+        alone: jax.Array | None = None,
+    ) -> jax.Array:
+        """x [B * N, width], condition [B, width], angles [N, head_dim / 2] -> x [B * N, width].
+
+        alone: bool [], whether the attention map is the identity. Sows "received"
+        (`nn.parallel.received`).
+        """
         images = condition.shape[0]
         affine = nn.Dense(
             6 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
@@ -64,7 +84,7 @@ class Block(nn.Module):
 
         drop = Dropout(self.dropout, deterministic=not self.train)
         h = modulate(tokens(normalise(x).astype(self.dtype)), shift_a, scale_a)
-        h = drop(self._attention(flat(h), images, angles), images)
+        h = drop(self._attention(flat(h), images, angles, alone), images)
         x = x + flat(gate_a * tokens(h))
         h = modulate(tokens(normalise(x).astype(self.dtype)), shift_m, scale_m)
         h = drop(self._mlp(flat(h)), images)
@@ -78,18 +98,25 @@ class Block(nn.Module):
         init = nn.initializers.xavier_uniform()
         return Rows(self.width, kernel_init=init, dtype=self.dtype, name=name)
 
-    def _attention(self, x: jax.Array, images: int, angles: jax.Array | None) -> jax.Array:
+    def _attention(
+        self, x: jax.Array, images: int, angles: jax.Array | None, alone: jax.Array | None
+    ) -> jax.Array:
         heads, size = share("heads", self.heads), self.width // self.heads
         qkv = self._columns(3 * self.width, "qkv")(x)
         norms = [HeadNorm(name=n)(size) for n in ("q_norm", "k_norm")] if self.qk_norm else []
-        h = self_attention(
-            qkv.reshape(images, -1, heads * 3 * size),
+        qkv = qkv.reshape(images, -1, heads * 3 * size)
+        options: dict[str, Any] = dict(
             heads=heads,
             q_scale=norms[0] if norms else None,
             k_scale=norms[1] if norms else None,
             angles=angles,
-            implementation=self.implementation,
         )
+        if self.is_mutable_collection("intermediates"):
+            q, k, _ = split(qkv, **options)
+            self.sow("intermediates", "received", received(q, k))
+        h = self_attention(qkv, **options, implementation=self.implementation)
+        if alone is not None:
+            h = jnp.where(alone, values(qkv, heads), h)
         return self._rows("proj")(h.reshape(-1, heads * size))
 
     def _mlp(self, x: jax.Array) -> jax.Array:
@@ -117,7 +144,8 @@ class DiT(nn.Module):
     (compute; parameters, norms and softmax are float32); scan (one compiled block for all layers);
     remat ("none", "full", "dots"; by default "dots": a scan that keeps only the products of weights
     is faster, on CPU too, than one that keeps everything, since it writes less memory); attention
-    (an implementation of `jaxgen.ops.attention`).
+    (an implementation of `jaxgen.ops.attention`); identity_attention (layers, from 0, whose
+    attention map is the identity, for guidance away from them).
     """
 
     num_classes: int
@@ -136,6 +164,7 @@ class DiT(nn.Module):
     scan: bool = True
     remat: str = "dots"
     attention: str = "auto"
+    identity_attention: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -180,7 +209,11 @@ class DiT(nn.Module):
             self.attention,
             name="blocks",
         )
-        h = blocks(h, c, angles, places=rows * columns)
+        alone = None
+        if self.identity_attention:
+            layers = jnp.asarray(self.identity_attention)
+            alone = (jnp.arange(self.depth)[:, None] == layers).any(-1)
+        h = blocks(h, c, angles, places=rows * columns, each=alone)
 
         zeros = nn.initializers.zeros
         affine = nn.Dense(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(c)
@@ -202,6 +235,9 @@ class DiT(nn.Module):
             )
         if self.width % (4 * self.heads):
             raise invalid("model.width", self.width, f"multiples of 4 x heads = {4 * self.heads}")
+        if not set(self.identity_attention) <= set(range(self.depth)):
+            allowed = f"layers 0 to {self.depth - 1}"
+            raise invalid("model.identity_attention", self.identity_attention, allowed)
 
     def _patchify(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B * N, patch * patch * C]; a patch in (row, column, channel) order."""

@@ -105,3 +105,23 @@ def normalise(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """x (1 + scale) + shift: adaptive normalisation's affine part (Perez et al. 2018)."""
     return x * (1 + scale) + shift
+
+
+def attention_maps(sown: Any, height: int, width: int) -> dict[int | str, jax.Array]:
+    """What a network's attention layers sowed, as pictures: a layer's number or name -> [B, h, w].
+
+    sown: the collection "intermediates" of `DiT` or `UNet` at images of height x width, of whose
+    shape the pictures are. `nn.parallel.received` says what they show.
+    """
+    flat: dict[int | str, jax.Array] = {}
+    for name, kept in sown.items():
+        if "layers" in kept:
+            flat.update(enumerate(kept["layers"][0]["received"][0]))
+        elif "received" in kept:
+            flat[name] = kept["received"][0]
+
+    def picture(a: jax.Array) -> jax.Array:
+        rows = round(math.sqrt(a.shape[1] * height / width))
+        return a.reshape(a.shape[0], rows, -1)
+
+    return {name: picture(a) for name, a in flat.items()}

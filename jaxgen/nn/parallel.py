@@ -151,11 +151,7 @@ def self_attention(
             angles=angles,
             implementation=implementation,
         )
-    q, k, v = qkv.reshape(b, n, heads, 3, size_).transpose(3, 0, 2, 1, 4)
-    if q_scale is not None and k_scale is not None:
-        q, k = rms_norm(q, q_scale), rms_norm(k, k_scale)
-    if angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
+    q, k, v = split(qkv, heads, q_scale, k_scale, angles)
     if exchange() == "ring":
         out = ring(q, k, v, scale=scale, mask=mask, total=total)
     else:
@@ -165,6 +161,42 @@ def self_attention(
             q, k, v, scale=scale, mask=mask, row=row, keys=total, implementation=implementation
         )
     return out.transpose(0, 2, 1, 3).reshape(b, n, -1)
+
+
+def received(q: jax.Array, k: jax.Array) -> jax.Array:
+    """How much attention each token gets from all of its example's: [B, N] float32, of mean 1.
+
+    The map of queries and keys [B, heads, N, D], its mean over heads (of all devices), summed over
+    queries. Raises UsageError where tokens are cut along `sequence`.
+    """
+    if places() is not None:
+        raise invalid("config.mesh.sequence", size("sequence"), "1, to read attention maps")
+    scores = q.astype(jnp.float32) @ k.astype(jnp.float32).mT * q.shape[-1] ** -0.5
+    found = jax.nn.softmax(scores, axis=-1).sum(-2).mean(1)
+    return jax.lax.pmean(found, "tensor") if size("tensor") > 1 else found
+
+
+def values(qkv: jax.Array, heads: int) -> jax.Array:
+    """`self_attention` with the identity for its map: each token's own value, [B, n, heads * D]."""
+    b, n, wide = qkv.shape
+    return qkv.reshape(b, n, heads, 3, -1)[:, :, :, 2].reshape(b, n, wide // 3)
+
+
+def split(
+    qkv: jax.Array,
+    heads: int,
+    q_scale: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    angles: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values [B, heads, n, D], normalised and turned where that is asked for."""
+    b, n, wide = qkv.shape
+    q, k, v = qkv.reshape(b, n, heads, 3, wide // (3 * heads)).transpose(3, 0, 2, 1, 4)
+    if q_scale is not None and k_scale is not None:
+        q, k = rms_norm(q, q_scale), rms_norm(k, k_scale)
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
+    return q, k, v
 
 
 def ring(

@@ -21,6 +21,8 @@ from jaxgen.nn.layers import checkpointed
 from jaxgen.nn.placement import NARROW, placement, tensor_axis
 
 PyTree = Any
+Layers = tuple[PyTree, Any, PyTree]
+"""Parameters, dropout's keys (or None) and what else each layer has of its own (or None)."""
 
 
 class Stack(nn.Module):
@@ -30,7 +32,8 @@ class Stack(nn.Module):
     compiles it once (compile time flat in depth); False unrolls the same loop over the same
     parameters, so that a checkpoint fits both. remat: a policy of `nn.layers.REMAT`. shared: what
     axis 0 of each further argument is of, "examples", "places" (tokens) or None; it goes to every
-    layer alike.
+    layer alike. What a block sows into "intermediates" ([B, ...]) is sown as "layers", stacked on a
+    new axis 0, for whoever makes that collection mutable.
     """
 
     make: Callable[[], nn.Module]
@@ -40,10 +43,11 @@ class Stack(nn.Module):
     shared: tuple[str | None, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Any, *shared: Any, places: int | None = None) -> Any:
+    def __call__(self, x: Any, *shared: Any, places: int | None = None, each: PyTree = None) -> Any:
         """x through all layers: a tree of arrays [B, ...], or a matrix [B * places, D] of tokens.
 
-        Only where `places` is given are tokens cut along `sequence`.
+        Only where `places` is given are tokens cut along `sequence`. each: arrays [depth, ...], of
+        which a block is given its own, after all else.
         """
         block = self.make()
         if self.is_initializing():
@@ -56,43 +60,50 @@ class Stack(nn.Module):
         if self.has_rng("dropout"):
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
         run = functools.partial(self._run, block)
+        own = (params, keys, each)
         placed = layout()
         count = jax.tree.leaves(x)[0].shape[0] // (places or 1)
         if placed is None or count % (placed.mesh.shape["data"] * placed.mesh.shape["fsdp"]):
-            return run(params, keys, x, shared)
-        return self._on_mesh(run, placed, params, keys, x, shared, places)
+            out, sown = run(own, x, shared)
+        else:
+            out, sown = self._on_mesh(run, placed, own, x, shared, places)
+        if sown:
+            self.sow("intermediates", "layers", sown)
+        return out
 
     def _run(
         self,
         block: nn.Module,
-        params: PyTree,
-        keys: Any,
+        layers: Layers,
         x: Any,
         shared: tuple[Any, ...],
         whole: Callable[[PyTree], PyTree] = lambda layer: layer,
-    ) -> Any:
-        """The loop over layers; whole(layer) is called on each one's parameters."""
+    ) -> tuple[Any, PyTree]:
+        """The loop over layers: (x, what they sow); whole(layer) is called on their parameters."""
+        kept = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
-        def body(x: Any, layer: Any) -> tuple[Any, None]:
-            own, key = layer
+        def body(x: Any, layer: Layers) -> tuple[Any, PyTree]:
+            params, key, each = layer
             rngs = {} if key is None else {"dropout": key}
-            return block.apply({"params": whole(own)}, x, *shared, rngs=rngs), None
+            inputs = shared if each is None else (*shared, each)
+            x, sown = block.apply({"params": whole(params)}, x, *inputs, rngs=rngs, mutable=kept)
+            return x, sown.get("intermediates", {})
 
         body = checkpointed(body, self.remat, in_scan=self.scan)
         unroll = 1 if self.scan else self.depth
-        return jax.lax.scan(body, x, (params, keys), length=self.depth, unroll=unroll)[0]
+        return jax.lax.scan(body, x, layers, length=self.depth, unroll=unroll)
 
     def _on_mesh(
         self,
         run: Callable[..., Any],
         placed: Layout,
-        params: PyTree,
-        keys: Any,
+        layers: Layers,
         x: Any,
         shared: tuple[Any, ...],
         places: int | None,
-    ) -> Any:
+    ) -> tuple[Any, PyTree]:
         """`run` on each device's part: examples and places of x, its share of the weights."""
+        params, keys, each = layers
         mesh, sequence = placed.mesh, placed.mesh.shape["sequence"]
         cut = places is not None and sequence > 1
         rows = PartitionSpec(BATCH, "sequence") if cut else PartitionSpec(BATCH)
@@ -132,20 +143,21 @@ class Stack(nn.Module):
                     return gathered(leaf, stored, axis - 1, kept, placed.reduce)
             return leaf.astype(kept)
 
-        def local(params: PyTree, keys: Any, x: Any, *shared: Any) -> Any:
+        def local(layers: Layers, x: Any, *shared: Any) -> tuple[Any, PyTree]:
             with cut_places(places if cut else None):
                 flat = x.reshape(-1, width) if cut else x
-                out = run(params, keys, flat, shared, whole)
-            return out.reshape(x.shape) if cut else out
+                out, sown = run(layers, flat, shared, whole)
+            return out.reshape(x.shape) if cut else out, sown
 
-        out = jax.shard_map(
+        everywhere = PartitionSpec()
+        out, sown = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, PartitionSpec(), rows, *(kinds[kind] for kind in self.shared)),
-            out_specs=rows,
+            in_specs=((specs, everywhere, everywhere), rows, *(kinds[k] for k in self.shared)),
+            out_specs=(rows, PartitionSpec(None, BATCH)),
             check_vma=False,
-        )(params, keys, x, *shared)
-        return out[:, :places].reshape(-1, width) if cut else out
+        )((params, keys, each), x, *shared)
+        return out[:, :places].reshape(-1, width) if cut else out, sown
 
 
 def stacked(

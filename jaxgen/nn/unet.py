@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.layers import compute_dtype, fourier, modulate, rematerialised, sinusoidal
-from jaxgen.nn.parallel import Dropout
+from jaxgen.nn.parallel import Dropout, received
 from jaxgen.nn.resample import FILTERS, double, halve
 from jaxgen.ops import attention
 
@@ -54,10 +54,14 @@ class Block(nn.Module):
     dropout: float
     train: bool
     dtype: Any
+    alone: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """x [B, H, W, C], embedding [B, E] (after its non-linearity) -> [B, H', W', features]."""
+        """x [B, H, W, C], embedding [B, E] (after its non-linearity) -> [B, H', W', features].
+
+        alone: whether the attention map is the identity. Sows "received" (`nn.parallel.received`).
+        """
         h = nn.silu(_norm(x, "norm_in", self.dtype))
         if self.resample:
             change = halve if self.resample == "halve" else double
@@ -88,7 +92,9 @@ class Block(nn.Module):
         h = _norm(x, "norm_attention", self.dtype).reshape(-1, c)
         qkv = nn.Dense(3 * c, kernel_init=_KERNEL, dtype=self.dtype, name="qkv")(h)
         q, k, v = qkv.reshape(b, height * width, 3, heads, c // heads).transpose(2, 0, 3, 1, 4)
-        h = attention(q, k, v, scale=(c // heads) ** -0.5)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "received", received(q, k))
+        h = v if self.alone else attention(q, k, v, scale=(c // heads) ** -0.5)
         h = h.transpose(0, 2, 1, 3).reshape(-1, c)
         h = nn.Dense(c, kernel_init=_ZERO, dtype=self.dtype, name="proj")(h)
         return h.reshape(x.shape)
@@ -111,7 +117,8 @@ class UNet(nn.Module):
     resampling blocks); residual_input (a downsampled image is added at every level, as in NCSN++);
     embedding ("sinusoidal" or "fourier") of embedding_channels (0: `channels`); dropout (rng
     "dropout" when train=True), dtype (compute; parameters, norms and softmax are float32), remat
-    ("none", "full", "dots").
+    ("none", "full", "dots"); identity_attention (blocks, "middle_0" or "decode_1_2", whose
+    attention map is the identity, for guidance away from them).
     """
 
     num_classes: int
@@ -134,6 +141,7 @@ class UNet(nn.Module):
     time_scale: float = 1.0
     dtype: str = "float32"
     remat: str = "none"
+    identity_attention: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -150,10 +158,12 @@ class UNet(nn.Module):
         dtype = compute_dtype(self.dtype)
         embedding = self._embed(noise, labels, augment, dtype)
         block_class = rematerialised(Block, self.remat)
+        attending: set[str] = set()
 
         def block(
             h: jax.Array, features: int, name: str, *, attend: bool = False, resample: str = ""
         ) -> jax.Array:
+            attending.update([name] if attend else [])
             return block_class(
                 features,
                 attend,
@@ -166,6 +176,7 @@ class UNet(nn.Module):
                 self.dropout,
                 train,
                 dtype,
+                name in self.identity_attention,
                 name=name,
             )(h, embedding)
 
@@ -194,6 +205,9 @@ class UNet(nn.Module):
                 attend = attends[level] and (self.attend_always or i == self.blocks)
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, f"decode_{level}_{i}", attend=attend)
+        for name in self.identity_attention:
+            if name not in attending:
+                raise unknown("model.identity_attention", name, attending)
         h = nn.silu(_norm(h, "norm_out", dtype))
         return _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
 

@@ -6,6 +6,7 @@ Sun et al. 2024 (LlamaGen), van den Oord et al. 2016 (Gated PixelCNN), Salimans 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import optax
 
 from jaxgen.config import build
 from jaxgen.errors import invalid
+from jaxgen.families.autoregressive.guidance import Source, compose
 from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import (
     Averages,
@@ -44,6 +46,8 @@ def autoregressive(
     *,
     head: Any = "softmax",
     label_dropout: float = 0.1,
+    discriminative: float = 0.0,
+    alpha: float = 1.0,
     accumulate: int = 1,
 ) -> Method:
     """Predict each element from those before it: images row by row, a pixel's channels in turn.
@@ -53,14 +57,19 @@ def autoregressive(
     [0, i group); `model.group` elements are predicted in one go. Where it has `decoder` (see
     `jaxgen.nn.llama.Llama`), sampling keeps what was computed; else every step runs the whole
     network. head: a section or name in `families.autoregressive.heads`. label_dropout: share of
-    labels dropped in training, which guidance needs.
+    labels dropped in training, which guidance needs. discriminative: the share of GeDi's loss of
+    a classifier, -ln p(label | x) with p(c | x) proportional to p(x | c)^(alpha / size) over all
+    classes (Krause et al. 2020), at one more call for each class.
 
-    The loss is the mean of -ln p per element, in nats. `log_prob` is exact.
+    The rest of the loss is the mean of -ln p per element, in nats. `log_prob` is exact.
 
     Raises UsageError for values out of range, real-valued examples and bidirectional networks.
     """
     if not 0 <= label_dropout < 1:
         raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
+    if not 0 <= discriminative <= 1 or alpha <= 0:
+        allowed = "0 <= discriminative <= 1, alpha > 0"
+        raise invalid("method.discriminative", (discriminative, alpha), allowed)
     if spec.levels is None:
         raise invalid("config.data.source", "real-valued examples", "a source with discrete values")
     if not hasattr(model, "group"):
@@ -91,7 +100,22 @@ def autoregressive(
         labels = drop_labels(keys, batch["label"], label_dropout, spec.null_label)
         dropout = dropout_key(key, batch)
         found = rows(params, batch["image"], labels, dropout)
-        return -found.sum() / (found.shape[0] * spec.size), ({}, extra)
+        total = -found.sum() / (found.shape[0] * spec.size)
+        if discriminative:
+            own = -classes(params, batch, dropout).mean()
+            total = (1 - discriminative) * total + discriminative * own
+        return total, ({}, extra)
+
+    def classes(params: PyTree, batch: Batch, dropout: jax.Array | None) -> jax.Array:
+        """ln p(label | x) [B], over all classes."""
+
+        def one(label: jax.Array) -> jax.Array:
+            labels = jnp.full_like(batch["label"], label)
+            return rows(params, batch["image"], labels, dropout).sum(-1)
+
+        log = jax.lax.map(one, jnp.arange(spec.num_classes))
+        log = jax.nn.log_softmax(alpha / spec.size * log, axis=0)
+        return jnp.take_along_axis(log, batch["label"][None], axis=0)[0]
 
     def init(key: jax.Array) -> TrainState:
         tokens, labels = jnp.zeros((1, spec.size), jnp.int32), jnp.zeros(1, jnp.int32)
@@ -109,17 +133,20 @@ def autoregressive(
         top_k: int = 0,
         top_p: float = 1.0,
         typical: float = 1.0,
-        guidance: float = 1.0,
+        guidance: float | Sequence[Any] = 1.0,
+        models: Mapping[str, Any] | None = None,
     ) -> Sampler:
         """Exact samples, one element after another, in one compiled loop.
 
         temperature divides the logits; top_k (0: all), top_p and typical (1: all) then cut them
         (`families.autoregressive.truncation`). guidance w: logits of "no label" + w (logits of
-        the label - those), before all of that; 1 is the label's own model and costs one branch.
+        the label - those), before all of that; 1 is the label's own model and costs one branch. Or
+        sections of `families.autoregressive.guidance`, in order. models: further causal networks
+        that guidance may name; parameters are then {"net": ..., name: ...}.
 
         Raises UsageError: values out of range, guidance that this model was not trained for.
         """
-        if guidance != 1 and label_dropout == 0:
+        if label_dropout == 0 and Source("net", "null") in compose(guidance).sources:
             raise invalid(
                 "guidance",
                 guidance,
@@ -135,6 +162,7 @@ def autoregressive(
             top_p=top_p,
             typical=typical,
             guidance=guidance,
+            models={n: m.clone(outputs=distribution.outputs) for n, m in (models or {}).items()},
         )
 
     def log_prob() -> Any:

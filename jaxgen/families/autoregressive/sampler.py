@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxgen.errors import invalid, unknown
+from jaxgen.families.autoregressive.guidance import Found, Guide, Source, compose
 from jaxgen.families.autoregressive.truncation import truncation
 from jaxgen.method import Sampler, Spec, fold
 
@@ -23,52 +25,85 @@ def build_sampler(
     top_k: int = 0,
     top_p: float = 1.0,
     typical: float = 1.0,
-    guidance: float = 1.0,
+    guidance: float | Sequence[Any] = 1.0,
+    models: Mapping[str, Any] | None = None,
     cached: bool = True,
 ) -> Sampler:
     """A sampler from a causal network and a head (see `method.autoregressive` and `heads`).
 
-    Element n of sample i is drawn with fold_in(keys[i], n). With guidance w other than 0 and 1 the
-    two branches are one batch of the network. cached=False runs the whole network at each step even
-    where it can keep what it computed: the same samples, slower. calls: rows of the output, times
-    the branches.
+    Element n of sample i is drawn with fold_in(keys[i], n). guidance: a number or sections
+    (`autoregressive.guidance`); what it asks of one network is one batch. models: further networks
+    that it may name, with parameters of the same names. cached=False runs the whole network at each
+    step even where it can keep what it computed: the same samples, slower. calls: rows of the
+    output, times the sources of logits.
     """
     assert spec.levels is not None
     cut = truncation(
         spec.levels, temperature=temperature, top_k=top_k, top_p=top_p, typical=typical
     )
     group, size = net.group, spec.size
-    branches = 1 if guidance in (0, 1) else 2
+    guide, nets = compose(guidance), {"net": net, **(models or {})}
+    _check(guide, nets, spec, group)
+    names = list(dict.fromkeys(source.model for source in guide.sources))
+    asked = {n: [source for source in guide.sources if source.model == n] for n in names}
 
     def sample(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
         count = labels.shape[0]
-        null = jnp.full_like(labels, spec.null_label)
-        both = jnp.concatenate([labels, null])
-        asked = labels if guidance == 1 else null if guidance == 0 else both
-        memory, step = (_decoder if cached else _whole)(net, params["net"], asked)
+        memories, steps = {}, {}
+        for name, sources in asked.items():
+            rows = jnp.concatenate([_labels(source, labels, spec) for source in sources])
+            made = (_decoder if cached else _whole)(nets[name], params[name], rows)
+            memories[name], steps[name] = made
 
-        def element(
-            carry: tuple[jax.Array, PyTree], i: jax.Array
-        ) -> tuple[tuple[jax.Array, PyTree], None]:
-            tokens, memory = carry
-            out, memory = step(memory, jnp.tile(tokens, (branches, 1)), i)
+        def found(out: PyTree, chosen: list[jax.Array]) -> Found:
+            """The logits of every source after the group's first elements."""
+            logits: Found = {}
+            for name, sources in asked.items():
+                before = [jnp.tile(token, len(sources)) for token in chosen]
+                parts = jnp.split(head.logits(out[name], before), len(sources))
+                logits.update(zip(sources, parts, strict=True))
+            return logits
+
+        def element(carry: Any, i: jax.Array) -> tuple[Any, None]:
+            tokens, memories, own = carry
+            out, after = {}, {}
+            for name, sources in asked.items():
+                rows = jnp.tile(tokens, (len(sources), 1))
+                out[name], after[name] = steps[name](memories[name], rows, i)
             chosen: list[jax.Array] = []
             for c in range(group):
-                logits = head.logits(out, [jnp.tile(t, branches) for t in chosen])
-                if branches == 2:
-                    cond, uncond = logits[:count], logits[count:]
-                    logits = uncond + guidance * (cond - uncond)
-                place = i * group + c
-                draw = jax.vmap(jax.random.categorical)(fold(keys, place), cut(logits))
+                place, logits = i * group + c, found(out, chosen)
+                law = cut(guide.rule(logits, own, place))
+                draw = jax.vmap(jax.random.categorical)(fold(keys, place), law)
                 chosen.append(draw.astype(jnp.int32))
-            found = jnp.stack(chosen, axis=1)
-            return (jax.lax.dynamic_update_slice(tokens, found, (0, i * group)), memory), None
+                own = guide.after(logits, own, chosen[-1])
+            drawn = jnp.stack(chosen, axis=1)
+            tokens = jax.lax.dynamic_update_slice(tokens, drawn, (0, i * group))
+            return (tokens, after, own), None
 
-        start = jnp.zeros((count, size), jnp.int32)
-        (tokens, _), _ = jax.lax.scan(element, (start, memory), jnp.arange(size // group))
+        start = (jnp.zeros((count, size), jnp.int32), memories, guide.start(count))
+        (tokens, _, _), _ = jax.lax.scan(element, start, jnp.arange(size // group))
         return spec.from_tokens(tokens.reshape(count, *spec.shape))
 
-    return Sampler(sample, calls=size // group * branches)
+    return Sampler(sample, calls=size // group * len(guide.sources))
+
+
+def _labels(source: Source, labels: jax.Array, spec: Spec) -> jax.Array:
+    """The labels [B] that a source of logits is asked for."""
+    if source.label == "own":
+        return labels
+    return jnp.full_like(labels, spec.null_label if source.label == "null" else source.label)
+
+
+def _check(guide: Guide, nets: Mapping[str, Any], spec: Spec, group: int) -> None:
+    """Raises UsageError for a network or a class that does not exist, or that does not fit."""
+    for model, label in guide.sources:
+        if model not in nets:
+            raise unknown("sample.guidance: network", model, nets)
+        if nets[model].group != group:
+            raise invalid(f"models.{model}", f"a group of {nets[model].group}", f"one of {group}")
+        if isinstance(label, int) and not 0 <= label < spec.num_classes:
+            raise invalid("guidance.anti", label, f"a class, 0 to {spec.num_classes - 1}")
 
 
 def _decoder(net: Any, params: PyTree, labels: jax.Array) -> tuple[PyTree, Callable[..., Any]]:

@@ -30,7 +30,7 @@ def top_k(logits: jax.Array, count: int) -> jax.Array:
 
 def nucleus(logits: jax.Array, mass: float) -> jax.Array:
     """Keep the fewest most probable whose mass reaches `mass` (Holtzman et al. 2020, eq. 2)."""
-    return _fewest(logits, -jax.nn.log_softmax(logits, axis=-1), mass)
+    return fewest(logits, -jax.nn.log_softmax(logits, axis=-1), mass)
 
 
 def typical(logits: jax.Array, mass: float) -> jax.Array:
@@ -43,11 +43,11 @@ def typical(logits: jax.Array, mass: float) -> jax.Array:
     p = jnp.exp(-information)
     # 0 x inf is 0: what an earlier cut took has no part in the entropy.
     entropy = jnp.where(p > 0, p * information, 0.0).sum(-1, keepdims=True)
-    return _fewest(logits, jnp.abs(information - entropy), mass)
+    return fewest(logits, jnp.abs(information - entropy), mass)
 
 
-def _fewest(logits: jax.Array, cost: jax.Array, mass: float) -> jax.Array:
-    """Keep the cheapest whose mass reaches `mass`, and what costs as much as the last of them."""
+def fewest(logits: jax.Array, cost: jax.Array, mass: float) -> jax.Array:
+    """Keep the cheapest by `cost` whose mass reaches `mass`, and what costs as much as the last."""
     if mass >= 1:
         return logits
     order = jnp.argsort(cost, axis=-1)

@@ -22,9 +22,15 @@ from jaxgen.families.diffusion.prediction import (
     noise_condition,
     to_prediction,
 )
+from jaxgen.nn.layers import attention_maps
 
 PyTree = Any
 Memory = Any
+Layer = int | str
+"""A layer of self-attention: its number in a stack, or its block's name."""
+
+Attending = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[Prediction, Any, jax.Array]]
+"""(keys, x, t, memory) -> (Prediction, memory, map [B, h, w])."""
 
 
 def _no_memory(x: jax.Array) -> Memory:
@@ -43,7 +49,9 @@ class Denoiser:
     memory. calls(t): network evaluations that one call at time t costs, a plain number; a denoiser
     that cannot be had raises its UsageError there. path: the path that it denoises, where it knows.
     recondition(change): the same denoiser with change(y) in place of its condition vectors y
-    [B, E] (a network's label embeddings), where it has such.
+    [B, E] (a network's label embeddings), where it has such. perturb(layers): the same denoiser
+    with the identity for the attention maps of these layers, and attend(layer): a call that also
+    returns where that layer attends, [B, h, w] of mean 1, where it has self-attention.
     """
 
     call: Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[Prediction, Memory]]
@@ -51,6 +59,8 @@ class Denoiser:
     calls: Callable[[float], float] = _one_call
     path: Path | None = None
     recondition: Callable[[Callable[[jax.Array], jax.Array]], Denoiser] | None = None
+    perturb: Callable[[tuple[Layer, ...]], Denoiser] | None = None
+    attend: Callable[[Layer], Attending] | None = None
 
     def __call__(
         self, keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory = ()
@@ -93,13 +103,19 @@ class Network:
 
         dropout: a key; given, the network runs in training mode.
         """
+        rngs = None if dropout is None else {"dropout": dropout}
+        inputs = (*self._inputs(x, t), labels)
+        out = self.model.apply({"params": params}, *inputs, train=dropout is not None, rngs=rngs)
+        return self._halves(out)
+
+    def _inputs(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The network's image and noise numbers at x [B, ...], t [B]."""
         scale = input_scale(self.kind, t, self.path, sigma_data=self.sigma_data)
         scaled = scale.reshape(scale.shape + (1,) * (x.ndim - 1)) * x
-        noise = noise_condition(self.kind, t, self.path)
-        rngs = None if dropout is None else {"dropout": dropout}
-        out = self.model.apply(
-            {"params": params}, scaled, noise, labels, train=dropout is not None, rngs=rngs
-        ).astype(jnp.float32)
+        return scaled, noise_condition(self.kind, t, self.path)
+
+    def _halves(self, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        out = out.astype(jnp.float32)
         if not self.learned_variance:
             return out, None
         mean, variance = jnp.split(out, 2, axis=-1)
@@ -107,7 +123,13 @@ class Network:
 
     def predict(self, params: PyTree, x: jax.Array, t: jax.Array, labels: jax.Array) -> Prediction:
         """The Prediction at x [B, ...], t [] or [B], labels [B]."""
-        out, variance = self.output(params, x, jnp.broadcast_to(t, x.shape[:1]), labels)
+        out = self.output(params, x, jnp.broadcast_to(t, x.shape[:1]), labels)
+        return self._prediction(out, x, t)
+
+    def _prediction(
+        self, output: tuple[jax.Array, jax.Array | None], x: jax.Array, t: jax.Array
+    ) -> Prediction:
+        out, variance = output
         return to_prediction(
             self.kind, out, x, t, self.path, sigma_data=self.sigma_data, variance=variance
         )
@@ -124,10 +146,37 @@ class Network:
             call,
             path=self.path,
             recondition=lambda change: self._reconditioned(params, labels, change),
+            perturb=lambda layers: self.perturbed(layers).denoiser(params, labels),
+            attend=lambda layer: self._attending(params, labels, layer),
             network=self,
             params=params,
             labels=labels,
         )
+
+    def perturbed(self, layers: tuple[Layer, ...]) -> Network:
+        """The same network with the identity for the attention maps of these layers.
+
+        For networks with a field `identity_attention` (DiT, UNet).
+        """
+        if not hasattr(self.model, "identity_attention"):
+            raise UsageError("guidance: this network has no attention maps to replace.")
+        return dataclasses.replace(self, model=self.model.clone(identity_attention=layers))
+
+    def _attending(self, params: PyTree, labels: jax.Array, layer: Layer) -> Attending:
+        """`denoiser`'s call that also returns where a layer attends; for DiT and UNet."""
+
+        def call(
+            keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
+        ) -> tuple[Prediction, Memory, jax.Array]:
+            inputs = (*self._inputs(x, jnp.broadcast_to(t, x.shape[:1])), labels)
+            out, state = self.model.apply({"params": params}, *inputs, mutable=["intermediates"])
+            maps = attention_maps(state.get("intermediates", {}), x.shape[1], x.shape[2])
+            if layer not in maps:
+                allowed = ", ".join(map(str, maps)) or "nothing: this network has no maps"
+                raise invalid("guidance.layer", layer, allowed)
+            return self._prediction(self._halves(out), x, t), memory, maps[layer]
+
+        return call
 
     def _reconditioned(
         self, params: PyTree, labels: jax.Array, change: Callable[[jax.Array], jax.Array]

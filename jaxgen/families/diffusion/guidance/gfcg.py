@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
-from jaxgen.families.diffusion.guidance.pair import At, Guided, pair
+from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.guidance.pair import At, pushed
 from jaxgen.families.diffusion.path import expand
 from jaxgen.families.diffusion.prediction import Prediction
 
@@ -42,28 +41,7 @@ def gfcg(
         x0, eps = out.x0 + w * (p.x0 - r.x0), out.eps + w * (p.eps - r.eps)
         return Prediction(x0, eps, out.variance)
 
-    def calls(t: float) -> float:
-        one = guided.good if isinstance(guided, Guided) else guided
-        return guided.calls(t) + one.calls(t)
-
-    if isinstance(guided, Guided) and guided.call is not guided.good.call:
-        old = guided
-
-        def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
-            out, memory = old.rule(p, q, at, memory)
-            return push(out, p, at), memory
-
-        return dataclasses.replace(
-            pair(old.good, old.bad, old.weight, rule, old.start), calls=calls
-        )
-
-    def call(
-        keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
-    ) -> tuple[Prediction, Memory]:
-        p, memory = guided(keys, x, t, memory)
-        return push(p, p, At(keys, x, t)), memory
-
-    return Denoiser(call, init=guided.init, calls=calls, path=guided.path)
+    return pushed(guided, push)
 
 
 def reference(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 
@@ -98,3 +98,44 @@ def needs_pair(guided: Denoiser, name: str) -> Guided:
             f"{name}(cfg(cond, uncond, 3.0)), or a section cfg.cfg before it.",
         )  # fmt: skip
     return guided
+
+
+def pushed(guided: Denoiser, push: Callable[[Prediction, Prediction, At], Prediction]) -> Denoiser:
+    """push(guided's estimate, the good one's, at), which calls a network once.
+
+    `guided` is a pair, and stays one, or is itself the good one.
+    """
+
+    def calls(t: float) -> float:
+        one = guided.good if isinstance(guided, Guided) else guided
+        return guided.calls(t) + one.calls(t)
+
+    if is_pair(guided):
+        old = guided
+
+        def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
+            out, memory = old.rule(p, q, at, memory)
+            return push(out, p, at), memory
+
+        made = pair(old.good, old.bad, old.weight, rule, old.start)
+        return dataclasses.replace(made, calls=calls)
+
+    def call(
+        keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
+    ) -> tuple[Prediction, Memory]:
+        p, memory = guided(keys, x, t, memory)
+        return push(p, p, At(keys, x, t)), memory
+
+    return Denoiser(call, init=guided.init, calls=calls, path=guided.path)
+
+
+def is_pair(guided: Denoiser) -> TypeGuard[Guided]:
+    """Whether `guided` calls the good and the bad one: at weights 0 and 1 only one is."""
+    return isinstance(guided, Guided) and guided.call not in (guided.good.call, guided.bad.call)
+
+
+def one_of(guided: Denoiser) -> Denoiser:
+    """The denoiser that holds the label: a pair's good one, or the only one that is called."""
+    if not isinstance(guided, Guided):
+        return guided
+    return guided.bad if guided.call is guided.bad.call else guided.good

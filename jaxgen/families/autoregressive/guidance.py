@@ -1,0 +1,154 @@
+"""Guidance of one element after another: rules on the logits of several networks and labels.
+
+A guidance maps a `Guide` to a `Guide`; a config names them in order, as in
+`sample.guidance=[dict(name="cfg", weight=2.0), dict(name="gedi", anti=3)]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.config import build
+from jaxgen.errors import invalid
+from jaxgen.families.autoregressive.truncation import fewest
+
+ROOM = "jaxgen.families.autoregressive.guidance"
+Memory = Any
+
+
+class Source(NamedTuple):
+    """Whose logits: a network, by its parameters' name; the "own" label, "null", or a class."""
+
+    model: str = "net"
+    label: Literal["own", "null"] | int = "own"
+
+
+Found = dict[Source, jax.Array]
+"""Logits [B, V] of the next element, by where they are from."""
+
+
+def _nothing(count: int) -> Memory:
+    return ()
+
+
+def _forget(found: Found, memory: Memory, token: jax.Array) -> Memory:
+    return memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """Which logits are wanted, and what becomes of them.
+
+    rule(found, memory, place) -> logits [B, V] of element `place` (from 0). start(B) -> memory;
+    after(found, memory, token[B]) -> memory, with the token that was drawn.
+    """
+
+    sources: tuple[Source, ...]
+    rule: Callable[[Found, Memory, jax.Array], jax.Array]
+    start: Callable[[int], Memory] = _nothing
+    after: Callable[[Found, Memory, jax.Array], Memory] = _forget
+
+
+def alone(source: Source) -> Guide:
+    """The logits of one source as they are."""
+    return Guide((source,), lambda found, memory, place: found[source])
+
+
+def compose(guidance: float | Sequence[Any]) -> Guide:
+    """Sections in order, from the model's own logits for the label; a number w is `cfg` of it."""
+    if isinstance(guidance, (int, float)):
+        guidance = [{"name": "cfg", "weight": guidance}]
+    guided = alone(Source())
+    for number, section in enumerate(guidance):
+        guided = build(section, ROOM, f"sample.guidance[{number}]", guided=guided)
+    return guided
+
+
+def cfg(guided: Guide, *, weight: float = 1.0, uncond: str = "net") -> Guide:
+    """uncond + weight (guided - uncond), on logits (Kornblith et al. 2023).
+
+    An element then has p(x | before) (p(x | before, label) / p(x | before))^weight, normalised.
+    uncond: the network that is asked without a label: the model itself, or another one, such as a
+    language model trained on other text, as in their second part. weight = 1 is `guided`, and 0 the
+    unconditional network alone.
+    """
+    null = Source(uncond, "null")
+    if weight == 1:
+        return guided
+    if weight == 0:
+        return alone(null)
+
+    def rule(found: Found, memory: Memory, place: jax.Array) -> jax.Array:
+        return found[null] + weight * (guided.rule(found, memory, place) - found[null])
+
+    return dataclasses.replace(guided, sources=_with(guided, null), rule=rule)
+
+
+def gedi(
+    guided: Guide,
+    *,
+    anti: int,
+    model: str = "net",
+    weight: float = 1.0,
+    alpha: float = 1.0,
+    by_length: bool = True,
+    prior: float = 0.5,
+    mass: float = 1.0,
+    sure: float = 1.0,
+) -> Guide:
+    """guided + weight ln p(label | x up to here), against the class `anti` (Krause et al. 2020).
+
+    p(c | x_1..t) is proportional to p(c) p(x_1..t | c)^(alpha / t) over the two, p(. | c) from the
+    class-conditional network `model`, p(label) = prior; by_length=False leaves out the / t. Then
+    only as many of the elements with the highest posterior stay as have `mass` of the result, and
+    those whose posterior is above `sure` (mass = 1: all stay). weight = 0 is `guided`.
+    """
+    for name, value, ok in (
+        ("weight", weight, weight >= 0),
+        ("alpha", alpha, alpha > 0),
+        ("prior", prior, 0 < prior < 1),
+        ("mass", mass, 0 < mass <= 1),
+        ("sure", sure, 0 <= sure <= 1),
+    ):
+        if not ok:
+            allowed = {"weight": "weight >= 0", "alpha": "alpha > 0", "prior": "0 < prior < 1"}
+            raise invalid(f"guidance.{name}", value, allowed.get(name, f"0 to 1, {name} > 0"))
+    if weight == 0:
+        return guided
+    code, other = Source(model), Source(model, anti)
+    shares = jnp.log(jnp.array([prior, 1 - prior]))
+
+    def rule(found: Found, memory: Memory, place: jax.Array) -> jax.Array:
+        before, inner = memory
+        total = before[..., None] + _pair(found)
+        scale = alpha / (place + 1) if by_length else alpha
+        log = jax.nn.log_softmax(shares[:, None] + scale * total, axis=1)[:, 0]
+        logits = jax.nn.log_softmax(guided.rule(found, inner, place)) + weight * log
+        kept = jnp.isfinite(fewest(logits, -log, mass)) | (jnp.exp(log) > sure)
+        return jnp.where(kept, logits, -jnp.inf)
+
+    def after(found: Found, memory: Memory, token: jax.Array) -> Memory:
+        before, inner = memory
+        own = jnp.take_along_axis(_pair(found), token[:, None, None], axis=-1)[..., 0]
+        return before + own, guided.after(found, inner, token)
+
+    def _pair(found: Found) -> jax.Array:
+        """ln p of the next element by either network: [B, 2, V]."""
+        return jax.nn.log_softmax(jnp.stack([found[code], found[other]], 1), axis=-1)
+
+    return Guide(
+        _with(guided, code, other),
+        rule,
+        lambda count: (jnp.zeros((count, 2)), guided.start(count)),
+        after,
+    )
+
+
+def _with(guided: Guide, *more: Source) -> tuple[Source, ...]:
+    """The sources of a guide and more, each once."""
+    return tuple(dict.fromkeys((*guided.sources, *more)))

@@ -1,0 +1,106 @@
+"""Concepts found without labels, and composed (Liu et al. 2023).
+
+A frozen model that is conditioned on a vector is asked for a few vectors, shared by a collection of
+images, and for each image's weights of them. Concepts found so are guidance like any other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import invalid
+from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.path import Path, expand
+from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.method import fold, normal
+
+
+class Found(NamedTuple):
+    """What is learned of N images: K condition vectors [K, E], and logits [N, K] of the weights."""
+
+    vectors: jax.Array
+    logits: jax.Array
+
+    def weights(self, index: jax.Array, sharpness: float = 1.0) -> jax.Array:
+        """The weights of images `index` [B]: [B, K], each row of sum 1; its argmax is a class.
+
+        sharpness: the softmax's inverse temperature. High, an image soon belongs to one concept,
+        and a concept is where its images are; low, it may lie outside of all that it mixes to.
+        """
+        return jax.nn.softmax(sharpness * self.logits[index], axis=-1)
+
+
+def fresh(key: jax.Array, images: int, concepts: int, width: int, scale: float = 0.02) -> Found:
+    """Random vectors of deviation `scale`, and equal weights."""
+    if concepts < 1:
+        raise invalid("concepts.concepts", concepts, "at least 1")
+    vectors = scale * jax.random.normal(key, (concepts, width))
+    return Found(vectors, jnp.zeros((images, concepts)))
+
+
+def compose(cond: Denoiser, uncond: Denoiser, vectors: jax.Array, amounts: jax.Array) -> Denoiser:
+    """uncond + sum_k amounts[:, k] (cond of vectors[k] - uncond), on x0 and eps alike.
+
+    cond: a denoiser with a condition vector (`recondition`), whose own is not used. vectors [K, E];
+    amounts [B, K], their weights, or [K] for all. K + 1 network calls.
+    """
+    if cond.recondition is None:
+        allowed = "a network's with label embeddings, or one that has `recondition`"
+        raise invalid("guidance.compose", "a denoiser without a condition vector", allowed)
+    change, count = cond.recondition, vectors.shape[0]
+    if amounts.shape[-1] != count:
+        raise invalid("guidance.amounts", amounts.shape, f"one for each of {count} vectors")
+
+    def of(vector: jax.Array) -> Denoiser:
+        return change(lambda y: jnp.broadcast_to(vector, y.shape).astype(y.dtype))
+
+    parts = [of(vectors[k]) for k in range(count)]
+
+    def call(
+        keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
+    ) -> tuple[Prediction, Memory]:
+        q, first = uncond(keys, x, t, memory[0])
+        x0, eps, after = q.x0, q.eps, [first]
+        share = jnp.broadcast_to(amounts, (x.shape[0], count))
+        for k, part in enumerate(parts):
+            p, own = part(keys, x, t, memory[k + 1])
+            w = expand(share[:, k], x)
+            x0, eps = x0 + w * (p.x0 - q.x0), eps + w * (p.eps - q.eps)
+            after.append(own)
+        return Prediction(x0, eps, q.variance), tuple(after)
+
+    every = (uncond, *parts)
+    return Denoiser(
+        call,
+        init=lambda x: tuple(each.init(x) for each in every),
+        calls=lambda t: sum(each.calls(t) for each in every),
+        path=uncond.path,
+    )
+
+
+def discovery_loss(
+    found: Found,
+    index: jax.Array,
+    x0: jax.Array,
+    keys: jax.Array,
+    cond: Denoiser,
+    uncond: Denoiser,
+    *,
+    sharpness: float = 1.0,
+    path: Path | None = None,
+) -> jax.Array:
+    """The mean squared error of the composed eps at uniform times, to be minimised over `found`.
+
+    x0 [B, ...]: the images of number index [B]; keys [B]. The denoisers stay frozen. It has local
+    minima: of several starts, keep the best. sharpness: see `Found.weights`.
+    """
+    way = path_of(uncond, path)
+    t = jax.vmap(jax.random.uniform)(fold(keys, 0))
+    eps = normal(fold(keys, 1), x0.shape[1:])
+    denoiser = compose(cond, uncond, found.vectors, found.weights(index, sharpness))
+    x = way.mix(x0, eps, t)
+    p, _ = denoiser(keys, x, t, denoiser.init(x))
+    return ((p.eps - eps) ** 2).mean()
