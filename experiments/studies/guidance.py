@@ -57,6 +57,9 @@ STUDIED: dict[str, tuple[Callable[[float], Sections], Sequence[float]]] = {
     ),
     "elucd": (alone("elucd.elucd"), (0.02, 0.05, 0.1, 0.2)),
     "universal": (alone("universal.universal"), (0.02, 0.05, 0.1, 0.2)),
+    "pag": (lambda w: [dict(name="pag.pag", layers=[1], scale=w)], (0.5, 1.0, 2.0, 4.0)),
+    "sag": (lambda w: [dict(name="sag.sag", layer=2, scale=w)], (0.25, 0.5, 1.0, 2.0)),
+    "blur guidance": (lambda w: [dict(name="sag.sag", scale=w)], (0.25, 0.5, 1.0, 2.0)),
     "autoguidance": (alone("autoguidance.autoguidance"), CFG),
 }
 
