@@ -29,6 +29,7 @@ from jaxgen.families.diffusion.guidance.interval import limit
 from jaxgen.families.diffusion.guidance.pair import Guided
 from jaxgen.families.diffusion.guidance.rescale import rescale
 from jaxgen.families.diffusion.guidance.semantic import content, language, sdg, style
+from jaxgen.families.diffusion.guidance.stitch import early, stitch
 from jaxgen.families.diffusion.guidance.universal import backward, universal
 from jaxgen.families.diffusion.method import denoising
 from jaxgen.families.diffusion.prediction import Prediction
@@ -40,6 +41,7 @@ from jaxgen.training.ema import Averages
 PATH = paths.linear()
 SHAPE, SIZE = (3,), 8
 STEPS = 5
+GRID = grids.uniform(STEPS, PATH)
 MEANS = jnp.array([[1.0, -0.5, 0.3], [-0.7, 0.2, 0.9]])
 LABELS = jnp.zeros(SIZE, jnp.int32)
 
@@ -137,6 +139,11 @@ TABLE = {
         cfg(c, u, 2.0),
     ),
     "sdg": lambda c, u, y: (sdg(c, PATH, goal), sdg(c, PATH, goal, weight=0.0), c),
+    "stitch": lambda c, u, y: (
+        stitch([(u, 0.4), (cfg(c, u, 3.0), 0.6)], GRID),
+        stitch([(u, 0.0), (cfg(c, u, 3.0), 1.0)], GRID),
+        cfg(c, u, 3.0),
+    ),
     "universal": lambda c, u, y: (universal(c, goal), universal(c, goal, weight=0.0), c),
     "backward": lambda c, u, y: (backward(c, goal), backward(c, goal, steps=0), c),
     "elucd": lambda c, u, y: (
@@ -260,6 +267,8 @@ SECTIONS = [
     ([dict(name="elucd.elucd", weight=0.3)], lambda g: elucd(g, LABELS, logits, weight=0.3)),
     ([dict(name="universal.universal", weight=0.3)], lambda g: universal(g, goal, weight=0.3)),
     ([dict(name="composition.product", weight=0.2)], lambda g: product(g, UNCOND, 0.2)),
+    ([dict(name="stitch.early", models=(("other", 0.4),))],
+     lambda g: stitch([(UNCOND, 0.4), (g, 0.6)], GRID)),
     (["apg.apg", dict(name="interval.limit", low=0.2, high=0.8)],
      lambda g: limit(apg(g), 0.2, 0.8)),
 ]  # fmt: skip
@@ -426,6 +435,8 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: universal(Denoiser(COND.call), goal), "path"),
         (lambda: mixture([COND], [], [1.0]), "as many parts"),
         (lambda: zero_init(COND, above=2.0), "0 <= above <= 1"),
+        (lambda: stitch([(COND, 0.4), (UNCOND, 0.4)], GRID), "add up to 1"),
+        (lambda: early(COND, {"tiny": UNCOND}, GRID), "tiny"),
     ],
 )
 def test_wrong_guidance_says_what_is_allowed(build, message):
