@@ -22,6 +22,7 @@ VARIANTS = {
     "ddpm": [dict(variance="small"), dict(variance="large")],
     "edm": [dict(), dict(s_churn=4.0)],
     "euler_maruyama": [dict(), dict(power=0.0), dict(noise=0.3)],
+    "flowturbo": [dict(), dict(heun=3), dict(refine=2)],
     "predictor_corrector": [dict(), dict(corrections=2)],
     "unipc": [
         dict(order=1), dict(order=2), dict(order=3),
@@ -67,7 +68,7 @@ def test_solver_order_matches_theory(name, options):
     """On an asymmetric mixture with its exact score, in float64 (order 4 needs it)."""
     with jax.enable_x64(True):
         path = paths.linear()
-        solver = make(name, options, path)
+        solver = make(name, options, path, 115)
         denoiser = testing.mixture_denoiser(path, *testing.ASYMMETRIC)
         x = jax.random.normal(jax.random.key(1), (16, 2), jnp.float64)
         keys = jax.random.split(jax.random.key(0), 16)
@@ -256,6 +257,7 @@ def test_ddpm_uses_the_learned_variance():
         ("dpmpp_2s", dict(ratio=1.0)),
         ("edm", dict(s_churn=-1.0)),
         ("euler_maruyama", dict(noise=-1.0)),
+        ("flowturbo", dict(heun=0)),
         ("predictor_corrector", dict(snr=0.0)),
         ("unipc", dict(order=4)),
     ],

@@ -27,6 +27,7 @@ from jaxgen.families.diffusion.guidance.elucd import elucd
 from jaxgen.families.diffusion.guidance.gfcg import gfcg
 from jaxgen.families.diffusion.guidance.interval import limit
 from jaxgen.families.diffusion.guidance.pair import Guided
+from jaxgen.families.diffusion.guidance.refine import refine
 from jaxgen.families.diffusion.guidance.rescale import rescale
 from jaxgen.families.diffusion.guidance.semantic import content, language, sdg, style
 from jaxgen.families.diffusion.guidance.stitch import early, stitch
@@ -139,6 +140,11 @@ TABLE = {
         cfg(c, u, 2.0),
     ),
     "sdg": lambda c, u, y: (sdg(c, PATH, goal), sdg(c, PATH, goal, weight=0.0), c),
+    "refine": lambda c, u, y: (
+        refine(cfg(c, u, 3.0), lambda x, v, t: 0.1 * v, PATH, GRID, last=3, cost=0.0),
+        refine(cfg(c, u, 3.0), lambda x, v, t: 0.1 * v, PATH, GRID, last=0),
+        cfg(c, u, 3.0),
+    ),
     "stitch": lambda c, u, y: (
         stitch([(u, 0.4), (cfg(c, u, 3.0), 0.6)], GRID),
         stitch([(u, 0.0), (cfg(c, u, 3.0), 1.0)], GRID),
@@ -241,7 +247,7 @@ def test_one_program_and_images_of_their_own(name):
     testing.check_sampler(draw, {}, labels, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(TABLE.keys() - UNCOUNTABLE - {"linear_ag"}))
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - UNCOUNTABLE - {"linear_ag", "refine"}))
 def test_a_time_for_each_image(name):
     """[B] equal times are the one time: adaptive solvers give each image its own."""
     guided = TABLE[name](COND, UNCOND, LABELS)[0]
@@ -436,6 +442,7 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: mixture([COND], [], [1.0]), "as many parts"),
         (lambda: zero_init(COND, above=2.0), "0 <= above <= 1"),
         (lambda: stitch([(COND, 0.4), (UNCOND, 0.4)], GRID), "add up to 1"),
+        (lambda: refine(COND, goal, PATH, GRID, last=STEPS), "fewer than the steps"),
         (lambda: early(COND, {"tiny": UNCOND}, GRID), "tiny"),
     ],
 )
