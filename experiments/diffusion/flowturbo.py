@@ -53,7 +53,7 @@ def checks() -> list[Check]:
         return _error(integrate(turbo, guided, x, GRID, keys), exact)
 
     fit = jax.jit(jax.vmap(_trained), compiler_options=FAST)(
-        jax.vmap(jax.random.key)(jnp.arange(SEEDS))
+        jax.vmap(jax.random.key)(jnp.arange(SEEDS)), *_data()
     )
     errors = jax.jit(jax.vmap(error, (0, None)), compiler_options=FAST)
     along = {
@@ -93,25 +93,31 @@ def _error(x: jax.Array, exact: jax.Array) -> jax.Array:
     return jnp.sqrt(((x - exact) ** 2).mean())
 
 
-def _trained(key: jax.Array, steps: int = 600, batch: int = 128) -> Any:
-    """The refiner's parameters, trained at the times at which it will be called."""
-    model, labels, rule = of_all(), jnp.zeros(batch, jnp.int32), optax.adam(3e-3)
-    example = jnp.zeros((batch, 4)), jnp.zeros(batch), labels
-    params = NET.init(key, *example)["params"]
+def _data(steps: int = 500, batch: int = 64) -> tuple[np.ndarray, ...]:
+    """(x0, eps [SEEDS, steps, batch, 2], number of the grid's time [SEEDS, steps]) to train on."""
+    rng, shape = np.random.default_rng(0), (SEEDS, steps, batch)
+    which = rng.choice(3, shape, p=WEIGHTS)
+    x0 = MEANS[which] + STDS[which][..., None] * rng.normal(size=(*shape, 2))
+    number = rng.integers(STEPS - LAST, STEPS, (SEEDS, steps))
+    return x0.astype(np.float32), rng.normal(size=(*shape, 2)).astype(np.float32), number
 
-    def body(state: Any, n: jax.Array) -> tuple[Any, None]:
+
+def _trained(key: jax.Array, x0: jax.Array, eps: jax.Array, number: jax.Array) -> Any:
+    """The refiner's parameters, trained at the times at which it will be called."""
+    model, batch, rule = of_all(), x0.shape[1], optax.adam(3e-3)
+    labels = jnp.zeros(batch, jnp.int32)
+    params = NET.init(key, jnp.zeros((batch, 4)), jnp.zeros(batch), labels)["params"]
+    keys = jax.random.split(key, batch)
+
+    def body(state: Any, data: Any) -> tuple[Any, None]:
         params, inner = state
-        own = jax.random.split(jax.random.fold_in(key, n), 4)
-        number = jax.random.randint(own[0], (), STEPS - LAST, STEPS)
-        t, s = GRID[number - 1], GRID[number]
-        which = jax.random.choice(own[1], 3, (batch,), p=jnp.asarray(WEIGHTS))
-        noise = jax.random.normal(own[2], (2, batch, 2))
-        x0 = jnp.asarray(MEANS)[which] + jnp.asarray(STDS)[which, None] * noise[0]
-        x, keys = PATH.mix(x0, noise[1], t), jax.random.split(own[3], batch)
-        slope = jax.grad(
-            lambda p: refiner_loss(model, of_network(NET, p, labels), keys, x, t, t - s)
-        )(params)
+        x0, eps, number = data
+        t, h = GRID[number - 1], GRID[number - 1] - GRID[number]
+        x = PATH.mix(x0, eps, t)
+        slope = jax.grad(lambda p: refiner_loss(model, of_network(NET, p, labels), keys, x, t, h))(
+            params
+        )
         change, inner = rule.update(slope, inner)
         return (optax.apply_updates(params, change), inner), None
 
-    return jax.lax.scan(body, (params, rule.init(params)), jnp.arange(steps))[0][0]
+    return jax.lax.scan(body, (params, rule.init(params)), (x0, eps, number))[0][0]
