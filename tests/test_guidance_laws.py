@@ -21,6 +21,7 @@ from jaxgen.families.diffusion.guidance.cads import cads
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.cfg_zero import cfg_zero, zero_init
 from jaxgen.families.diffusion.guidance.cfgpp import cfgpp
+from jaxgen.families.diffusion.guidance.coherence import coherence
 from jaxgen.families.diffusion.guidance.composition import mixture, product
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 from jaxgen.families.diffusion.guidance.elucd import elucd
@@ -36,6 +37,7 @@ from jaxgen.families.diffusion.method import denoising
 from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.families.diffusion.sampler import build_sampler, integrate, prior
 from jaxgen.method import Spec
+from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
 
@@ -85,6 +87,7 @@ TABLE = {
         cfg(c, u, 3.0),
     ),
     "apg at w=1": lambda c, u, y: (apg(cfg(c, u, 3.0)), apg(cfg(c, u, 1.0)), c),
+    "coherence": lambda c, u, y: (coherence(c, u, 3.0), coherence(c, u, 1.0), c),
     "cfgpp": lambda c, u, y: (cfgpp(cfg(c, u, 0.6)), cfgpp(cfg(c, u, 0.0)), u),
     "rescale": lambda c, u, y: (
         rescale(cfg(c, u, 3.0)),
@@ -456,6 +459,51 @@ def test_pairs_stay_pairs():
     pair = cfg(COND, UNCOND, 0.7)
     for wrap in (apg, cfgpp, rescale, cfg_zero, cads, adaptive_guidance):
         assert isinstance(wrap(pair), Guided), wrap.__name__
+
+
+def coherent(levels, classes=4):
+    model = MLP(num_classes=classes, out_channels=3, width=16, depth=1)
+    return denoising(Spec(SHAPE, classes), model, optax.sgd(0.1), Averages((10,)), coherence=levels)
+
+
+def test_a_coherent_network_adds_its_embedding_to_the_labels():
+    """Label y at coherence c is y with an embedding more; where that is 0, it is y alone."""
+    inner = MLP(num_classes=2, out_channels=3, width=16, depth=1)
+    model, (_, x, _), noise = Coherent(inner, 2), at(0.5), jnp.linspace(0.1, 0.9, SIZE)
+    labels = jnp.array([0, 1, 2, 3, 4, 4, 0, 3])
+    params = model.init(jax.random.key(0), x, noise, labels)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    random = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten(
+        [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, random, strict=True)]
+    )
+    params = {**params, "coherence": params["coherence"].at[0].set(0.0)}
+    out = model.apply({"params": params}, x, noise, labels)
+    plain = inner.apply({"params": params["inner"]}, x, noise, labels // 2)
+    gap = jnp.abs(out - plain).max(1)
+    assert (gap[labels % 2 == 0] < 1e-6).all() and (gap[labels % 2 == 1] > 1e-3).all()
+
+
+def test_coherence_samples_at_the_highest_and_needs_levels():
+    method = coherent(2)
+    params = jax.tree.map(
+        lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape),
+        method.init(jax.random.key(0)).params,
+    )
+    keys = jax.random.split(jax.random.key(2), 4)
+    section = [dict(name="coherence.coherence", weight=2.0)]
+    draw = method.sampler(solver="euler", steps=3, guidance=section)
+    assert draw.calls == 6
+    low, high = (draw(params, keys, jnp.array(y)) for y in ([0, 2, 0, 2], [1, 3, 1, 3]))
+    np.testing.assert_array_equal(low, high)
+    assert (
+        jnp.abs(low - method.sampler(solver="euler", steps=3)(params, keys, jnp.arange(4)))[0].max()
+        > 1e-4
+    )
+    with pytest.raises(UsageError, match="coherence=2 or more"):
+        coherent(1).sampler(solver="euler", steps=3, guidance=section)
+    with pytest.raises(UsageError, match="a divisor of the 4 classes"):
+        coherent(3)
 
 
 def test_a_method_offers_its_labels_and_its_other_classes():
