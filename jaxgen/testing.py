@@ -126,35 +126,52 @@ ASYMMETRIC = (
 
 def check_path(path: Path) -> None:
     """A path's laws: end points, monotone log-SNR, inverses, derivatives, finite kernels."""
-    ends = jnp.array([0.0, 1.0])
-    np.testing.assert_allclose(path.alpha(ends)[0], 1.0, atol=1e-6)
-    np.testing.assert_allclose(path.sigma(ends)[0], 0.0, atol=1e-6)
-    assert path.alpha(ends)[1] >= 0 and path.sigma(ends)[1] > 0
-    t = jnp.linspace(0.001, 0.999, 1001)
-    falls = np.diff(np.asarray(path.log_snr(t)))
-    assert (falls < 0).all(), f"log-SNR is not strictly falling: largest step {falls.max()}"
-    for name, inverse, forward in (
-        ("t_of_sigma", path.t_of_sigma, path.ratio),
-        ("t_of_log_snr", path.t_of_log_snr, path.log_snr),
-        ("t_of_fraction", path.t_of_fraction, path.fraction),
-    ):
-        np.testing.assert_allclose(inverse(forward(t)), t, atol=2e-3, err_msg=name)
-    np.testing.assert_allclose(path.t_of_sigma(path.ratio(ends)), ends, atol=2e-3)
+    ends, t = jnp.array([0.0, 1.0]), jnp.linspace(0.001, 0.999, 1001)
     inner, h = jnp.linspace(0.05, 0.95, 31), 1e-3
-    for name, f, slope in (
-        ("d_alpha", path.alpha, path.d_alpha),
-        ("d_sigma", path.sigma, path.d_sigma),
-    ):
-        central = (f(inner + h) - f(inner - h)) / (2 * h)
+
+    def values() -> dict[str, Any]:
+        slopes = {
+            name: ((f(inner + h) - f(inner - h)) / (2 * h), slope(inner), slope(ends))
+            for name, f, slope in (
+                ("d_alpha", path.alpha, path.d_alpha),
+                ("d_sigma", path.sigma, path.d_sigma),
+            )
+        }
+        return {
+            "ends": (path.alpha(ends), path.sigma(ends), path.t_of_sigma(path.ratio(ends))),
+            "log_snr": path.log_snr(t),
+            "inverses": {
+                "t_of_sigma": path.t_of_sigma(path.ratio(t)),
+                "t_of_log_snr": path.t_of_log_snr(path.log_snr(t)),
+                "t_of_fraction": path.t_of_fraction(path.fraction(t)),
+            },
+            "slopes": slopes,
+            "marginal": (path.alpha(t), path.sigma(t)),
+            "transition": path.transition(t[1:], t[:-1]),
+            "whole": path.transition(ends[1], ends[0]),
+        }
+
+    # One program, compiled in haste: a path of tables is slow one operation at a time.
+    found = jax.jit(values, compiler_options={"xla_backend_optimization_level": 1})()
+    alpha, sigma, back = found["ends"]
+    np.testing.assert_allclose(alpha[0], 1.0, atol=1e-6)
+    np.testing.assert_allclose(sigma[0], 0.0, atol=1e-6)
+    assert alpha[1] >= 0 and sigma[1] > 0
+    np.testing.assert_allclose(back, ends, atol=2e-3)
+    falls = np.diff(np.asarray(found["log_snr"]))
+    assert (falls < 0).all(), f"log-SNR is not strictly falling: largest step {falls.max()}"
+    for name, times in found["inverses"].items():
+        np.testing.assert_allclose(times, t, atol=2e-3, err_msg=name)
+    for name, (central, slope, at_ends) in found["slopes"].items():
         scale = jnp.maximum(jnp.abs(central), 1.0)
-        np.testing.assert_allclose(slope(inner) / scale, central / scale, atol=5e-3, err_msg=name)
-        assert jnp.isfinite(slope(ends)).all(), f"{name} is not finite at the ends"
+        np.testing.assert_allclose(slope / scale, central / scale, atol=5e-3, err_msg=name)
+        assert jnp.isfinite(at_ends).all(), f"{name} is not finite at the ends"
     # q(x_t | x_s) composed with q(x_s | x_0) is q(x_t | x_0).
-    ratio, variance = path.transition(t[1:], t[:-1])
-    np.testing.assert_allclose(ratio * path.alpha(t[:-1]), path.alpha(t[1:]), atol=1e-5)
-    whole = ratio**2 * path.sigma(t[:-1]) ** 2 + variance
-    np.testing.assert_allclose(whole / path.sigma(t[1:]) ** 2, 1.0, atol=1e-4)
-    assert all(jnp.isfinite(a).all() for a in path.transition(ends[1], ends[0]))
+    (alpha, sigma), (ratio, variance) = found["marginal"], found["transition"]
+    np.testing.assert_allclose(ratio * alpha[:-1], alpha[1:], atol=1e-5)
+    whole = ratio**2 * sigma[:-1] ** 2 + variance
+    np.testing.assert_allclose(whole / sigma[1:] ** 2, 1.0, atol=1e-4)
+    assert all(jnp.isfinite(a).all() for a in found["whole"])
 
 
 def check_prediction(kind: str, path: Path, key: jax.Array, *, size: int = 64) -> None:

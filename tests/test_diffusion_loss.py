@@ -10,18 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxgen.errors import UsageError
-from jaxgen.families.diffusion import denoising, times
+from jaxgen.families.diffusion import denoising, times, weighting
 from jaxgen.families.diffusion import path as paths
 from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.loss import denoising_loss
-from jaxgen.families.diffusion.prediction import Prediction, target
+from jaxgen.families.diffusion.prediction import KINDS, Prediction, noise_condition, target
 from jaxgen.families.diffusion.weighting import simple
-from jaxgen.method import Spec, example_keys
+from jaxgen.method import Spec, example_keys, fold, normal
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
 
+WEIGHTINGS = [
+    name
+    for name, f in vars(weighting).items()
+    if getattr(f, "__annotations__", {}).get("return") == "Weighting" and name[0] != "_"
+]
 TIMES = [n for n in ("uniform", "stratified", "log_normal", "logit_normal", "by_loss")]
 
 
@@ -40,6 +46,18 @@ class Exact(nn.Module):
         rest = (x - alpha * self.mean) / ((alpha * self.std) ** 2 + sigma**2)
         p = Prediction(self.mean + alpha * self.std**2 * rest, sigma * rest)
         return target(self.kind, p.x0, p.eps, noise, self.route)
+
+
+class Lines(nn.Module):
+    """A line in x for each of two noise levels, told apart at `middle`."""
+
+    middle: float
+
+    @nn.compact
+    def __call__(self, x, noise, labels, *, train=False):
+        slope, bias = (self.param(n, nn.initializers.zeros, (2,)) for n in ("slope", "bias"))
+        level = (noise > self.middle).astype(int)
+        return slope[level, None] * x + bias[level, None]
 
 
 def batch(size, shape=(1,), mean=0.0, std=1.0, classes=3):
@@ -74,6 +92,54 @@ def test_no_field_beats_the_floor():
         fn = loss_of(Exact(path, "velocity", *wrong), "velocity", path)
         value, _ = jax.jit(fn)({"net": {"unused": jnp.zeros(())}}, data, jax.random.key(0))
         assert value > 0.5 * math.pi / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_weighting_and_kind_has_one_minimiser(kind):
+    """Where a network may choose a line at each noise level, the best x0 is least squares' of x0.
+
+    In the same sample, so up to rounding: kinds are linear in x0 at known x, and weights positive.
+    """
+    path, levels, data = paths.vp_linear(), jnp.array([0.3, 0.7]), batch(512, mean=0.4, std=0.7)
+    model = Lines(float(noise_condition(kind, jnp.float32(0.5), path)))
+    network, key = Network(model, path, kind), jax.random.key(3)
+    clock = times.Times(
+        lambda keys, key, index, path, state: (levels[index % 2], jnp.ones(index.shape))
+    )
+
+    def best(x0, weight):
+        """x0 at x = -1 and 1 of both levels, [4], by one step of Newton's method."""
+        loss = denoising_loss(network, clock, weight, num_classes=3)
+        flat, back = ravel_pytree({"slope": jnp.zeros(2), "bias": jnp.zeros(2)})
+        given = {**data, "image": x0}
+
+        def value(theta):
+            return loss({"net": back(theta)}, given, key, {"times": ()})[0]
+
+        step = jnp.linalg.solve(jax.hessian(value)(flat), jax.grad(value)(flat))
+        x, t = jnp.array([-1.0, 1, -1, 1])[:, None], jnp.repeat(levels, 2)
+        return network.predict(back(flat - step), x, t, jnp.zeros(4, int)).x0[:, 0]
+
+    with jax.enable_x64(True):
+        x0 = data["image"].astype(jnp.float64)
+        weights = [getattr(weighting, name)() for name in WEIGHTINGS]
+        found = jax.jit(lambda x0: jnp.stack([best(x0, w) for w in weights]))(x0)
+        t = levels[jnp.arange(512) % 2]
+        eps = normal(fold(example_keys(key, data), 0), (1,))
+        x = np.asarray(path.mix(data["image"], eps, t))[:, 0]
+    for level in (0, 1):
+        line = np.polyfit(x[level::2], np.asarray(x0)[level::2, 0], 1)
+        np.testing.assert_allclose(
+            found[:, 2 * level : 2 * level + 2],
+            np.broadcast_to(np.polyval(line, [-1.0, 1.0]), (len(weights), 2)),
+            atol=2e-4,
+        )
+        # And that is the exact conditional mean, up to the sample.
+        alpha, sigma = (float(f(levels[level])) for f in (path.alpha, path.sigma))
+        rest = (np.array([-1.0, 1.0]) - alpha * 0.4) / ((alpha * 0.7) ** 2 + sigma**2)
+        np.testing.assert_allclose(
+            np.polyval(line, [-1.0, 1.0]), 0.4 + alpha * 0.49 * rest, atol=0.25
+        )
 
 
 def test_denoiser_floor_at_one_noise_level():

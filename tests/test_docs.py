@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.benchmarks.orders import make, variants
 from jaxgen.families.diffusion import guidance
 from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.path import linear
 
 PAGE = Path(__file__).parents[1] / "docs" / "guidance.md"
 
@@ -47,3 +49,14 @@ def test_every_guidance_is_on_the_page():
     for file in Path(guidance.__file__).parent.glob("*.py"):
         if file.stem not in ("__init__", "pair"):
             assert f"guidance.{file.stem} import" in page or f"`{file.stem}`" in page, file.stem
+
+
+def test_every_solver_is_on_the_page_with_its_order():
+    """The measured column is what `orders` printed; the tests of solvers measure it again."""
+    page = PAGE.with_name("solvers.md").read_text()
+    found = dict(re.findall(r"^\| `(.*)` \| (\w+)", page, re.MULTILINE))
+    expected = {}
+    for name, options in variants():
+        text = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        expected[f"{name}({text})"] = str(make(name, options, linear()).order or "none")
+    assert found == expected

@@ -21,6 +21,7 @@ from jaxgen.families.diffusion.guidance.cads import cads
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.cfg_zero import cfg_zero, zero_init
 from jaxgen.families.diffusion.guidance.cfgpp import cfgpp
+from jaxgen.families.diffusion.guidance.coherence import coherence
 from jaxgen.families.diffusion.guidance.composition import mixture, product
 from jaxgen.families.diffusion.guidance.concepts import compose as of_concepts
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
@@ -30,14 +31,17 @@ from jaxgen.families.diffusion.guidance.interval import limit
 from jaxgen.families.diffusion.guidance.multi import sine, spatext
 from jaxgen.families.diffusion.guidance.pag import pag
 from jaxgen.families.diffusion.guidance.pair import Guided
+from jaxgen.families.diffusion.guidance.refine import refine
 from jaxgen.families.diffusion.guidance.rescale import rescale
 from jaxgen.families.diffusion.guidance.sag import sag
 from jaxgen.families.diffusion.guidance.semantic import content, language, sdg, style
+from jaxgen.families.diffusion.guidance.stitch import early, stitch
 from jaxgen.families.diffusion.guidance.universal import backward, universal
 from jaxgen.families.diffusion.method import denoising
 from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.families.diffusion.sampler import build_sampler, integrate, prior
 from jaxgen.method import Spec
+from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
 
@@ -45,6 +49,7 @@ PATH = paths.linear()
 SHAPE, SIZE = (3,), 8
 STEPS = 5
 SEEN = jnp.array([0.4, 1.9, 0.7])
+GRID = grids.uniform(STEPS, PATH)
 MEANS = jnp.array([[1.0, -0.5, 0.3], [-0.7, 0.2, 0.9]])
 AMOUNTS = jnp.array([0.8, 0.6])
 LABELS = jnp.zeros(SIZE, jnp.int32)
@@ -96,6 +101,7 @@ TABLE = {
         cfg(c, u, 3.0),
     ),
     "apg at w=1": lambda c, u, y: (apg(cfg(c, u, 3.0)), apg(cfg(c, u, 1.0)), c),
+    "coherence": lambda c, u, y: (coherence(c, u, 3.0), coherence(c, u, 1.0), c),
     "cfgpp": lambda c, u, y: (cfgpp(cfg(c, u, 0.6)), cfgpp(cfg(c, u, 0.0)), u),
     "rescale": lambda c, u, y: (
         rescale(cfg(c, u, 3.0)),
@@ -151,6 +157,16 @@ TABLE = {
         cfg(c, u, 2.0),
     ),
     "sdg": lambda c, u, y: (sdg(c, PATH, goal), sdg(c, PATH, goal, weight=0.0), c),
+    "refine": lambda c, u, y: (
+        refine(cfg(c, u, 3.0), lambda x, v, t: 0.1 * v, PATH, GRID, last=3, cost=0.0),
+        refine(cfg(c, u, 3.0), lambda x, v, t: 0.1 * v, PATH, GRID, last=0),
+        cfg(c, u, 3.0),
+    ),
+    "stitch": lambda c, u, y: (
+        stitch([(u, 0.4), (cfg(c, u, 3.0), 0.6)], GRID),
+        stitch([(u, 0.0), (cfg(c, u, 3.0), 1.0)], GRID),
+        cfg(c, u, 3.0),
+    ),
     "universal": lambda c, u, y: (universal(c, goal), universal(c, goal, weight=0.0), c),
     "backward": lambda c, u, y: (backward(c, goal), backward(c, goal, steps=0), c),
     "elucd": lambda c, u, y: (
@@ -288,7 +304,7 @@ def test_one_program_and_images_of_their_own(name):
     testing.check_sampler(draw, {}, labels, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(TABLE.keys() - UNCOUNTABLE - {"linear_ag"}))
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - UNCOUNTABLE - {"linear_ag", "refine"}))
 def test_a_time_for_each_image(name):
     """[B] equal times are the one time: adaptive solvers give each image its own."""
     guided = TABLE[name](COND, UNCOND, LABELS)[0]
@@ -321,6 +337,8 @@ SECTIONS = [
     (["concepts.compose"], lambda g: of_concepts(COND, UNCOND, MEANS, AMOUNTS)),
     ([dict(name="pag.pag", layers=[1], scale=0.3)], lambda g: pag(g, layers=(1,), scale=0.3)),
     ([dict(name="sag.sag", layer=1, blur=2.0)], lambda g: sag(g, layer=1, blur=2.0)),
+    ([dict(name="stitch.early", models=(("other", 0.4),))],
+     lambda g: stitch([(UNCOND, 0.4), (g, 0.6)], GRID)),
     (["apg.apg", dict(name="interval.limit", low=0.2, high=0.8)],
      lambda g: limit(apg(g), 0.2, 0.8)),
 ]  # fmt: skip
@@ -499,6 +517,9 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: pag(COND, layers=()), "at least one layer"),
         (lambda: sag(COND, blur=0.0), "blur > 0"),
         (lambda: sag(Denoiser(COND.call, path=PATH), layer=0), "no self-attention"),
+        (lambda: stitch([(COND, 0.4), (UNCOND, 0.4)], GRID), "add up to 1"),
+        (lambda: refine(COND, goal, PATH, GRID, last=STEPS), "fewer than the steps"),
+        (lambda: early(COND, {"tiny": UNCOND}, GRID), "tiny"),
     ],
 )
 def test_wrong_guidance_says_what_is_allowed(build, message):
@@ -511,6 +532,51 @@ def test_pairs_stay_pairs():
     pair = cfg(COND, UNCOND, 0.7)
     for wrap in (apg, cfgpp, rescale, cfg_zero, cads, adaptive_guidance):
         assert isinstance(wrap(pair), Guided), wrap.__name__
+
+
+def coherent(levels, classes=4):
+    model = MLP(num_classes=classes, out_channels=3, width=16, depth=1)
+    return denoising(Spec(SHAPE, classes), model, optax.sgd(0.1), Averages((10,)), coherence=levels)
+
+
+def test_a_coherent_network_adds_its_embedding_to_the_labels():
+    """Label y at coherence c is y with an embedding more; where that is 0, it is y alone."""
+    inner = MLP(num_classes=2, out_channels=3, width=16, depth=1)
+    model, (_, x, _), noise = Coherent(inner, 2), at(0.5), jnp.linspace(0.1, 0.9, SIZE)
+    labels = jnp.array([0, 1, 2, 3, 4, 4, 0, 3])
+    params = model.init(jax.random.key(0), x, noise, labels)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    random = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten(
+        [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, random, strict=True)]
+    )
+    params = {**params, "coherence": params["coherence"].at[0].set(0.0)}
+    out = model.apply({"params": params}, x, noise, labels)
+    plain = inner.apply({"params": params["inner"]}, x, noise, labels // 2)
+    gap = jnp.abs(out - plain).max(1)
+    assert (gap[labels % 2 == 0] < 1e-6).all() and (gap[labels % 2 == 1] > 1e-3).all()
+
+
+def test_coherence_samples_at_the_highest_and_needs_levels():
+    method = coherent(2)
+    params = jax.tree.map(
+        lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape),
+        method.init(jax.random.key(0)).params,
+    )
+    keys = jax.random.split(jax.random.key(2), 4)
+    section = [dict(name="coherence.coherence", weight=2.0)]
+    draw = method.sampler(solver="euler", steps=3, guidance=section)
+    assert draw.calls == 6
+    low, high = (draw(params, keys, jnp.array(y)) for y in ([0, 2, 0, 2], [1, 3, 1, 3]))
+    np.testing.assert_array_equal(low, high)
+    assert (
+        jnp.abs(low - method.sampler(solver="euler", steps=3)(params, keys, jnp.arange(4)))[0].max()
+        > 1e-4
+    )
+    with pytest.raises(UsageError, match="coherence=2 or more"):
+        coherent(1).sampler(solver="euler", steps=3, guidance=section)
+    with pytest.raises(UsageError, match="a divisor of the 4 classes"):
+        coherent(3)
 
 
 def test_a_method_offers_its_labels_and_its_other_classes():

@@ -14,7 +14,7 @@ LEVELS = [
     ["nn"],
     ["pretrained", "families"],
     ["tokenizers", "steer"],
-    ["testing", "classify", "metrics"],
+    ["testing", "convergence", "classify", "metrics"],
     ["training"],
     ["setup"],
     ["model", "plan", "launch"],

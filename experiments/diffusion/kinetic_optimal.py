@@ -37,15 +37,19 @@ def checks() -> list[Check]:
     found.append(control(below("|sigma - t| where l = 1", jnp.abs(best.sigma(t) - t).max(), 1e-3)))
 
     # Few points in few dimensions: less energy than both, over data sets and noises.
-    linear, trig = [], []
-    for seed in range(SEEDS):
-        own, other = jax.random.split(jax.random.key(seed))
+    def energies(key: jax.Array) -> list[jax.Array]:
+        own, other = jax.random.split(key)
         apart = separation(jax.random.normal(own, (24, 3)), other)
-        middle = kinetic_optimal(apart)
-        least = energy(middle, apart)
-        linear.append(float(least / energy(path.linear(), apart)))
-        trig.append(float(least / energy(path.trig(), apart)))
-    check_path(middle)
-    found.append(mean_below("energy over the linear path's, 24 points in 3-D", linear, 0.99))
-    found.append(mean_below("energy over trig's, 24 points in 3-D", trig, 0.99))
+        return [energy(p, apart) for p in (kinetic_optimal(apart), path.linear(), path.trig())]
+
+    # Compiling is all the time that this takes: half of it at this level.
+    fast = {"xla_backend_optimization_level": 1}
+    keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
+    least, linear, trig = jax.jit(jax.vmap(energies), compiler_options=fast)(keys)
+    found.append(
+        mean_below("energy over the linear path's, 24 points in 3-D", least / linear, 0.99)
+    )
+    found.append(mean_below("energy over trig's, 24 points in 3-D", least / trig, 0.99))
+    own, other = jax.random.split(jax.random.key(0))
+    check_path(kinetic_optimal(separation(jax.random.normal(own, (24, 3)), other)))
     return found

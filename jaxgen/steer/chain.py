@@ -75,7 +75,7 @@ def of_solver(
         step=step,
         sample=lambda state: state[0],
         steps=len(pairs),
-        step_calls=np.array([solver.calls(denoiser, pair) for pair in pairs]),
+        step_calls=np.array([solver.calls(denoiser, pair, n) for n, pair in enumerate(pairs)]),
         estimate=estimate,
         estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
     )

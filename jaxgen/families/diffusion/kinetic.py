@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.path import Path
@@ -31,22 +30,33 @@ def separation(points: jax.Array, key: jax.Array, draws: int = 8) -> Separation:
     x = x / jnp.sqrt(jnp.mean(x**2))
     noise, logs = jax.random.normal(key, (draws, *x.shape)), jnp.linspace(-5.0, 5.0, 81)
 
+    table = _table(x, noise, logs)
+    return lambda s: jnp.interp(jnp.log(jnp.maximum(s, 1e-12)), logs, table)
+
+
+@jax.jit
+def _table(x: jax.Array, noise: jax.Array, logs: jax.Array) -> jax.Array:
+    """l at s = exp(logs) [K] of points x [N, D] and noises [draws, N, D]."""
+
     def entry(log: jax.Array) -> jax.Array:
         s = jnp.exp(log)
         z = (s * x + noise).reshape(-1, x.shape[1])
         share = jax.nn.softmax(s * z @ x.T - 0.5 * s**2 * (x**2).sum(1))
         return jnp.mean((share @ x) ** 2)
 
-    table = jax.jit(lambda logs: jax.lax.map(entry, logs))(logs)
-    return lambda s: jnp.interp(jnp.log(jnp.maximum(s, 1e-12)), logs, table)
+    return jax.lax.map(entry, logs)
 
 
 def energy(path: Path, separated: Separation, count: int = 4000) -> jax.Array:
     """The path's kinetic energy per dimension [], by the midpoint rule in t."""
-    t = (jnp.arange(count) + 0.5) / count
-    a, m, da, dm = (f(t) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma))
-    saved = (1 - separated(a / m)) * (da - dm * a / m) ** 2
-    return jnp.mean(da**2 + dm**2 - saved)
+
+    @jax.jit
+    def mean(t: jax.Array) -> jax.Array:
+        a, m, da, dm = (f(t) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma))
+        saved = (1 - separated(a / m)) * (da - dm * a / m) ** 2
+        return jnp.mean(da**2 + dm**2 - saved)
+
+    return mean((jnp.arange(count) + 0.5) / count)
 
 
 def kinetic_optimal(separated: Separation, count: int = 4001) -> Path:
@@ -59,14 +69,13 @@ def kinetic_optimal(separated: Separation, count: int = 4001) -> Path:
     """
     if count < 3:
         raise invalid("path.count", count, "count >= 3")
-    half = np.float32(math.pi / 2)
-    q = np.linspace(0, half, count, dtype=np.float32)
-    middle = (q[1:] + q[:-1]) / 2
-    s = jnp.asarray(1 / np.tan(middle))
-    g = (np.asarray(separated(s)) - np.cos(middle) ** 2) / np.sin(middle) ** 2
-    steps = np.sqrt(np.clip(g, 1e-4, 1.0)) * np.diff(q)
-    angles = jnp.asarray(np.concatenate([[0.0], np.cumsum(steps)]), jnp.float32)
-    table, whole = jnp.asarray(q), angles[-1]
+    half = math.pi / 2
+    table = jnp.linspace(0, half, count, dtype=jnp.float32)
+    middle = (table[1:] + table[:-1]) / 2
+    g = (separated(1 / jnp.tan(middle)) - jnp.cos(middle) ** 2) / jnp.sin(middle) ** 2
+    steps = jnp.sqrt(jnp.clip(g, 1e-4, 1.0)) * jnp.diff(table)
+    angles = jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps)])
+    whole = angles[-1]
 
     def polar(t: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, y = 1 - t + t * jnp.cos(whole), t * jnp.sin(whole)

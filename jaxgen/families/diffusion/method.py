@@ -21,6 +21,7 @@ from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.prediction import KINDS, noise_condition
 from jaxgen.families.diffusion.sampler import Branch, build_sampler, unavailable
 from jaxgen.method import Averages, Likelihood, Method, Sampler, Spec, TrainState, gradient_update
+from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.flops import multiply_adds
 
 PyTree = Any
@@ -63,6 +64,7 @@ def denoising(
     coupling: str = "independent",
     contrast: float = 0.0,
     extra_dims: float | None = None,
+    coherence: int = 1,
     accumulate: int = 1,
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
@@ -78,6 +80,9 @@ def denoising(
     Contrastive Flow Matching's repulsion from another example's target (0.05 in the paper).
     extra_dims: PFGM++'s D, noise of heavier tails (None: Gaussian, D = inf); sample with a
     deterministic solver. There is then no likelihood and no `label_error`.
+    coherence: levels of how far a label is to be believed (Dufour et al. 2024); more than 1: labels
+    are y * levels + c, c = 0 the least, and the network embeds c too. Samples are at the highest c
+    whatever the label's; `guidance.coherence` guides them against the lowest.
 
     Parameters are {"net": ..., "uncertainty": ...?}. Sampling with autoguidance takes
     {"net": ..., "weak": ...}: the same network's worse parameters (an earlier or longer average).
@@ -100,9 +105,13 @@ def denoising(
     if extra_dims is not None and (extra_dims <= 0 or learned_variance):
         allowed = "extra_dims > 0, without learned_variance"
         raise invalid("method.extra_dims", extra_dims, allowed)
+    if coherence < 1 or spec.num_classes % coherence:
+        raise invalid("method.coherence", coherence, f"a divisor of the {spec.num_classes} classes")
     times = part(times, ROOMS["times"], "method.times")
     weighting = part(weighting, ROOMS["weighting"], "method.weighting")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
+    if coherence > 1:
+        model = Coherent(model.clone(num_classes=spec.num_classes // coherence), coherence)
     network = Network(model, way, prediction, sigma_data, learned_variance)
     spread = Uncertainty()
 
@@ -173,8 +182,22 @@ def denoising(
             extra_dims=extra_dims,
         )
 
+    def believed(labels: jax.Array | None, level: int) -> Any:
+        """Labels at one level of coherence; "no label" stays what it is."""
+        if labels is None or coherence == 1:
+            return labels
+        return jnp.where(labels == spec.null_label, labels, labels // coherence * coherence + level)
+
     def cond(params: PyTree, labels: jax.Array) -> Any:
-        return network.denoiser(params and params["net"], labels)
+        return network.denoiser(params and params["net"], believed(labels, coherence - 1))
+
+    def incoherent(params: PyTree, labels: jax.Array) -> Any:
+        if coherence == 1:
+            return unavailable(
+                invalid("guidance", "coherence", "others: this model knows no coherence",
+                        "Train with method.coherence=2 or more.")
+            )  # fmt: skip
+        return network.denoiser(params and params["net"], believed(labels, 0))
 
     def uncond(params: PyTree, labels: jax.Array) -> Any:
         if label_dropout == 0:
@@ -194,14 +217,15 @@ def denoising(
             return unavailable(
                 UsageError('guidance: autoguidance needs params = {"net": ..., "weak": ...}.')
             )
-        return network.denoiser(params and params["weak"], labels)
+        return network.denoiser(params and params["weak"], believed(labels, coherence - 1))
 
     def by_label(params: PyTree, labels: jax.Array) -> Any:
-        return lambda others: network.denoiser(params["net"], others)
+        return lambda others: network.denoiser(params["net"], believed(others, coherence - 1))
 
     standard: dict[str, Branch] = {
         "cond": cond,
         "uncond": uncond,
+        "incoherent": incoherent,
         "weak": weak,
         "labels": lambda params, labels: labels,
         "by_label": by_label,

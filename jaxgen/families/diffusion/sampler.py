@@ -78,18 +78,26 @@ def integrate(
     return x, previews
 
 
-def compose(sections: Sequence[Any], branches: Mapping[str, Any], path: Path) -> Denoiser:
+def compose(
+    sections: Sequence[Any], branches: Mapping[str, Any], path: Path, grid: jax.Array
+) -> Denoiser:
     """Apply guidance sections in order, starting from branches["cond"].
 
-    Each function is given the denoisers that its parameters name: `branches`, `path`, and `guided`,
-    the result so far.
+    Each function is given what its parameters name: one of `branches`, `branches` itself, `path`,
+    `grid` (the solver's times) and `guided`, the result so far.
     """
     guided = branches["cond"]
     for number, section in enumerate(sections):
         option = f"{GUIDANCE}[{number}]"
         name = section if isinstance(section, str) else dict(section).get("name", "")
         wanted = inspect.signature(resolve(name, ROOMS["guidance"], option)).parameters
-        available = {**branches, "path": path, "guided": guided}
+        available = {
+            **branches,
+            "branches": branches,
+            "path": path,
+            "grid": grid,
+            "guided": guided,
+        }
         missing = [
             n
             for n, p in wanted.items()
@@ -138,7 +146,7 @@ def build_sampler(
 
     def denoiser(params: PyTree, labels: jax.Array | None) -> Denoiser:
         held = {name: branch(params, labels) for name, branch in branches.items()}
-        guided = compose(sections, held, path)
+        guided = compose(sections, held, path, times)
         if clip == "static":
             return static(guided, path)
         return dynamic(guided, path) if clip == "dynamic" else guided

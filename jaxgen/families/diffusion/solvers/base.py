@@ -27,7 +27,7 @@ def _no_history(x: jax.Array) -> History:
     return ()
 
 
-def _at_start(t: np.ndarray, s: np.ndarray) -> list[float]:
+def _at_start(number: int, t: np.ndarray, s: np.ndarray) -> list[float]:
     return [float(t)]
 
 
@@ -38,24 +38,27 @@ class Solver:
     step(denoiser, x[B, ...], t, s, carry, keys[B]) -> (x, carry); carry is (history, memory), the
     solver's own history and the denoiser's memory. init(x) -> history. order: global order of
     convergence (of the mean and covariance where `stochastic`; 0 where no order is claimed).
-    times(t, s): at which times a step from t to s calls the denoiser, None if it depends on x.
+    times(n, t, s): at which times step n, from t to s, calls the denoiser, None if it depends on x.
     """
 
     step: Step
     order: int
     stochastic: bool = False
     init: Callable[[jax.Array], History] = _no_history
-    times: Callable[[np.ndarray, np.ndarray], list[float]] | None = _at_start
+    times: Callable[[int, np.ndarray, np.ndarray], list[float]] | None = _at_start
 
-    def calls(self, denoiser: Denoiser, grid: np.ndarray) -> float:
-        """Network evaluations for one sample on a grid; NaN where they depend on the sample."""
+    def calls(self, denoiser: Denoiser, grid: np.ndarray, first: int = 0) -> float:
+        """Network evaluations for one sample on a grid; NaN where they depend on the sample.
+
+        first: the number of the step that starts at grid[0].
+        """
         if self.times is None:
             return float("nan")
         return float(
             sum(
                 denoiser.calls(at)
-                for t, s in zip(grid, grid[1:], strict=False)
-                for at in self.times(t, s)
+                for n, (t, s) in enumerate(zip(grid, grid[1:], strict=False), first)
+                for at in self.times(n, t, s)
             )
         )
 

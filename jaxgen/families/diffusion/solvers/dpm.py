@@ -55,7 +55,7 @@ def dpmpp_2s(path: Path, ratio: float = 0.5) -> Solver:
         out, memory = jax.lax.cond(finite(t, s), second, lambda m: (p.mix(path, s), m), memory)
         return out, (carry[0], memory)
 
-    def times(t: np.ndarray, s: np.ndarray) -> list[float]:
+    def times(number: int, t: np.ndarray, s: np.ndarray) -> list[float]:
         a, b = jnp.asarray(t), jnp.asarray(s)
         return [float(a), float(middle(a, b))] if finite(a, b) else [float(a)]
 

@@ -54,7 +54,7 @@ def edm(
         x = jnp.where(high > t, scale * x + jnp.sqrt(extra) * noise, x)
         return inner.step(denoiser, x, high, s, carry, keys)
 
-    def times(t: np.ndarray, s: np.ndarray) -> list[float]:
+    def times(number: int, t: np.ndarray, s: np.ndarray) -> list[float]:
         high = float(raised(jnp.asarray(t))) if gamma else float(t)
         return [high, float(s)] if s > 0 else [high]
 

@@ -58,7 +58,7 @@ def heun(path: Path) -> Solver:
         return x + change, (carry[0], memory)
 
     return Solver(
-        step=step, order=2, times=lambda t, s: [float(t), float(s)] if s > 0 else [float(t)]
+        step=step, order=2, times=lambda n, t, s: [float(t), float(s)] if s > 0 else [float(t)]
     )
 
 

@@ -82,7 +82,7 @@ def predictor_corrector(path: Path, snr: float = 0.16, corrections: int = 1) -> 
         x, memory = jax.lax.cond(s > 0, correct, lambda state: state, (x, memory))
         return x, (history, memory)
 
-    def times(t: np.ndarray, s: np.ndarray) -> list[float]:
+    def times(number: int, t: np.ndarray, s: np.ndarray) -> list[float]:
         return [float(t)] + [float(s)] * (corrections if s > 0 else 0)
 
     return Solver(step=step, order=0, stochastic=True, times=times)
