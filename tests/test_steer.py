@@ -14,7 +14,7 @@ from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import edm, linear
 from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.method import fold, normal
-from jaxgen.steer import feynman_kac, particles, resample, search, svdd, tree
+from jaxgen.steer import feynman_kac, particles, paths, resample, search, svdd, tree
 from jaxgen.steer.chain import Chain, of_solver
 from jaxgen.testing import (
     ASYMMETRIC,
@@ -257,6 +257,50 @@ def test_decoding_a_discrete_chain_with_exact_values_has_the_tilted_law():
     np.testing.assert_allclose(found, odds / (1 + odds), atol=4 * 0.5 / 4000**0.5 + 0.01)
 
 
+# Search over paths.
+
+HOW = dict(width=2, branches=3, start=2, stride=1, back=1)
+
+
+def test_one_path_is_the_sampler_bit_for_bit():
+    one = paths.over_paths(chain(), first, width=1, branches=1, start=2, stride=1)
+    x, score, _ = jax.jit(one.fn)(KEYS)
+    np.testing.assert_array_equal(x, jax.jit(plain())(KEYS))
+    np.testing.assert_array_equal(score, first(x))
+
+
+def test_paths_make_their_calls_and_each_image_is_its_own():
+    denoiser, seen = counting(EXACT)
+    jax.block_until_ready(jax.jit(paths.over_paths(chain(denoiser), first, **HOW).fn)(KEYS))
+    jax.effects_barrier()
+    found = paths.over_paths(chain(), first, **HOW)
+    # Two noises two steps; two rounds of six paths, two steps each, and an estimate between them.
+    assert sum(seen) == found.calls * len(KEYS) and found.calls == 2 * 2 + 2 * 6 * 2 + 6
+    run = jax.jit(found.fn)
+    x, score, trace = run(KEYS)
+    np.testing.assert_allclose(run(KEYS[5:])[0], x[5:], atol=1e-6)
+    np.testing.assert_array_equal(trace[-1], score)
+    np.testing.assert_allclose(first(x), score, atol=1e-6)
+
+
+def test_a_state_noised_again_has_the_law_of_its_time():
+    # Of N(0.3, 0.5^2) on the linear path at t = 1/2: back to t = 3/4.
+    way, count = chain(of_gaussian()), 20_000
+    keys = jax.random.split(jax.random.key(2), count)
+    data = 0.3 + 0.5 * normal(fold(keys, 8), (2,))
+    x = 0.5 * data + 0.5 * normal(fold(keys, 9), (2,))
+    state = (x, ((), ()))
+    found = np.asarray(way.sample(way.back(keys, state, jnp.asarray(2), jnp.asarray(1))))
+    deviation = ((0.25 * 0.5) ** 2 + 0.75**2) ** 0.5
+    size = found.size
+    np.testing.assert_allclose(found.mean(), 0.25 * 0.3, atol=4 * deviation / size**0.5)
+    np.testing.assert_allclose(found.std(), deviation, rtol=4 / (2 * size) ** 0.5)
+
+
+def of_gaussian():
+    return gaussian_denoiser(PATH, 0.3, 0.5)
+
+
 # Trees.
 
 
@@ -355,6 +399,10 @@ def test_bad_steering_options_are_told():
         lambda: feynman_kac.annealed(EXACT, 2.0, grids.uniform(4, PATH), (2,)),
         lambda: svdd.svdd(chain(), first, proposals=0, alpha=1.0),
         lambda: svdd.svdd(chain(), first, proposals=2, alpha=0.0),
+        lambda: paths.over_paths(chain(), first, **{**HOW, "width": 0}),
+        lambda: paths.over_paths(chain(), first, **{**HOW, "stride": 3}),
+        lambda: paths.over_paths(chain(), first, **{**HOW, "back": 3}),
+        lambda: paths.over_paths(bits(), first, **{**HOW, "back": 1}),
         lambda: tree.tree_sampling(chain(), first, budget=3, strength=1.0),
         lambda: tree.tree_sampling(chain(), first, budget=8, strength=-1.0),
         lambda: tree.tree_search(chain(), first, budget=8, explore=-1.0),
