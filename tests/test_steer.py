@@ -14,7 +14,7 @@ from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import edm, linear
 from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.method import fold, normal
-from jaxgen.steer import feynman_kac, particles, paths, resample, search, svdd, tree
+from jaxgen.steer import feynman_kac, langevin, particles, paths, resample, search, svdd, tree
 from jaxgen.steer.chain import Chain, of_solver
 from jaxgen.testing import (
     ASYMMETRIC,
@@ -407,6 +407,9 @@ def test_bad_steering_options_are_told():
         lambda: tree.tree_sampling(chain(), first, budget=8, strength=-1.0),
         lambda: tree.tree_search(chain(), first, budget=8, explore=-1.0),
         lambda: tree.tree_search(chain(), first, budget=8, power=0.0),
+        lambda: langevin.plug_and_play(
+            abs, abs, first, (2,), steps=5, prior=-1.0, condition=1.0, noise=1.0
+        ),
     ):
         with pytest.raises(UsageError, match="allowed"):
             make()
