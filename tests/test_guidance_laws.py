@@ -26,6 +26,7 @@ from jaxgen.families.diffusion.guidance.composition import mixture, product
 from jaxgen.families.diffusion.guidance.concepts import compose as of_concepts
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 from jaxgen.families.diffusion.guidance.elucd import elucd
+from jaxgen.families.diffusion.guidance.event import above, equals
 from jaxgen.families.diffusion.guidance.gfcg import gfcg
 from jaxgen.families.diffusion.guidance.interval import limit
 from jaxgen.families.diffusion.guidance.multi import sine, spatext
@@ -85,6 +86,10 @@ def logits(x0, t):
 
 def goal(x0, t):
     return -((x0 - 0.4) ** 2).sum(-1)
+
+
+def total(x0):
+    return x0.sum(-1)
 
 
 COND, UNCOND = of_mean(MEANS[0], 0.5), of_mean(jnp.zeros(3), 1.0)
@@ -169,6 +174,12 @@ TABLE = {
     ),
     "universal": lambda c, u, y: (universal(c, goal), universal(c, goal, weight=0.0), c),
     "backward": lambda c, u, y: (backward(c, goal), backward(c, goal, steps=0), c),
+    "equals": lambda c, u, y: (
+        equals(c, total, 0.8, noise=0.3),
+        equals(c, total, 0.8, weight=0.0),
+        c,
+    ),
+    "above": lambda c, u, y: (above(c, total, 1.2), above(c, total, 1.2, weight=0.0), c),
     "elucd": lambda c, u, y: (
         elucd(c, y, logits, schedule="sine"),
         elucd(c, y, logits, weight=0.0),
@@ -508,6 +519,7 @@ def test_guidance_by_a_network_is_one_batch():
         (lambda: dynamic_cfg(cfg(COND, UNCOND), goal, weights=()), "at least one"),
         (lambda: universal(Denoiser(COND.call), goal), "path"),
         (lambda: mixture([COND], [], [1.0]), "as many parts"),
+        (lambda: equals(COND, total, noise=0.0), "a deviation > 0"),
         (lambda: zero_init(COND, above=2.0), "0 <= above <= 1"),
         (lambda: of_concepts(Denoiser(COND.call), UNCOND, MEANS, jnp.ones(2)), "condition vector"),
         (lambda: of_concepts(COND, UNCOND, MEANS, jnp.ones(3)), "one for each of 2 vectors"),

@@ -14,7 +14,7 @@ from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import edm, linear
 from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.method import fold, normal
-from jaxgen.steer import feynman_kac, particles, resample, search, svdd
+from jaxgen.steer import feynman_kac, langevin, particles, paths, resample, search, svdd, tree
 from jaxgen.steer.chain import Chain, of_solver
 from jaxgen.testing import (
     ASYMMETRIC,
@@ -257,6 +257,138 @@ def test_decoding_a_discrete_chain_with_exact_values_has_the_tilted_law():
     np.testing.assert_allclose(found, odds / (1 + odds), atol=4 * 0.5 / 4000**0.5 + 0.01)
 
 
+# Search over paths.
+
+HOW = dict(width=2, branches=3, start=2, stride=1, back=1)
+
+
+def test_one_path_is_the_sampler_bit_for_bit():
+    one = paths.over_paths(chain(), first, width=1, branches=1, start=2, stride=1)
+    x, score, _ = jax.jit(one.fn)(KEYS)
+    np.testing.assert_array_equal(x, jax.jit(plain())(KEYS))
+    np.testing.assert_array_equal(score, first(x))
+
+
+def test_paths_make_their_calls_and_each_image_is_its_own():
+    denoiser, seen = counting(EXACT)
+    jax.block_until_ready(jax.jit(paths.over_paths(chain(denoiser), first, **HOW).fn)(KEYS))
+    jax.effects_barrier()
+    found = paths.over_paths(chain(), first, **HOW)
+    # Two noises two steps; two rounds of six paths, two steps each, and an estimate between them.
+    assert sum(seen) == found.calls * len(KEYS) and found.calls == 2 * 2 + 2 * 6 * 2 + 6
+    run = jax.jit(found.fn)
+    x, score, trace = run(KEYS)
+    np.testing.assert_allclose(run(KEYS[5:])[0], x[5:], atol=1e-6)
+    np.testing.assert_array_equal(trace[-1], score)
+    np.testing.assert_allclose(first(x), score, atol=1e-6)
+
+
+def test_a_state_noised_again_has_the_law_of_its_time():
+    # Of N(0.3, 0.5^2) on the linear path at t = 1/2: back to t = 3/4.
+    way, count = chain(of_gaussian()), 20_000
+    keys = jax.random.split(jax.random.key(2), count)
+    data = 0.3 + 0.5 * normal(fold(keys, 8), (2,))
+    x = 0.5 * data + 0.5 * normal(fold(keys, 9), (2,))
+    state = (x, ((), ()))
+    found = np.asarray(way.sample(way.back(keys, state, jnp.asarray(2), jnp.asarray(1))))
+    deviation = ((0.25 * 0.5) ** 2 + 0.75**2) ** 0.5
+    size = found.size
+    np.testing.assert_allclose(found.mean(), 0.25 * 0.3, atol=4 * deviation / size**0.5)
+    np.testing.assert_allclose(found.std(), deviation, rtol=4 / (2 * size) ** 0.5)
+
+
+def of_gaussian():
+    return gaussian_denoiser(PATH, 0.3, 0.5)
+
+
+# Trees.
+
+
+def test_a_tree_of_one_rollout_is_the_sampler_bit_for_bit():
+    exact = jax.jit(plain())(KEYS)
+    for one in (
+        tree.tree_sampling(chain(), first, budget=4, strength=2.0),
+        tree.tree_search(chain(), first, budget=4),
+    ):
+        np.testing.assert_array_equal(jax.jit(one.fn)(KEYS), exact)
+    # Its first leaf in a larger tree too, up to what another batch shape rounds.
+    leaves = jax.jit(tree.tree_sampling(chain(), first, budget=9, strength=2.0).grow)(KEYS)
+    np.testing.assert_allclose(leaves.x[:, 3], exact, atol=1e-5)
+    np.testing.assert_allclose(leaves.reward[:, 3], first(exact), atol=1e-5)
+
+
+def test_trees_count_their_calls_and_each_image_is_its_own():
+    denoiser, seen = counting(EXACT)
+    for make in (
+        lambda c: tree.tree_sampling(c, first, budget=21, strength=2.0),
+        lambda c: tree.tree_search(c, first, budget=21),
+    ):
+        seen.clear()
+        jax.block_until_ready(jax.jit(make(chain(denoiser)).fn)(KEYS))
+        jax.effects_barrier()
+        # A batch of trees is one vmapped call a step.
+        assert len(seen) == make(chain()).calls == 21
+        run = jax.jit(make(chain()).fn)
+        check_sampler(
+            lambda params, keys, labels, run=run: run(keys), None, jnp.zeros(8), atol=1e-6
+        )
+        check_compiles_once(run, KEYS)
+
+
+def bits(probability: float = 0.3) -> Chain:
+    """Three bits drawn one after the other: every law of a tree over it can be enumerated."""
+    return Chain(
+        start=lambda keys: jnp.zeros((keys.shape[0], 3), jnp.int32),
+        step=lambda keys, x, n: x.at[:, n].set(
+            jax.vmap(lambda k: jax.random.bernoulli(k, probability))(fold(keys, n)).astype(
+                jnp.int32
+            )
+        ),
+        sample=lambda x: x,
+        steps=3,
+        step_calls=np.zeros(3),
+        estimate=lambda keys, x, n: x,
+        estimate_calls=np.zeros(3),
+    )
+
+
+def test_a_trees_values_are_those_of_its_leaves():
+    """exp(value of the root) = sum over leaves of exp(reward) / product of children's numbers."""
+
+    def reward(x):
+        return x @ jnp.array([1.0, -0.5, 0.25])
+
+    keys = jax.random.split(jax.random.key(5), 500)
+    blind = jax.jit(tree.tree_sampling(bits(), reward, budget=40, strength=0.0).grow)(keys)
+    steered = jax.jit(tree.tree_sampling(bits(), reward, budget=40, strength=2.0).grow)(keys)
+    for leaves in (blind, steered):
+        np.testing.assert_allclose(np.exp(leaves.log_weights).sum(1), 1, atol=1e-5)
+    # Where values do not tell where to grow, they are unbiased: of the reward, and of exp(reward).
+    value = np.asarray(blind.value)
+    assert abs(value.mean() - 0.3 * 0.75) <= 4 * value.std() / 500**0.5
+    there = np.isfinite(blind.log_weights)
+    gain = np.where(there, np.exp(blind.log_weights + np.where(there, blind.reward, 0)), 0).sum(1)
+    exact = np.prod(0.7 + 0.3 * np.exp([1.0, -0.5, 0.25]))
+    assert abs(gain.mean() - exact) <= 4 * gain.std() / 500**0.5
+    # And steered, the first bit has odds 0.3 e^2 / 0.7.
+    weights = np.exp(steered.log_weights)
+    share = (weights * np.asarray(steered.x)[..., 0]).sum(1).mean()
+    odds = 0.3 * np.e**2 / 0.7
+    assert abs(share - odds / (1 + odds)) < 0.08
+    assert abs((there / there.sum(1, keepdims=True) * blind.x[..., 0]).sum(1).mean() - 0.3) < 0.05
+
+
+def test_a_search_finds_the_best_leaf_of_its_tree():
+    search_ = tree.tree_search(bits(), lambda x: x.sum(1).astype(jnp.float32), budget=300)
+    leaves = jax.jit(search_.grow)(KEYS)
+    np.testing.assert_array_equal(leaves.value, leaves.reward.max(1))
+    np.testing.assert_array_equal(leaves.value, 3)
+    np.testing.assert_array_equal(leaves.best(), 1)
+    # A reward that is not a number never wins.
+    bad = tree.tree_search(bits(), lambda x: jnp.where(x[:, 0] == 1, jnp.nan, 1.0), budget=30)
+    np.testing.assert_array_equal(jax.jit(bad.grow)(KEYS).value, 1)
+
+
 def test_bad_steering_options_are_told():
     grid = grids.karras(4, edm(0.03, 10.0))
     denoiser = mixture_denoiser(edm(0.03, 10.0), *ASYMMETRIC)
@@ -267,6 +399,17 @@ def test_bad_steering_options_are_told():
         lambda: feynman_kac.annealed(EXACT, 2.0, grids.uniform(4, PATH), (2,)),
         lambda: svdd.svdd(chain(), first, proposals=0, alpha=1.0),
         lambda: svdd.svdd(chain(), first, proposals=2, alpha=0.0),
+        lambda: paths.over_paths(chain(), first, **{**HOW, "width": 0}),
+        lambda: paths.over_paths(chain(), first, **{**HOW, "stride": 3}),
+        lambda: paths.over_paths(chain(), first, **{**HOW, "back": 3}),
+        lambda: paths.over_paths(bits(), first, **{**HOW, "back": 1}),
+        lambda: tree.tree_sampling(chain(), first, budget=3, strength=1.0),
+        lambda: tree.tree_sampling(chain(), first, budget=8, strength=-1.0),
+        lambda: tree.tree_search(chain(), first, budget=8, explore=-1.0),
+        lambda: tree.tree_search(chain(), first, budget=8, power=0.0),
+        lambda: langevin.plug_and_play(
+            abs, abs, first, (2,), steps=5, prior=-1.0, condition=1.0, noise=1.0
+        ),
     ):
         with pytest.raises(UsageError, match="allowed"):
             make()

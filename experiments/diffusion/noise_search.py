@@ -12,6 +12,8 @@ from jaxgen.families.diffusion import grids, solvers
 from jaxgen.families.diffusion.path import linear
 from jaxgen.families.diffusion.sampler import integrate
 from jaxgen.method import fold, normal
+from jaxgen.steer.chain import of_solver
+from jaxgen.steer.paths import over_paths
 from jaxgen.steer.search import Search, best_of, zero_order
 from jaxgen.testing import gaussian_denoiser
 
@@ -77,4 +79,22 @@ def checks() -> list[Check]:
     blind, _ = spread(zero_order(generate, reward, (2,), radius=1.0, **options))
     found.append(control(mean_above(check, blind, bound)))
     found.append(mean_near("radius 1: as best of 61", blind, largest(61), 0.06))
+    return found + of_paths()
+
+
+def of_paths() -> list[Check]:
+    """Search over paths beats best-of-N of as many calls."""
+    chain = of_solver(
+        solvers.ddim(PATH, 1.0), gaussian_denoiser(PATH, MEAN, STD), grids.uniform(STEPS, PATH),
+        (2,), PATH,
+    )  # fmt: skip
+    many = over_paths(chain, reward, width=2, branches=4, start=4, stride=1, back=1)
+    blind = best_of(chain.run, reward, round(many.calls / STEPS), calls=STEPS)
+    keys = jax.random.split(jax.random.key(0), SEEDS * COUNT)
+    found = []
+    ways = {"paths": many, f"best of {blind.evaluations}": blind}
+    for name, way in ways.items():
+        wrap = (lambda check: check) if way is many else control
+        score = np.asarray(jax.jit(way.fn)(keys)[1]).reshape(SEEDS, COUNT).mean(1)
+        found.append(wrap(mean_above(f"{name}: reward after {many.calls:g} calls", score, 0.42)))
     return found

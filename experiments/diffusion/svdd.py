@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.check import Check, control, mean_near
-from experiments.diffusion.toys import MEANS, SEEDS, STDS, WEIGHTS
+from experiments.diffusion.toys import MEANS, SEEDS, STDS, WEIGHTS, tilted
 from jaxgen.families.diffusion import grids, solvers
 from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import edm
@@ -55,14 +55,6 @@ def own_law() -> tuple[float, float]:
     return mean, variance
 
 
-def tilted() -> np.ndarray:
-    """Mean [2] of the mixture times exp(reward / ALPHA)."""
-    slope = SLOPE / ALPHA
-    moved = MEANS + STDS[:, None] ** 2 * slope
-    share = WEIGHTS * np.exp(MEANS @ slope + STDS**2 * (slope @ slope) / 2)
-    return np.asarray(share @ moved / share.sum())
-
-
 def drawn(fn: object) -> np.ndarray:
     """Samples [seeds, COUNT, 2]."""
     keys = jnp.concatenate([jax.random.split(jax.random.key(s), COUNT) for s in range(SEEDS)])
@@ -92,7 +84,8 @@ def checks() -> list[Check]:
         )
 
     many = chain(mixture_denoiser(PATH, MEANS, STDS, WEIGHTS))
-    check, target = "mixture: mean along the reward", float(tilted() @ way)
+    centres, share = tilted(SLOPE / ALPHA)
+    check, target = "mixture: mean along the reward", float(share @ centres @ way)
     for proposals, wrap in ((PROPOSALS, lambda c: c), (1, control)):
         out = drawn(svdd(many, reward, proposals=proposals, alpha=ALPHA).fn) @ way
         found.append(wrap(mean_near(check, out.mean(1), target, 0.08)))

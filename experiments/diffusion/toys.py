@@ -1,4 +1,4 @@
-"""Exact toys for guidance: an asymmetric mixture of three classes, point masses, five seeds."""
+"""Exact toys for guidance and steering: an asymmetric mixture, point masses, five seeds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.families.diffusion import grids, solvers
 from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import Path, linear
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.path import Path, expand, linear
+from jaxgen.families.diffusion.prediction import Prediction, from_x0
 from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.families.diffusion.solvers.base import Solver
+from jaxgen.method import fold, normal
 from jaxgen.testing import ASYMMETRIC, gaussian_denoiser, mixture_denoiser, responsibilities
 
 PATH = linear()
@@ -85,3 +87,30 @@ def of_mean(mean: Any, std: float, path: Path = PATH) -> Denoiser:
         return Denoiser(call, path=path, recondition=changed)
 
     return changed(lambda y: y)
+
+
+def of_draws(path: Path = PATH) -> Denoiser:
+    """Draws of x0 from p(x0 | x) for ASYMMETRIC, in place of its mean.
+
+    With it the ancestral sampler `ddim(path, 1.0)` draws the data's law in any number of steps:
+    its kernel is q(x_s | x_t, x0), and x0 has the posterior's law.
+    """
+
+    def call(keys: jax.Array, x: jax.Array, t: jax.Array, memory: Any) -> tuple[Prediction, Any]:
+        log = jnp.log(responsibilities(path, x, t, MEANS, STDS, WEIGHTS))
+        which = jax.vmap(jax.random.categorical)(fold(keys, 0), log)
+        alpha, sigma = expand(path.alpha(t), x), expand(path.sigma(t), x)
+        mean, variance = jnp.asarray(MEANS)[which], jnp.asarray(STDS)[which, None] ** 2
+        total = alpha**2 * variance + sigma**2
+        spread = sigma * jnp.sqrt(variance / total) * normal(fold(keys, 1), x.shape[1:])
+        x0 = mean + alpha * variance / total * (x - alpha * mean) + spread
+        return from_x0(x0, x, t, path), memory
+
+    return Denoiser(call, path=path)
+
+
+def tilted(slope: Any) -> tuple[np.ndarray, np.ndarray]:
+    """ASYMMETRIC times exp(slope . x): a mixture again, (means [3, 2], weights [3])."""
+    slope = np.asarray(slope)
+    share = WEIGHTS * np.exp(MEANS @ slope + STDS**2 * (slope @ slope) / 2)
+    return MEANS + STDS[:, None] ** 2 * slope, share / share.sum()

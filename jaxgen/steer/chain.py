@@ -14,7 +14,7 @@ from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.sampler import prior
 from jaxgen.families.diffusion.solvers.base import Solver
-from jaxgen.method import fold
+from jaxgen.method import fold, normal
 
 State = Any
 
@@ -27,7 +27,8 @@ class Chain:
     of the step alone. step(keys [B], state, n) -> state after step n, 0 <= n < steps. sample(state)
     -> x [B, ...], which at the end is the sample. estimate(keys [B], state, n) -> the sample [B,
     ...] that the state after n steps makes one expect. step_calls, estimate_calls [steps]: network
-    evaluations of step n, and of an estimate after it.
+    evaluations of step n, and of an estimate after it. back(keys [B], state, n, m) -> the state
+    after n steps, noised again to where it was after m <= n; None where the chain cannot.
     """
 
     start: Callable[[jax.Array], State]
@@ -37,6 +38,7 @@ class Chain:
     step_calls: np.ndarray
     estimate: Callable[[jax.Array, State, jax.Array], jax.Array]
     estimate_calls: np.ndarray
+    back: Callable[[jax.Array, State, jax.Array, jax.Array], State] | None = None
 
     def run(self, keys: jax.Array) -> jax.Array:
         """The chain by itself: a sample [B, ...] for each key."""
@@ -69,6 +71,13 @@ def of_solver(
         x, (_, memory) = state
         return denoiser(fold(fold(keys, 3), number), x, grid[number], memory)[0].x0
 
+    def back(keys: jax.Array, state: State, number: jax.Array, before: jax.Array) -> State:
+        x, (_, memory) = state
+        ratio, variance = path.transition(grid[before], grid[number])
+        fresh = normal(fold(fold(keys, 5), number), shape)
+        x = ratio * x + jnp.sqrt(variance) * fresh
+        return x, (solver.init(x), memory)
+
     pairs = [times[n : n + 2] for n in range(len(times) - 1)]
     return Chain(
         start=start,
@@ -78,4 +87,5 @@ def of_solver(
         step_calls=np.array([solver.calls(denoiser, pair, n) for n, pair in enumerate(pairs)]),
         estimate=estimate,
         estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
+        back=back,
     )

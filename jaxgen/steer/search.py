@@ -30,18 +30,13 @@ BRANCHES = 2
 class Search:
     """A search as one jittable function: fn(keys[B]) -> (x [B, ...], reward [B], trace).
 
-    trace [evaluations, B]: the best reward so far after each. evaluations: samples made for each
-    image; `calls` network evaluations, where one sample costs calls_per_sample.
+    trace [evaluations, B]: the best reward so far after each. evaluations: rewards asked for each
+    image; calls: network evaluations for it.
     """
 
     fn: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
     evaluations: int
-    calls_per_sample: float
-
-    @property
-    def calls(self) -> float:
-        """Network evaluations for one image."""
-        return self.evaluations * self.calls_per_sample
+    calls: float
 
     def __call__(self, keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Search once for each key."""
@@ -83,7 +78,7 @@ def best_of(sample: Sample, reward: Reward, count: int, *, calls: float = 1.0) -
         (score, x), trace = jax.lax.scan(attempt, first, jnp.arange(1, count))
         return x, score, jnp.concatenate([first[0][None], trace])
 
-    return Search(fn, count, calls)
+    return Search(fn, count, count * calls)
 
 
 def zero_order(
@@ -130,4 +125,5 @@ def zero_order(
         (score, x, _), trace = jax.lax.scan(turn, first, numbers)
         return x, score, jnp.concatenate([first[0][None], trace.reshape(-1, *first[0].shape)])
 
-    return Search(fn, 1 + rounds * neighbours, calls)
+    count = 1 + rounds * neighbours
+    return Search(fn, count, count * calls)
