@@ -151,7 +151,7 @@ def test_decoding_with_kept_keys_gives_the_rows_of_the_whole(shape):
     @quick_jit
     def rows(params, tokens, labels, wrong=0):
         memory, step = module.decoder(params, labels)
-        body = lambda memory, i: step(memory, tokens, i)[::-1]  # noqa: E731
+        body = lambda memory, i: step(memory, tokens, i)[::-1]
         return jax.lax.scan(body, memory, jnp.arange(tokens.shape[1]) + wrong)[1].swapaxes(0, 1)
 
     assert np.abs(whole).max() > 1

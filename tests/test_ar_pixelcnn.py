@@ -67,7 +67,7 @@ def test_a_row_depends_on_everything_before_it_and_on_nothing_else(name):
 
 
 def test_without_the_masks_of_channels_the_jacobian_says_so(monkeypatch):
-    ones = lambda a, b, *_, **__: np.ones((a, b), np.float32)  # noqa: E731
+    ones = lambda a, b, *_, **__: np.ones((a, b), np.float32)
     monkeypatch.setattr("jaxgen.nn.pixelcnn.channel_mask", ones)
     module = NETS["gated colour"].clone()
     params, tokens, _ = live(module)
@@ -238,7 +238,7 @@ def test_the_papers_sizes_build():
     assert sum(math.prod(a.shape) for a in jax.tree.leaves(tree)) == layer
     found, _ = count(cifar10(num_classes=1, levels=256, shape=(32, 32, 3)).clone(outputs=100))
     f = 160
-    first = lambda taps, ins, outs: taps * ins * outs + 2 * outs  # noqa: E731
+    first = lambda taps, ins, outs: taps * ins * outs + 2 * outs
     u = first(6, 2 * f, f) + first(6, 2 * f, 2 * f)
     l = first(4, 2 * f, f) + first(4, 2 * f, 2 * f)  # noqa: E741
     side, two = first(1, 2 * f, f), first(1, 4 * f, f)

@@ -90,7 +90,7 @@ def test_r1_damps_the_dirac_gan(gamma):
 
     def field(point):
         def of_psi(psi):
-            judge = lambda x, y: psi * x[:, 0]  # noqa: E731
+            judge = lambda x, y: psi * x[:, 0]
             real, fake = jnp.zeros((1, 1)), point[0].reshape(1, 1)
             given = Case(judge, real, fake, jnp.zeros(1, int), None, None)
             return game.discriminator(judge(real, 0), judge(fake, 0)) + rule.penalty(given)

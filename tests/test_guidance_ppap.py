@@ -43,7 +43,7 @@ def test_distillation_is_the_divergence_by_hand_and_has_no_gradient_into_the_tea
 
     def loss(w):
         keys = jax.random.split(jax.random.key(0), 4)
-        teacher = lambda x: w * jnp.tile(jnp.log(jnp.array([0.6, 0.3, 0.1])), (4, 1))  # noqa: E731
+        teacher = lambda x: w * jnp.tile(jnp.log(jnp.array([0.6, 0.3, 0.1])), (4, 1))
         return transfer(teacher, expert, X, keys, paths.linear(), 0.4, 0.6)
 
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.5, 0.3])

@@ -186,12 +186,12 @@ def test_whatever_ends_a_run_the_next_goes_on_exactly(two, tmp_path):
     # Preempted while a checkpoint is being written.
     job = begin()
     before = raw_state(workdir)[0]
-    saving = lambda: list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))  # noqa: E731
+    saving = lambda: list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
     ended(job, 1, signal.SIGTERM, saving, 143, 143)
     assert before < raw_state(workdir)[0] < STEPS
     # Preempted in the evaluation: training is over and saved.
     job = begin("evaluate.at_end=True", "evaluate.samples=100")
-    scoring = lambda: "classifier for the scores" in job.said(0)  # noqa: E731
+    scoring = lambda: "classifier for the scores" in job.said(0)
     ended(job, 1, signal.SIGTERM, scoring, 143, 143)
     assert raw_state(workdir)[0] == STEPS and not (workdir / "report.json").exists()
     job = begin("evaluate.at_end=True", "evaluate.samples=100")

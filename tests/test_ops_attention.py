@@ -53,10 +53,10 @@ def test_parts_merge_to_the_whole(mask):
     out, lse = jax.jit(parts)(q[:, :, 7:], k, v, jnp.int32(7))  # the row is traced
     want, want_lse = exact(q[:, :, 7:], k, v, 0.3, table(mask, 9, 16, row=7))
     assert error(out, want) < 1e-6 and error(lse, want_lse) < 1e-6
-    whole = lambda q, k, v, row: attention_with_lse(q, k, v, scale=0.3, mask=mask)  # noqa: E731
+    whole = lambda q, k, v, row: attention_with_lse(q, k, v, scale=0.3, mask=mask)
 
     def loss(fn):
-        wave = lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape)  # noqa: E731
+        wave = lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape)
         return lambda *a: sum((wave(x) * x).sum() for x in fn(*a, 0))
 
     for found, right in zip(

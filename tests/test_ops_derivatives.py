@@ -53,21 +53,19 @@ class Product:
 
 
 X, Y, Z = jnp.array([0.3, 0.5, -0.7]), jnp.array([1.1, -0.4, 0.9]), jnp.array([2, 1, 3])
-plain = lambda x, y: jnp.sin(x) * y * Z**2.0  # noqa: E731
-kernel = lambda x, y: apply(Product(2), (x, y), (Z,))  # noqa: E731
+plain = lambda x, y: jnp.sin(x) * y * Z**2.0
+kernel = lambda x, y: apply(Product(2), (x, y), (Z,))
 
 
 def through(fn):
     """Ways to differentiate a function of x and y."""
-    total = lambda x, y: fn(x, y).sum()  # noqa: E731
-    push = lambda x, y: jax.jvp(fn, (x, y), (jnp.cos(y), x * x))[1]  # noqa: E731
-    layers = lambda x, y: jax.lax.scan(  # noqa: E731
+    total = lambda x, y: fn(x, y).sum()
+    push = lambda x, y: jax.jvp(fn, (x, y), (jnp.cos(y), x * x))[1]
+    layers = lambda x, y: jax.lax.scan(
         lambda c, _: (jax.checkpoint(fn)(c, y), None), x, None, length=3
     )[0]
     many = jax.vmap(jax.vmap(fn, (0, None)), (None, 0))
-    grid = lambda x, y: many(  # noqa: E731
-        jnp.stack([x, 2 * x]), jnp.stack([y, y + 1, y - 1])
-    )
+    grid = lambda x, y: many(jnp.stack([x, 2 * x]), jnp.stack([y, y + 1, y - 1]))
     shard = jax.shard_map(
         fn,
         mesh=Mesh(np.asarray(jax.devices()[:1]), ("own",)),
@@ -113,7 +111,7 @@ def test_every_derivative_is_the_formulas(way):
 
 
 def test_values_and_gradients_use_the_kernels_and_the_rest_does_not():
-    text = lambda way: str(jax.make_jaxpr(through(kernel)[way])(X, Y))  # noqa: E731
+    text = lambda way: str(jax.make_jaxpr(through(kernel)[way])(X, Y))
     for way in ("value", "grad", "jvp of grad", "grad of scan of checkpoint", "grad of vmap"):
         assert "erfc" in text(way), way
         assert ("lgamma" in text(way)) == (way != "value"), way

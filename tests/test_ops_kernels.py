@@ -155,13 +155,13 @@ def by_definition(h, groups, d, norm, rope, mask):
     each = h // groups
 
     def fn(qkv, *rest):
-        head = lambda number: qkv[..., number * d : (number + 1) * d]  # noqa: E731
+        head = lambda number: qkv[..., number * d : (number + 1) * d]
         q = jnp.stack([head(i // each * (each + 2) + i % each) for i in range(h)], 1)
         k, v = (
             jnp.stack([head(g * (each + 2) + each + j) for g in range(groups)], 1) for j in (0, 1)
         )
         if norm:
-            unit = lambda x, w: x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w  # noqa: E731
+            unit = lambda x, w: x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w
             q, k = unit(q, rest[0]), unit(k, rest[1])
         if rope:
             turn = jnp.exp(1j * rest[-1])
@@ -196,7 +196,7 @@ def test_scores_too_large_for_an_exponential(kernel, monkeypatch):
 
     name = "pallas_gpu" if kernel == "gpu" else "pallas_tpu"
     fn = run_fused if kernel == "fused" else run
-    both = lambda fn, name: quick(  # noqa: E731
+    both = lambda fn, name: quick(
         jax.value_and_grad(lambda *xs: jnp.sin(fn(name, *xs)).sum(), (0, 1, 2))
     )
     with interpreted():
@@ -212,7 +212,7 @@ def test_the_fused_form_is_its_parts_on_every_platform(name):
     rng = np.random.default_rng(3)
     xs = [rng.normal(size=(2, 12, 8 * 16)), *rng.normal(size=(2, 16)).astype(np.float32)]
     xs.append(rng.normal(size=(12, 8)).astype(np.float32))
-    fn = lambda *xs: parts(4, 2, True, True, Causal(), name, *xs)  # noqa: E731
+    fn = lambda *xs: parts(4, 2, True, True, Causal(), name, *xs)
     compare(fn, by_definition(4, 2, 16, True, True, Causal()), xs, (2, 12, 64), "float32")
 
 
@@ -222,7 +222,7 @@ def test_gradients_of_forward_derivatives():
     q, k, v, t = (jnp.asarray(rng.normal(size=(1, 2, 24, 64)), jnp.float32) for _ in range(4))
 
     def loss(name, q, k, v):
-        fn = lambda q: attention(q, k, v, scale=0.125, mask=Causal(), implementation=name)  # noqa: E731
+        fn = lambda q: attention(q, k, v, scale=0.125, mask=Causal(), implementation=name)
         out, change = jax.jvp(fn, (q,), (t,))
         return (out * change).sum()
 
@@ -261,7 +261,7 @@ def test_the_librarys_own_pullback_is_kept(causal):
     rng = np.random.default_rng(6)
     xs = [rng.normal(size=(2, h, 12, 16)) for h in (4, 2, 2)]
     mask = Causal() if causal else None
-    exact = lambda *xs: attention(*xs, scale=0.25, mask=mask, implementation="reference")  # noqa: E731
+    exact = lambda *xs: attention(*xs, scale=0.25, mask=mask, implementation="reference")
     op = Cudnn(0.25, causal, library="xla")
     compare(lambda *xs: apply(op, xs), exact, xs, (2, 4, 12, 16), "float32")
 
@@ -275,10 +275,10 @@ def test_vmap_scan_remat_and_shard_map(name):
     spec = jax.sharding.PartitionSpec("data")
 
     def loss(name, q, k, v):
-        one = lambda q, k, v: attention(q, k, v, scale=0.25, mask=Causal(), implementation=name)  # noqa: E731
+        one = lambda q, k, v: attention(q, k, v, scale=0.25, mask=Causal(), implementation=name)
 
         def layers(q, k, v):
-            block = lambda h, _: (jax.checkpoint(jax.vmap(one))(h, k, v), None)  # noqa: E731
+            block = lambda h, _: (jax.checkpoint(jax.vmap(one))(h, k, v), None)
             return jax.lax.scan(block, q, None, length=2)[0]
 
         cut = jax.shard_map(

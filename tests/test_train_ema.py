@@ -40,7 +40,7 @@ def test_ramp_up_shortens_the_early_half_life():
 @pytest.mark.parametrize("std", [0.05, 0.1, 0.2])
 def test_power_profile_has_the_stated_relative_standard_deviation(std):
     gamma = power_gamma(std)
-    density = lambda t: (gamma + 1) * t**gamma  # noqa: E731
+    density = lambda t: (gamma + 1) * t**gamma
     mean = integrate.quad(lambda t: t * density(t), 0, 1)[0]
     second = integrate.quad(lambda t: t * t * density(t), 0, 1)[0]
     np.testing.assert_allclose(np.sqrt(second - mean**2), std, rtol=1e-6)

@@ -254,7 +254,7 @@ def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -
         if not arguments.jaxgen_only:
             found["samplers_differ_by"] = check_same_images(arguments)
         for solver in arguments.solvers.split(","):
-            work = lambda solver=solver: sample(solver, arguments)  # noqa: E731
+            work = lambda solver=solver: sample(solver, arguments)
             found["rows"] += attempt(f"sample, {solver}", name, work)
             note(found)
     return found

@@ -144,7 +144,7 @@ def _jvp(primals: Any, tangents: Any, *, op: Operation, sizes: Any, axes: Any) -
         given = [ad.instantiate_zeros(t) for t in dts]
         terms.append(tangent_p.bind(*xs, *aux, *kept, *given, **params))
     if not all(type(t) is ad.Zero for t in dxs):
-        fn = lambda *xs: _tangent(*xs, *aux, *kept, *ts, **params)  # noqa: E731
+        fn = lambda *xs: _tangent(*xs, *aux, *kept, *ts, **params)
         terms.append(jax.jvp(fn, xs, tuple(ad.instantiate_zeros(t) for t in dxs))[1])
     return value, sum(terms[1:], terms[0]) if terms else _zeros(value)
 

@@ -131,7 +131,7 @@ class Fused(derivatives.Operation):
         if dscales is not None:
             found += [dscales[i].astype(xs[1 + i].dtype) for i in range(2)]
         if self.settings.rope:
-            by_angles = lambda angles: self.formula((*xs[:-1], angles), aux)  # noqa: E731
+            by_angles = lambda angles: self.formula((*xs[:-1], angles), aux)
             angles = jax.vjp(by_angles, xs[-1])[1](g) if needed[-1] else [jnp.zeros_like(xs[-1])]
             found += angles
         return tuple(found)

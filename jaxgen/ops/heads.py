@@ -43,7 +43,7 @@ class Heads(derivatives.Operation):
         )
         if len(xs) == 3:
             return found
-        by_bias = lambda bias: self.formula((*xs[:3], bias), aux)  # noqa: E731
+        by_bias = lambda bias: self.formula((*xs[:3], bias), aux)
         bias = jax.vjp(by_bias, xs[3])[1](g)[0] if needed[3] else jnp.zeros_like(xs[3])
         return *found, bias
 

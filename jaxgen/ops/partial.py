@@ -56,5 +56,5 @@ def merge(
     top = jax.lax.stop_gradient(jnp.maximum(la, lb))
     wa, wb = jnp.exp(la - top), jnp.exp(lb - top)
     total = wa + wb
-    share = lambda w: (w / total)[..., None]  # noqa: E731
+    share = lambda w: (w / total)[..., None]
     return (a * share(wa) + b * share(wb)).astype(a.dtype), top + jnp.log(total)

@@ -156,7 +156,7 @@ def _over_rows(tokens: int, body: Callable[[Any, int, Any], Any], carry: Any) ->
     if tokens <= step:
         return body(0, tokens, carry)
     whole = tokens // step
-    each = lambda i, carry: body(pl.multiple_of(i * step, step), step, carry)  # noqa: E731
+    each = lambda i, carry: body(pl.multiple_of(i * step, step), step, carry)
     carry = jax.lax.fori_loop(0, whole, each, carry)
     return body(whole * step, tokens % step, carry) if tokens % step else carry
 
