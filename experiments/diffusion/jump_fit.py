@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.check import Check, control, mean_below, mean_near
 from jaxgen.families.diffusion.path import linear
 from jaxgen.method import Method, Spec
 from jaxgen.testing import gaussian_flow
@@ -69,3 +71,26 @@ def errors(params: Any, t: float, h: float) -> jax.Array:
     )
     out = jax.vmap(lambda p: LinearJump().apply({"params": p["net"]}, z, noise, labels))(params)
     return jnp.sqrt(((out - exact) ** 2).mean((1, 2)))
+
+
+def compared(method: Any, spans: Sequence[tuple[float, float]], **options: Any) -> list[Check]:
+    """The learned u against (z_t - z_{t-h}) / h over spans (t, h), then samples of 1 and 4 jumps.
+
+    The controls are the same method without jumps: share = 0, which is flow matching.
+    """
+    m, params = trained(method, share=0.5, **options)
+    _, plain = trained(method, share=0.0, **options)
+    found = []
+    for t, h in spans:
+        check = f"error of the mean velocity from t={t:g} over h={h:g}"
+        found.append(mean_below(check, errors(params, t, h), 0.1))
+        found.append(control(mean_below(check, errors(plain, t, h), 0.1)))
+    for steps in (1, 4):
+        x = samples(m, params, steps)
+        found.append(mean_near(f"mean, {steps} steps", x.mean(1), MEAN, 0.06))
+        check = f"deviation, {steps} steps"
+        found.append(mean_near(check, x.std(1), STD, 0.06))
+        if steps == 1:
+            y = samples(m, plain, steps)
+            found.append(control(mean_near(check, y.std(1), STD, 0.06)))
+    return found
