@@ -18,7 +18,9 @@ from jaxgen.families.diffusion.early_exit import early_exit, exit_loss
 from jaxgen.families.diffusion.sampler import integrate
 from jaxgen.nn.exits import ExitMLP
 
-PAPER = "DeeDiff: Dynamic Uncertainty-Aware Early Exiting for Accelerating Diffusion"
+PAPER = (
+    "DeeDiff: Dynamic Uncertainty-Aware Early Exiting for Accelerating Diffusion Model Generation"
+)
 ENTRY = "jaxgen.families.diffusion.early_exit.early_exit"
 DEPTH, STEPS, BATCH, COUNT = 4, 400, 128, 400
 NET = Network(ExitMLP(num_classes=1, out_channels=2, width=32, depth=DEPTH), PATH, "eps")

@@ -122,12 +122,14 @@ class ExitMLP(nn.Module):
         return Block(self.width, self.expansion, 0.0, False, jnp.float32, parent=None)
 
     def _block(self, layer: PyTree, h: jax.Array, c: jax.Array) -> jax.Array:
-        return self._layer().apply({"params": layer[0]}, h, c)
+        out: Any = self._layer().apply({"params": layer[0]}, h, c)
+        return out
 
     def _exit(
         self, layer: PyTree, h: jax.Array, c: jax.Array, x: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         shape = (*x.shape[:-1], self.out_channels)
         size = math.prod(shape[1:])
-        out, u = Exit(size, parent=None).apply({"params": layer[1]}, h, c)
+        found: Any = Exit(size, parent=None).apply({"params": layer[1]}, h, c)
+        out, u = found
         return out.reshape(shape), u.reshape(shape)
