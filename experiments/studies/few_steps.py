@@ -27,6 +27,7 @@ SOLVERS: dict[str, tuple[Any, bool]] = {
     "heun": ("heun", True),
     "adams_bashforth 2": (dict(name="adams_bashforth", order=2), True),
     "adams_bashforth 3": (dict(name="adams_bashforth", order=3), True),
+    "flowturbo": ("flowturbo", True),
     "dpmpp_2s": ("dpmpp_2s", True),
     "dpmpp_2m": ("dpmpp_2m", True),
     "dpmpp_3m": ("dpmpp_3m", True),
@@ -92,12 +93,14 @@ def picture(rows: Sequence[Row], floor: Row, title: str) -> plt.Figure:
     axes[0].axhline(rows[0]["frechet"], color="k", linewidth=1, label="the flow itself")
     axes[0].axhline(floor["frechet"], color="k", linestyle="--", linewidth=1, label="train to test")
     axes[0].set_ylabel("Frechet distance (classifier features)")
+    marks = [m for m in (0.3, 0.5, 1, 2, 5, 10, 20) if m <= max(r["frechet"] for r in rows)]
     axes[1].set_ylabel("root mean square distance to the flow's images")
     for each in axes:
         each.set(xscale="log", yscale="log", xlabel="network calls an image")
         each.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
         each.minorticks_off()
         each.grid(alpha=0.3)
+    axes[0].set_yticks(marks, [str(m) for m in marks])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.suptitle(f"{title}, no guidance; dotted: stochastic")
     return figure
