@@ -49,7 +49,10 @@ STUDIED: dict[str, tuple[Callable[[float], Sections], Sequence[float]]] = {
     "adaptive_guidance": (after("adaptive.adaptive_guidance"), CFG),
     "dynamic threshold": (after("threshold.dynamic"), CFG),
     "cfgpp": (after("cfgpp.cfgpp"), (0.2, 0.4, 0.6, 1.0)),
-    "dynamic_cfg": (lambda w: [dict(name="dynamic_cfg.dynamic_cfg", weights=(1.0, w))], CFG),
+    "dynamic_cfg": (
+        lambda w: ["cfg.cfg", dict(name="dynamic_cfg.dynamic_cfg", weights=(1.0, w))],
+        CFG,
+    ),
     "gfcg": (alone("gfcg.gfcg"), (0.5, 1.0, 2.0, 4.0)),
     "cfg 1.5 and gfcg": (
         lambda w: [dict(name="cfg.cfg", weight=1.5), dict(name="gfcg.gfcg", weight=w)],
