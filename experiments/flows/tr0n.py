@@ -16,7 +16,7 @@ from jaxgen.steer.translator import TR0N, Translator
 PAPER = "TR0N: Translator Networks for 0-Shot Plug-and-Play Conditional Generation"
 ENTRY = "jaxgen.steer.translator.TR0N"
 
-SEEDS, TRAINING, BATCH, COUNT, STEPS, SPEED = 5, 400, 128, 600, 250, 0.003
+SEEDS, TRAINING, BATCH, COUNT, STEPS, SPEED = 5, 400, 256, 800, 300, 0.003
 MAP = np.array([[1.0, 0.3], [-0.2, 0.8]])
 WANTED, STRENGTH = 2.0, 8.0
 
