@@ -11,6 +11,7 @@ from jaxgen.families.flows import flow
 from jaxgen.families.flows.method import denoise, density
 from jaxgen.method import Spec
 from jaxgen.nn.glow import Glow, squeeze, unsqueeze
+from jaxgen.nn.realnvp import RealNVP
 from jaxgen.nn.tarflow import TarFlow
 from jaxgen.testing import check_sampler
 from jaxgen.training.ema import Averages
@@ -23,6 +24,8 @@ def network(name: str, shape=(4, 4, 1), **changes):
     if name == "tarflow":
         sizes = dict(patch=2 if shape[0] > 2 else 1, width=8, flows=2, layers=1, heads=2)
         return TarFlow(**common, **{**sizes, **changes})
+    if name == "realnvp":
+        return RealNVP(**common, **{"width": 8, "couplings": 3, **changes})
     sizes = dict(scales=2 if shape[0] > 2 else 1, steps=2, hidden=8)
     return Glow(**common, **{**sizes, **changes})
 
@@ -37,7 +40,7 @@ def shaken(model, x, labels):
     )
 
 
-@pytest.fixture(scope="module", params=["tarflow", "glow"])
+@pytest.fixture(scope="module", params=["tarflow", "glow", "realnvp"])
 def case(request):
     model = network(request.param)
     x = jax.random.normal(jax.random.key(2), (3, 4, 4, 1))
@@ -69,7 +72,7 @@ def test_labels_are_told_apart(case):
     assert np.abs(found[0] - found[1]).min() > 1e-3 and np.abs(found[0] - found[2]).min() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["tarflow", "glow"])
+@pytest.mark.parametrize("name", ["tarflow", "glow", "realnvp"])
 def test_the_density_of_two_dimensions_integrates_to_one(name):
     # Two free pixels: a 2x2 image has four, so integrate by importance with a wide normal instead.
     model = network(name, shape=(2, 2, 1))
@@ -180,6 +183,7 @@ def test_bad_options_are_refused(name, changes, options, words):
         ("tarflow", dict(patch=4), "proper divisor"),
         ("tarflow", dict(heads=3), "divisor of width"),
         ("glow", dict(scales=3), "divides"),
+        ("realnvp", dict(couplings=0), "couplings >= 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, changes, words):

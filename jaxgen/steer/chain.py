@@ -14,6 +14,7 @@ from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.sampler import prior
 from jaxgen.families.diffusion.solvers.base import Solver
+from jaxgen.families.discrete.sampler import Steps
 from jaxgen.method import fold, normal
 
 State = Any
@@ -88,4 +89,42 @@ def of_solver(
         estimate=estimate,
         estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
         back=back,
+    )
+
+
+def of_tokens(steps: Steps, params: Any, labels: Any) -> Chain:
+    """The chain of a masked or discrete model's sampler, from `families.discrete.build_steps`.
+
+    labels: int32 [B], or one for all. The state is (elements [B, N], labels [B]); `run(keys)` gives
+    the bits of `build_sampler`'s for the keys fold_in(key, 1). An estimate draws what is masked
+    (for uniform noise, everything) from the network's prediction, element by element, at one
+    evaluation of the network (two where it is guided).
+    """
+    core = steps.core
+
+    def start(keys: jax.Array) -> State:
+        told = jnp.broadcast_to(jnp.asarray(labels, jnp.int32), keys.shape)
+        return steps.start(fold(keys, 1)), told
+
+    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
+        x, told = state
+        return steps.step(params, fold(keys, 1), x, told, number), told
+
+    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
+        x, told = state
+        logits = steps.logits(params, x, told, jnp.minimum(number, steps.steps - 1))
+        drawn = jax.vmap(jax.random.categorical)(fold(fold(keys, 3), number), logits)
+        kept = x != core.values if core.noise == "mask" else jnp.zeros(x.shape, bool)
+        kept |= number == steps.steps
+        return core.examples(jnp.where(kept, x, drawn.astype(x.dtype)))
+
+    calls = np.full(steps.steps, steps.calls)
+    return Chain(
+        start=start,
+        step=step,
+        sample=lambda state: core.examples(state[0]),
+        steps=steps.steps,
+        step_calls=calls,
+        estimate=estimate,
+        estimate_calls=calls,
     )

@@ -27,6 +27,7 @@ def plug_and_play(
     prior: float,
     condition: float,
     noise: float,
+    start: Map | None = None,
 ) -> Map:
     """keys [B] -> features [B, *shape] after `steps` of the approximate MALA of their section 2:
         h + prior (R(h) - h) + condition grad_h log_prob(generate(h)) + noise N(0, I).
@@ -35,11 +36,13 @@ def plug_and_play(
     log_prob(x) -> [B] holds its condition. R that is optimal for noise of deviation s moves h by
     s^2 times the score of the features noised by s, so that prior s^2 = condition = noise^2 / 2
     samples p(h) p(condition | h), up to the step's bias; there is no rejection. prior = 0 forgets
-    the features' law, condition = 0 samples it. Chains start from standard normal noise; each
-    step is one call of each network and a gradient, and image i depends on its own key alone.
+    the features' law, condition = 0 samples it. A reconstruction that is 0 stands for features that
+    are standard normal (s = 1). start(keys [B]) -> features [B, *shape]; None: standard normal
+    noise. Each step is one call of each network and a gradient, none returns the start, and image
+    i depends on its own key alone.
     """
-    if steps < 1:
-        raise invalid("steer.steps", steps, "an integer >= 1")
+    if steps < 0:
+        raise invalid("steer.steps", steps, "an integer >= 0")
     if min(prior, condition, noise) < 0:
         raise invalid("steer.prior", (prior, condition, noise), "three numbers >= 0")
 
@@ -53,7 +56,7 @@ def plug_and_play(
             move = prior * (reconstruct(h) - h) + condition * jax.grad(total)(h)
             return h + move + noise * normal(fold(own, number), shape)
 
-        start = normal(fold(keys, 0), shape)
-        return jax.lax.fori_loop(0, steps, step, start)
+        h = normal(fold(keys, 0), shape) if start is None else start(fold(keys, 0))
+        return jax.lax.fori_loop(0, steps, step, h)
 
     return fn

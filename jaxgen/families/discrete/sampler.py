@@ -1,7 +1,8 @@
-"""Samplers: decoding by confidence or in random order, and jump processes, each one scan."""
+"""Samplers: decoding by confidence or in random order, and jump processes, step by step."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,38 @@ RAMPS: dict[str, Callable[[float], float]] = {
 """The share of guidance's strength in force when a share r of the steps is done."""
 
 
-def build_sampler(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """A sampler of elements int32 [B, N], a step at a time, so that steering may take them apart.
+
+    start(keys [B]) -> x. step(params, keys [B], x, labels [B], n) -> x after step n, 0 <= n <
+    steps; keys are the sampler's, the same at each step. logits(params, x, labels [B], n): guided
+    and tempered [B, N, V], from the state before step n. calls: network evaluations of a step.
+    """
+
+    core: Core
+    steps: int
+    calls: float
+    start: Callable[[jax.Array], jax.Array]
+    step: Callable[[PyTree, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    logits: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def build_sampler(core: Core, **options: Any) -> Sampler:
+    """The sampler that takes all of `build_steps`'s steps, in one scan."""
+    parts = build_steps(core, **options)
+
+    def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        def body(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+            return parts.step(params, keys, x, labels, number), None
+
+        x, _ = jax.lax.scan(body, parts.start(keys), jnp.arange(parts.steps))
+        return core.examples(x)
+
+    return Sampler(fn, calls=parts.steps * parts.calls, steps=parts.steps)
+
+
+def build_steps(
     core: Core,
     *,
     solver: str,
@@ -38,8 +70,8 @@ def build_sampler(
     guidance: float,
     guidance_schedule: str,
     guided: bool,
-) -> Sampler:
-    """A sampler of the core's elements; see `method.discrete_interpolants` for the options."""
+) -> Steps:
+    """The sampler, step by step; see `method.discrete_interpolants` for the options."""
     if solver not in SOLVERS:
         raise unknown("sample.solver", solver, SOLVERS)
     by_count = solver in ("confidence", "random")
@@ -66,7 +98,6 @@ def build_sampler(
 
     done = np.arange(steps) / steps
     table: dict[str, np.ndarray] = {
-        "number": np.arange(steps),
         "temperature": temperature + (final - temperature) * done,
         "weight": 1 + (guidance - 1) * np.array([RAMPS[guidance_schedule](r) for r in done]),
         # Ends at 0: the last choice is by confidence alone (MaskGIT, appendix).
@@ -94,11 +125,11 @@ def build_sampler(
         k: jnp.asarray(v, jnp.int32 if v.dtype == int else jnp.float32) for k, v in table.items()
     }
 
-    def predict(
-        params: PyTree, x: jax.Array, labels: jax.Array, row: dict[str, jax.Array]
-    ) -> jax.Array:
-        """Guided, tempered logits [B, N, V]."""
-        count = len(labels)
+    def row_of(number: jax.Array) -> dict[str, jax.Array]:
+        return {name: column[number] for name, column in rows.items()}
+
+    def predict(params: PyTree, x: jax.Array, labels: jax.Array, number: jax.Array) -> jax.Array:
+        count, row = len(labels), row_of(number)
         if guidance == 1:
             out = core.logits(params, x, labels, jnp.broadcast_to(row["t"], (count,)))
         else:
@@ -108,34 +139,37 @@ def build_sampler(
             out = uncond + row["weight"] * (cond - uncond)
         return out / row["temperature"]
 
-    def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        shape = (core.size, core.values)
-
-        def body(x: jax.Array, row: dict[str, jax.Array]) -> tuple[jax.Array, None]:
-            now = fold(keys, row["number"])
-            logits = predict(params["net"], x, labels, row)
-            gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape))(fold(now, 0))
-            drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
-            if by_count:
-                masked = x == core.values
-                noise = jax.vmap(lambda k: jax.random.gumbel(k, shape[:1]))(fold(now, 1))
-                if solver == "confidence":
-                    log = jax.nn.log_softmax(logits, axis=-1)
-                    sure = jnp.take_along_axis(log, drawn[..., None], axis=-1)[..., 0]
-                    score = sure + row["choice"] * noise
-                else:
-                    score = noise
-                # The least sure stay masked; what is revealed stays revealed.
-                order = jnp.argsort(jnp.argsort(jnp.where(masked, score, jnp.inf), axis=1), axis=1)
-                take = masked & (order >= row["after"])
+    def step(
+        params: PyTree, keys: jax.Array, x: jax.Array, labels: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        row, now = row_of(number), fold(keys, number)
+        logits = predict(params["net"], x, labels, number)
+        gumbel = jax.vmap(lambda k: jax.random.gumbel(k, (core.size, core.values)))(fold(now, 0))
+        drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+        if by_count:
+            masked = x == core.values
+            noise = jax.vmap(lambda k: jax.random.gumbel(k, (core.size,)))(fold(now, 1))
+            if solver == "confidence":
+                log = jax.nn.log_softmax(logits, axis=-1)
+                sure = jnp.take_along_axis(log, drawn[..., None], axis=-1)[..., 0]
+                score = sure + row["choice"] * noise
             else:
-                coin = jax.vmap(lambda k: jax.random.uniform(k, shape[:1]))(fold(now, 1))
-                take = coin < row["chance"]
-                if core.noise == "mask":
-                    take &= x == core.values
-            return jnp.where(take, drawn, x), None
+                score = noise
+            # The least sure stay masked; what is revealed stays revealed.
+            order = jnp.argsort(jnp.argsort(jnp.where(masked, score, jnp.inf), axis=1), axis=1)
+            take = masked & (order >= row["after"])
+        else:
+            coin = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(now, 1))
+            take = coin < row["chance"]
+            if core.noise == "mask":
+                take &= x == core.values
+        return jnp.where(take, drawn, x)
 
-        x, _ = jax.lax.scan(body, core.start(fold(keys, steps)), rows)
-        return core.examples(x)
-
-    return Sampler(fn, calls=float(steps * (1 if guidance == 1 else 2)), steps=steps)
+    return Steps(
+        core=core,
+        steps=steps,
+        calls=1.0 if guidance == 1 else 2.0,
+        start=lambda keys: core.start(fold(keys, steps)),
+        step=step,
+        logits=lambda params, x, labels, number: predict(params["net"], x, labels, number),
+    )

@@ -1,0 +1,42 @@
+"""Training what steering trains: a small network, on draws of a frozen generator and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.errors import invalid
+
+PyTree = Any
+
+
+def fit(
+    loss: Callable[[PyTree, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    key: jax.Array,
+    *,
+    steps: int,
+    batch: int,
+) -> tuple[PyTree, jax.Array]:
+    """(params, losses [steps]) after `steps` updates by loss(params, keys [batch]) -> scalar.
+
+    Fresh keys in every step; one scan, so it can be jitted, and vmapped over params and key.
+    """
+    if min(steps, batch) < 1:
+        raise invalid("steer.fit", (steps, batch), "steps >= 1 and batch >= 1")
+
+    def update(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        params, state = carry
+        keys = jax.random.split(jax.random.fold_in(key, number), batch)
+        value, slope = jax.value_and_grad(loss)(params, keys)
+        change, state = optimizer.update(slope, state, params)
+        return (optax.apply_updates(params, change), state), value
+
+    start = (params, optimizer.init(params))
+    (params, _), losses = jax.lax.scan(update, start, jnp.arange(steps))
+    return params, losses
