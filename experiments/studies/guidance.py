@@ -58,13 +58,17 @@ STUDIED: dict[str, tuple[Callable[[float], Sections], Sequence[float]]] = {
         lambda w: [dict(name="cfg.cfg", weight=1.5), dict(name="gfcg.gfcg", weight=w)],
         (0.5, 1.0, 2.0, 4.0),
     ),
-    "elucd": (alone("elucd.elucd"), (0.02, 0.05, 0.1, 0.2)),
-    "universal": (alone("universal.universal"), (0.02, 0.05, 0.1, 0.2)),
+    "elucd": (alone("elucd.elucd"), (0.5, 1.0, 2.0, 4.0)),
+    "universal": (alone("universal.universal"), (0.5, 1.0, 2.0, 4.0)),
     "pag": (lambda w: [dict(name="pag.pag", layers=[1], scale=w)], (0.5, 1.0, 2.0, 4.0)),
     "sag": (lambda w: [dict(name="sag.sag", layer=2, scale=w)], (0.25, 0.5, 1.0, 2.0)),
     "blur guidance": (lambda w: [dict(name="sag.sag", scale=w)], (0.25, 0.5, 1.0, 2.0)),
     "autoguidance": (alone("autoguidance.autoguidance"), CFG),
 }
+
+SAMPLED: dict[str, dict[str, Any]] = {"cfgpp": dict(solver="ddim", steps=19)}
+"""Guidance that is stated for one solver, at as many network calls as the others; the rest is
+sampled as the model's config says."""
 
 
 def branches(it: Subject) -> dict[str, Any]:
@@ -96,19 +100,23 @@ def study(it: Subject, samples: int, weak: Any = None, names: Sequence[str] = ()
             continue
         for scale in scales:
             start = time.monotonic()
-            options = dict(guidance=make(scale), branches=branches(it))
+            options = dict(guidance=make(scale), branches=branches(it), **SAMPLED.get(name, {}))
             images, calls = it.draw(samples, params=params, **options)
             rows.append(dict(guidance=name, scale=scale, calls=calls) | it.scores(images))
             print(rows[-1], f"{time.monotonic() - start:.1f} s", flush=True)
     return rows
 
 
-def picture(rows: Sequence[Row], floor: Row, title: str) -> plt.Figure:
-    """Left: precision against recall; right: Frechet distance against accuracy."""
+def picture(rows: Sequence[Row], floor: Row, title: str, samples: int) -> plt.Figure:
+    """Left: precision against recall; right: Frechet distance against the share of wrong labels."""
+    least = 0.5 / samples  # stands for none on a logarithmic axis
+    rows, (floor,) = (
+        [r | {"wrong": max(1 - r["accuracy"], least)} for r in group] for group in (rows, [floor])
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
     names = list(dict.fromkeys(row["guidance"] for row in rows))
     colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(names), 2)))
-    panels = ((left, "recall", "precision"), (right, "accuracy", "frechet"))
+    panels = ((left, "recall", "precision"), (right, "wrong", "frechet"))
     for name, colour in zip(names, colours, strict=False):
         own = [row for row in rows if row["guidance"] == name]
         for axes, x, y in panels:
@@ -119,7 +127,11 @@ def picture(rows: Sequence[Row], floor: Row, title: str) -> plt.Figure:
         axes.plot(floor[x], floor[y], "k*", markersize=14, label="training images")
         axes.set(xlabel=x, ylabel=y)
         axes.grid(alpha=0.3)
-    right.set_yscale("log")
+    right.set(xscale="log", yscale="log", ylabel="Frechet distance (classifier features)")
+    right.set_xlabel(f"labels that a classifier does not agree with; leftmost: none of {samples}")
+    marks = [m for m in (0.5, 1, 2, 5, 10, 20) if m <= max(r["frechet"] for r in rows)]
+    right.set_yticks(marks, [str(m) for m in marks])
+    right.minorticks_off()
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.suptitle(f"{title}: squares mark each guidance's largest scale")
     return figure
@@ -137,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     floor = it.floor(given.samples)
     rows.append(dict(guidance="(training images)", scale="", calls="") | floor)
     title = f"{given.workdir.rstrip('/').split('/')[-1]}, {given.samples} images a point"
-    keep(picture(rows[:-1], floor, title), rows, given.out)
+    keep(picture(rows[:-1], floor, title, given.samples), rows, given.out)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ def keep(figure: plt.Figure, rows: Sequence[Row], out: str | Path) -> None:
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    path.with_suffix(".json").write_text(json.dumps(list(rows), indent=1) + "\n")
+    plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+    path.with_suffix(".json").write_text(json.dumps(plain, indent=1) + "\n")
     print(table(rows))
     print(f"{path}, {path.with_suffix('.json')}")
