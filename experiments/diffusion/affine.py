@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 
-class Affine(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
     """x -> matrix x + offset, float64 [N, N] and [N]."""
 
     matrix: np.ndarray
     offset: np.ndarray
 
-    def __add__(self, other: Affine) -> Affine:  # type: ignore[override]
+    def __add__(self, other: Affine) -> Affine:
         """The sum of their values."""
         return Affine(self.matrix + other.matrix, self.offset + other.offset)
 
-    def __mul__(self, factor: float) -> Affine:  # type: ignore[override]
+    def __mul__(self, factor: float) -> Affine:
         """Its values times a number."""
         return Affine(factor * self.matrix, factor * self.offset)
 
