@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 
 from jaxgen.families.diffusion.denoiser import Denoiser, Memory
-from jaxgen.families.diffusion.path import TINY, Path, expand
+from jaxgen.families.diffusion.guidance.universal import along
+from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.prediction import Prediction
 
 
@@ -31,9 +32,6 @@ def classifier(
     ) -> tuple[Prediction, Memory]:
         p, memory = cond(keys, x, t, memory)
         slope = jax.grad(lambda y: log_prob(y, t).sum())(x)
-        sigma, alpha = expand(path.sigma(t), x), expand(path.alpha(t), x)
-        # x = alpha x0 + sigma eps stays true: x0 moves by sigma^2 / alpha times the slope.
-        x0 = p.x0 + weight * sigma**2 * alpha / (alpha**2 + TINY) * slope
-        return Prediction(x0, p.eps - weight * sigma * slope, p.variance), memory
+        return along(p, slope, weight, path, t), memory
 
     return Denoiser(call, init=cond.init, calls=cond.calls, path=path)
