@@ -13,6 +13,7 @@ import optax
 
 from experiments.check import Check, control, mean_near, near
 from jaxgen.nn.realnvp import RealNVP
+from jaxgen.steer.fit import fit
 from jaxgen.steer.promptgen import PromptGen, moment_energy
 
 PAPER = "Generative Visual Prompt: Unifying Distributional Control of Pre-Trained Generative Models"
@@ -80,8 +81,8 @@ def fitted(beta: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     def one(key: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
         weighed = list(zip(weights, energies, strict=True))
         prompt = PromptGen(Weighed(flow(), share), (2,), generate, weighed)
-        start = prompt.init(key)
-        params, _ = prompt.fit(rate, start, jax.random.fold_in(key, 1), steps=STEPS, batch=BATCH)
+        start, drawing = prompt.init(key), jax.random.fold_in(key, 1)
+        params, _ = fit(prompt.loss, rate, start, drawing, steps=STEPS, batch=BATCH)
         own = jax.random.split(jax.random.fold_in(key, 2), COUNT)
         return prompt.latents(start, own)[0], prompt.latents(params, own)[0]
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments.check import Check, control, mean_near
+from jaxgen.steer.fit import fit
 from jaxgen.steer.translator import TR0N, Translator
 
 PAPER = "TR0N: Translator Networks for 0-Shot Plug-and-Play Conditional Generation"
@@ -61,7 +62,7 @@ def drawn(components: int, cases: Sequence[tuple[float, int]]) -> np.ndarray:
 
     def one(key: jax.Array) -> list[jax.Array]:
         own = jax.random.fold_in(key, 1)
-        params, _ = model.fit(rate, model.init(key), own, steps=TRAINING, batch=BATCH)
+        params, _ = fit(model.loss, rate, model.init(key), own, steps=TRAINING, batch=BATCH)
         keys = jax.random.split(jax.random.fold_in(key, 2), COUNT)
 
         def latents(strength: float, steps: int) -> jax.Array:

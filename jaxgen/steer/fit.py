@@ -1,4 +1,7 @@
-"""Training what steering trains: a small network, on draws of a frozen generator and no data."""
+"""Training what steering trains: a small network, on draws of a frozen generator and no data.
+
+`fit(prompt.loss, optimizer, prompt.init(key), key, steps=, batch=)`, of a `PromptGen` or a `TR0N`.
+"""
 
 from __future__ import annotations
 

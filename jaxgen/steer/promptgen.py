@@ -14,11 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxgen.errors import invalid
 from jaxgen.method import normal
-from jaxgen.steer.fit import fit
 
 PyTree = Any
 Map = Callable[[jax.Array], jax.Array]
@@ -64,18 +62,6 @@ class PromptGen:
         x = self.generate(z)
         energy = sum((weight * e(x) for weight, e in self.energies), jnp.zeros(len(keys)))
         return ((z**2).sum(-1) / 2 + energy - log_det).mean()
-
-    def fit(
-        self,
-        optimizer: optax.GradientTransformation,
-        params: PyTree,
-        key: jax.Array,
-        *,
-        steps: int,
-        batch: int,
-    ) -> tuple[PyTree, jax.Array]:
-        """(params, losses [steps]): see `steer.fit`."""
-        return fit(self.loss, optimizer, params, key, steps=steps, batch=batch)
 
     def sample(self, params: PyTree, keys: jax.Array) -> jax.Array:
         """G(f(eps)) for keys [B]: one call of each network."""

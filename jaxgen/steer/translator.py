@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxgen.errors import invalid
 from jaxgen.method import fold, normal
-from jaxgen.steer.fit import fit
 from jaxgen.steer.langevin import plug_and_play
 
 PyTree = Any
@@ -97,18 +95,6 @@ class TR0N:
         z = normal(keys, (self.translator.size,))
         c = jax.lax.stop_gradient(self.auxiliary(self.generate(z)))
         return -self.mixture(params, c).log_prob(z).mean()
-
-    def fit(
-        self,
-        optimizer: optax.GradientTransformation,
-        params: PyTree,
-        key: jax.Array,
-        *,
-        steps: int,
-        batch: int,
-    ) -> tuple[PyTree, jax.Array]:
-        """(params, losses [steps]): see `steer.fit`."""
-        return fit(self.loss, optimizer, params, key, steps=steps, batch=batch)
 
     def latents(
         self,
