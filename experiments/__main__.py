@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.check import Check
 from jaxgen.errors import UsageError, invalid, unknown
 
@@ -49,12 +51,19 @@ def found() -> list[dict[str, str]]:
 
 
 def run(slug: str) -> dict[str, Any]:
-    """Run one experiment. Raises UsageError if there is none of that name."""
+    """Run one experiment. Raises UsageError if there is none of that name.
+
+    Its compiled programs go with it: what one traced in float64 is never met by the next, and a
+    process that runs them all stays within the kernel's limit of memory maps.
+    """
     rows = {row["slug"]: row for row in found()}
     if slug not in rows:
         raise unknown("experiment", slug, rows)
     start = time.monotonic()
-    checks = importlib.import_module(rows[slug]["module"]).checks()
+    try:
+        checks = importlib.import_module(rows[slug]["module"]).checks()
+    finally:
+        jax.clear_caches()
     return {
         "slug": slug,
         "paper": rows[slug]["paper"],

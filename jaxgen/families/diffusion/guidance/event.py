@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
-from jaxgen.families.diffusion.guidance.universal import along
-from jaxgen.families.diffusion.path import TINY, Path, expand
+from jaxgen.families.diffusion.guidance.universal import Answer, uphill
+from jaxgen.families.diffusion.path import TINY, Path
 from jaxgen.families.diffusion.prediction import ALPHA_MIN, Prediction
 
 Constraint = Callable[[jax.Array], jax.Array]
@@ -97,19 +97,12 @@ def _given(
         return guided
     way = path_of(guided, path)
 
-    def call(
-        keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
-    ) -> tuple[Prediction, Memory]:
-        def value(y: jax.Array) -> tuple[jax.Array, tuple[Prediction, Memory]]:
-            (mean, variance), found = _moments(guided, constraint, way, keys, y, t, memory)
-            return log_likelihood(mean, variance).sum(), found
-
-        slope, (p, after) = jax.grad(value, has_aux=True)(x)
+    def value(keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory) -> Answer:
+        (mean, variance), answer = _moments(guided, constraint, way, keys, x, t, memory)
         # Where x is nothing but noise it says nothing of the event.
-        slope = jnp.where(expand(way.alpha(t), x) > ALPHA_MIN, slope, 0.0)
-        return along(p, slope, weight, way, t), after
+        return jnp.where(way.alpha(t) > ALPHA_MIN, log_likelihood(mean, variance), 0.0), answer
 
-    return Denoiser(call, init=guided.init, calls=guided.calls, path=way)
+    return uphill(guided, value, weight, way)
 
 
 def _moments(

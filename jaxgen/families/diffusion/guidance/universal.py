@@ -13,6 +13,7 @@ from jaxgen.families.diffusion.path import TINY, Path, expand
 from jaxgen.families.diffusion.prediction import Prediction, from_x0
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
+Answer = tuple[jax.Array, tuple[Prediction, Memory]]
 
 
 def universal(
@@ -26,19 +27,31 @@ def universal(
     """
     if weight == 0:
         return guided
-    way = path_of(guided, path)
+
+    def value(keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory) -> Answer:
+        p, after = guided(keys, x, t, memory)
+        return log_prob(p.x0, t), (p, after)
+
+    return uphill(guided, value, weight, path_of(guided, path))
+
+
+def uphill(guided: Denoiser, value: Callable[..., Answer], weight: float, path: Path) -> Denoiser:
+    """`guided` with weight times the gradient in x of a value in its score.
+
+    value(keys, x, t, memory) -> values [B], and what `guided` answers there.
+    """
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
-        def value(y: jax.Array) -> tuple[jax.Array, tuple[Prediction, Memory]]:
-            p, after = guided(keys, y, t, memory)
-            return log_prob(p.x0, t).sum(), (p, after)
+        def total(y: jax.Array) -> tuple[jax.Array, tuple[Prediction, Memory]]:
+            values, answer = value(keys, y, t, memory)
+            return values.sum(), answer
 
-        slope, (p, after) = jax.grad(value, has_aux=True)(x)
-        return along(p, slope, weight, way, t), after
+        slope, (p, after) = jax.grad(total, has_aux=True)(x)
+        return along(p, slope, weight, path, t), after
 
-    return Denoiser(call, init=guided.init, calls=guided.calls, path=way)
+    return Denoiser(call, init=guided.init, calls=guided.calls, path=path)
 
 
 def along(
