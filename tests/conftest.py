@@ -1,5 +1,6 @@
-"""Set before JAX starts: CPU, eight virtual devices, one compilation cache for the whole suite."""
+"""CPU, eight virtual devices, one compilation cache for the whole suite; which tests are slow."""
 
+import fnmatch
 import gc
 import os
 import tempfile
@@ -14,6 +15,29 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 _flag = "--xla_force_host_platform_device_count"
 if _flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}=8".strip()
+
+
+SLOW = [
+    # Brackets are a node's own.
+    line.replace("[", "[[]")
+    for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what slow.txt names. A line that names nothing in a file that was collected is stale."""
+    found = set()
+    for item in items:
+        node = item.nodeid.removeprefix("tests/")
+        names = [line for line in SLOW if fnmatch.fnmatchcase(node, line)]
+        found.update(names)
+        if names:
+            item.add_marker(pytest.mark.slow)
+    whole = {i.nodeid.removeprefix("tests/").split("::")[0] for i in items}
+    stale = [n for n in SLOW if n.split("::")[0] in whole and n not in found]
+    if stale and len(whole) > 60:
+        raise pytest.UsageError(f"tests/slow.txt names no test: {stale}")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -136,8 +136,9 @@ def rows_after(workdir: Path, count: int):
     return lambda: len(read_jsonl(workdir / "metrics.jsonl")) >= before + count
 
 
-def test_whatever_ends_a_run_the_next_goes_on_exactly(two, tmp_path):
-    """One workdir, ended in every way one after another, then left to finish."""
+@pytest.mark.parametrize("ways", ["two ways", "every way"])
+def test_whatever_ends_a_run_the_next_goes_on_exactly(two, tmp_path, ways):
+    """One workdir, ended in one way after another, then left to finish."""
     workdir, spans = tmp_path / "run", {}
 
     def begin(*overrides: str, count: int = 2):
@@ -175,25 +176,26 @@ def test_whatever_ends_a_run_the_next_goes_on_exactly(two, tmp_path):
     said = ended(job, 1, signal.SIGTERM, lambda: "Resuming" in job.said(0), 143, 143)
     assert "stopped by SIGTERM" in said and "Traceback" not in said
     assert raw_state(workdir)[0] == before + 1
-    # Stopped, as if it hung: no connection breaks.
-    job = begin()
-    said = ended(job, 1, signal.SIGSTOP, rows_after(workdir, 2), killed, 75)
-    bounded(said, "process 1 (", "has not been heard of")
-    # Process 0 killed: it holds JAX's coordinator, which aborts the others.
-    job = begin()
-    said = ended(job, 0, signal.SIGKILL, rows_after(workdir, 2), killed, 75)
-    bounded(said, "process 0 (", "is gone")
-    # Preempted while a checkpoint is being written.
-    job = begin()
-    before = raw_state(workdir)[0]
-    saving = lambda: list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-    ended(job, 1, signal.SIGTERM, saving, 143, 143)
-    assert before < raw_state(workdir)[0] < STEPS
-    # Preempted in the evaluation: training is over and saved.
-    job = begin("evaluate.at_end=True", "evaluate.samples=100")
-    scoring = lambda: "classifier for the scores" in job.said(0)
-    ended(job, 1, signal.SIGTERM, scoring, 143, 143)
-    assert raw_state(workdir)[0] == STEPS and not (workdir / "report.json").exists()
+    if ways == "every way":
+        # Stopped, as if it hung: no connection breaks.
+        job = begin()
+        said = ended(job, 1, signal.SIGSTOP, rows_after(workdir, 2), killed, 75)
+        bounded(said, "process 1 (", "has not been heard of")
+        # Process 0 killed: it holds JAX's coordinator, which aborts the others.
+        job = begin()
+        said = ended(job, 0, signal.SIGKILL, rows_after(workdir, 2), killed, 75)
+        bounded(said, "process 0 (", "is gone")
+        # Preempted while a checkpoint is being written.
+        job = begin()
+        before = raw_state(workdir)[0]
+        saving = lambda: list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        ended(job, 1, signal.SIGTERM, saving, 143, 143)
+        assert before < raw_state(workdir)[0] < STEPS
+        # Preempted in the evaluation: training is over and saved.
+        job = begin("evaluate.at_end=True", "evaluate.samples=100")
+        scoring = lambda: "classifier for the scores" in job.said(0)
+        ended(job, 1, signal.SIGTERM, scoring, 143, 143)
+        assert raw_state(workdir)[0] == STEPS and not (workdir / "report.json").exists()
     job = begin("evaluate.at_end=True", "evaluate.samples=100")
     assert job.wait() == [0, 0], job.said(0) + job.said(1)
     assert_same_bits(raw_state(workdir)[1], raw_state(two)[1])
