@@ -1,4 +1,7 @@
-"""A sampler as a chain of steps that steering may repeat and branch."""
+"""A sampler as a chain of steps that steering may repeat and branch, and what steering makes of it.
+
+Samplers fold small numbers into an image's key; what steers them draws below the numbers here.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.sampler import prior
-from jaxgen.families.diffusion.solvers.base import Solver
-from jaxgen.families.discrete.sampler import Steps
-from jaxgen.method import fold, normal
-
 State = Any
+Reward = Callable[[jax.Array], jax.Array]
+
+BRANCHES, ESTIMATES, CHOICE, AGAIN, RESAMPLING = range(2**31 - 5, 2**31)
+"""Folded into a key: for a branch's own key, for an estimate's draws, for choices among branches,
+for noise that takes a state back, for resampling."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Chain:
     -> x [B, ...], which at the end is the sample. estimate(keys [B], state, n) -> the sample [B,
     ...] that the state after n steps makes one expect. step_calls, estimate_calls [steps]: network
     evaluations of step n, and of an estimate after it. back(keys [B], state, n, m) -> the state
-    after n steps, noised again to where it was after m <= n; None where the chain cannot.
+    after n steps, noised again to where it was after m <= n. mix(one, two, radius) -> of two
+    starts a third of the same law, `one` at radius 0 and `two` at 1. None where the chain cannot.
     """
 
     start: Callable[[jax.Array], State]
@@ -40,91 +42,33 @@ class Chain:
     estimate: Callable[[jax.Array, State, jax.Array], jax.Array]
     estimate_calls: np.ndarray
     back: Callable[[jax.Array, State, jax.Array, jax.Array], State] | None = None
+    mix: Callable[[State, State, float], State] | None = None
+
+    @property
+    def calls(self) -> float:
+        """Network evaluations of a sample."""
+        return float(self.step_calls.sum())
 
     def run(self, keys: jax.Array) -> jax.Array:
         """The chain by itself: a sample [B, ...] for each key."""
+        return self.finish(keys, self.start(keys))
+
+    def finish(self, keys: jax.Array, state: State) -> jax.Array:
+        """All the steps from a start: a sample [B, ...] for each key."""
 
         def body(state: State, number: jax.Array) -> tuple[State, None]:
             return self.step(keys, state, number), None
 
-        return self.sample(jax.lax.scan(body, self.start(keys), jnp.arange(self.steps))[0])
+        return self.sample(jax.lax.scan(body, state, jnp.arange(self.steps))[0])
 
 
-def of_solver(
-    solver: Solver, denoiser: Denoiser, grid: jax.Array, shape: tuple[int, ...], path: Path
-) -> Chain:
-    """The chain of a solver on a grid: `run` gives the bits of `sampler.integrate`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steered:
+    """fn(keys [B]) -> samples [B, ...]; calls: network evaluations for each."""
 
-    Where the solver draws no noise all branches are the same.
-    """
-    times = np.asarray(grid)
+    fn: Callable[[jax.Array], jax.Array]
+    calls: float
 
-    def start(keys: jax.Array) -> State:
-        x = prior(path, keys, shape)
-        return x, (solver.init(x), denoiser.init(x))
-
-    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
-        x, carry = state
-        own = fold(fold(keys, 1), number)
-        return solver.step(denoiser, x, grid[number], grid[number + 1], carry, own)
-
-    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
-        x, (_, memory) = state
-        return denoiser(fold(fold(keys, 3), number), x, grid[number], memory)[0].x0
-
-    def back(keys: jax.Array, state: State, number: jax.Array, before: jax.Array) -> State:
-        x, (_, memory) = state
-        ratio, variance = path.transition(grid[before], grid[number])
-        fresh = normal(fold(fold(keys, 5), number), shape)
-        x = ratio * x + jnp.sqrt(variance) * fresh
-        return x, (solver.init(x), memory)
-
-    pairs = [times[n : n + 2] for n in range(len(times) - 1)]
-    return Chain(
-        start=start,
-        step=step,
-        sample=lambda state: state[0],
-        steps=len(pairs),
-        step_calls=np.array([solver.calls(denoiser, pair, n) for n, pair in enumerate(pairs)]),
-        estimate=estimate,
-        estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
-        back=back,
-    )
-
-
-def of_tokens(steps: Steps, params: Any, labels: Any) -> Chain:
-    """The chain of a masked or discrete model's sampler, from `families.discrete.build_steps`.
-
-    labels: int32 [B], or one for all. The state is (elements [B, N], labels [B]); `run(keys)` gives
-    the bits of `build_sampler`'s for the keys fold_in(key, 1). An estimate draws what is masked
-    (for uniform noise, everything) from the network's prediction, element by element, at one
-    evaluation of the network (two where it is guided).
-    """
-    core = steps.core
-
-    def start(keys: jax.Array) -> State:
-        told = jnp.broadcast_to(jnp.asarray(labels, jnp.int32), keys.shape)
-        return steps.start(fold(keys, 1)), told
-
-    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
-        x, told = state
-        return steps.step(params, fold(keys, 1), x, told, number), told
-
-    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
-        x, told = state
-        logits = steps.logits(params, x, told, jnp.minimum(number, steps.steps - 1))
-        drawn = jax.vmap(jax.random.categorical)(fold(fold(keys, 3), number), logits)
-        kept = x != core.values if core.noise == "mask" else jnp.zeros(x.shape, bool)
-        kept |= number == steps.steps
-        return core.examples(jnp.where(kept, x, drawn.astype(x.dtype)))
-
-    calls = np.full(steps.steps, steps.calls)
-    return Chain(
-        start=start,
-        step=step,
-        sample=lambda state: core.examples(state[0]),
-        steps=steps.steps,
-        step_calls=calls,
-        estimate=estimate,
-        estimate_calls=calls,
-    )
+    def __call__(self, keys: jax.Array) -> jax.Array:
+        """One steered sample for each key."""
+        return self.fn(keys)

@@ -37,6 +37,8 @@ ROOMS = {
     "times": "jaxgen.families.diffusion.times",
     "weighting": "jaxgen.families.diffusion.weighting",
     "guidance": "jaxgen.families.diffusion.guidance",
+    "steer": "jaxgen.steer",
+    "reward": "jaxgen.rewards",
 }
 """Where the `name` of a section with this key is looked for."""
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen import mesh
+from jaxgen.chain import Chain
 from jaxgen.errors import invalid
 
 PyTree = Any
@@ -136,11 +137,14 @@ class Sampler:
 
     Sample i is a function of keys[i] and labels[i] alone. `calls`: network evaluations per sample
     (NFE), guidance branches included; `steps`: solver steps (0 where the notion does not exist).
+    chain(params, label ()) -> Chain: the same sampler, for images of one label, taken apart into
+    steps that steering may repeat; None where it does not go in steps.
     """
 
     fn: Callable[[PyTree, jax.Array, jax.Array], Any]
     calls: float
     steps: int = 0
+    chain: Callable[[PyTree, jax.Array], Chain] | None = None
 
     def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""

@@ -24,7 +24,7 @@ from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState
-from jaxgen.setup import Setup, sample_options, setup
+from jaxgen.setup import Setup, make_sampler, sample_options, setup
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
 from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
@@ -95,9 +95,7 @@ class Model:
         """The sampler of these options and its jitted function, compiled once per options."""
         key = _key(options)
         if key not in self._programs:
-            make = self.parts.method.sampler
-            assert make is not None  # `sample_options` has refused
-            sampler = make(**options)
+            sampler = make_sampler(self.parts, options)
             self._programs[key] = (sampler, jax.jit(within(self.parts.layout, sampler.fn)))
         return self._programs[key]
 

@@ -20,8 +20,9 @@ from jaxgen import config as configs
 from jaxgen.data import Source, Target, normalise
 from jaxgen.errors import invalid, unknown
 from jaxgen.mesh import Layout
-from jaxgen.method import Method, Spec
+from jaxgen.method import Method, Sampler, Spec
 from jaxgen.nn.flops import count
+from jaxgen.steer.sampler import steered
 from jaxgen.training.ema import Averages
 from jaxgen.training.hosts import HostOptions, join
 from jaxgen.training.optim import optimizer
@@ -267,7 +268,7 @@ def setup(
     )
     # A bad sampler, an image size that a network cannot take: said now, not after training.
     if method.sampler is not None:
-        method.sampler(**sample_options(parts, {}))
+        make_sampler(parts, sample_options(parts, {}))
     jax.eval_shape(method.init, jax.random.key(0))
     return parts
 
@@ -301,20 +302,31 @@ def _network(section: Any, option: str, *, spec: Spec) -> Any:
 
 
 def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of `method.sampler`: the config's `sample` section with changes, checked.
+    """Keywords of `method.sampler`, and `steer`: the config's `sample` with changes, checked.
 
     Raises UsageError that names what this family's sampler can be told.
     """
     sampler = parts.method.sampler
     if sampler is None:
         raise invalid("sample", "a method that does not generate", "families with a sampler")
-    allowed = inspect.signature(sampler).parameters
+    allowed = [*inspect.signature(sampler).parameters, "steer"]
     for key in changes:
         if key not in allowed:
             raise invalid(
                 f"--{key}", changes[key], f"options of this model's sampler: {', '.join(allowed)}"
             )
-    return configs.check(sampler, {**parts.config.get("sample", {}), **changes}, "config.sample")
+    options = {**parts.config.get("sample", {}), **changes}
+    steer = configs.to_dict(options.pop("steer", None))
+    checked = configs.check(sampler, options, "config.sample")
+    return checked if steer is None else {**checked, "steer": steer}
+
+
+def make_sampler(parts: Setup, options: Mapping[str, Any]) -> Sampler:
+    """The sampler of checked options (`sample_options`), steered where they say so."""
+    make = parts.method.sampler
+    assert make is not None  # `sample_options` has refused
+    sampler = make(**{k: v for k, v in options.items() if k != "steer"})
+    return steered(sampler, options["steer"]) if "steer" in options else sampler
 
 
 def abstract_batch(parts: Setup) -> dict[str, jax.ShapeDtypeStruct]:

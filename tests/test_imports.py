@@ -9,12 +9,13 @@ ROOT = Path("jaxgen")
 # A module may import from its own level or from those before it.
 LEVELS = [
     ["errors", "__init__"],
-    ["config", "mesh"],
+    ["config", "mesh", "chain"],
     ["method", "ops", "data"],
     ["nn"],
     ["pretrained", "families"],
     ["tokenizers", "steer"],
     ["testing", "convergence", "classify", "metrics"],
+    ["rewards"],
     ["training"],
     ["setup"],
     ["model", "plan", "launch"],

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgen.chain import Chain
 from jaxgen.errors import UsageError
 from jaxgen.families.diffusion import grids, solvers
 from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import edm, linear
-from jaxgen.families.diffusion.sampler import integrate, prior
+from jaxgen.families.diffusion.sampler import as_chain, integrate, prior
 from jaxgen.method import fold, normal
 from jaxgen.steer import feynman_kac, langevin, particles, paths, resample, search, svdd, tree
-from jaxgen.steer.chain import Chain, of_solver
 from jaxgen.testing import (
     ASYMMETRIC,
     check_compiles_once,
@@ -104,32 +106,41 @@ def first(x):
 
 
 def test_searches_of_one_sample_are_the_sampler_bit_for_bit():
-    sample = jax.jit(plain())
-    x, score, trace = jax.jit(search.best_of(plain(), first, 1).fn)(KEYS)
-    np.testing.assert_array_equal(x, sample(KEYS))
+    exact = jax.jit(plain())(KEYS)
+    x, score, trace = jax.jit(search.best_of(chain(), first, count=1).traced)(KEYS)
+    np.testing.assert_array_equal(x, exact)
     np.testing.assert_array_equal(trace, score[None])
-    one = search.zero_order(lambda k, n: n * 2, first, (2,), rounds=0, neighbours=3)
-    np.testing.assert_array_equal(one(KEYS)[0], 2 * prior(PATH, KEYS, (2,)))
+    one = search.zero_order(chain(), first, rounds=0, neighbours=3)
+    np.testing.assert_array_equal(jax.jit(one.fn)(KEYS), exact)
 
 
 def test_best_of_is_the_best_of_what_it_drew():
-    x, score, trace = jax.jit(search.best_of(plain(), first, 5).fn)(KEYS)
+    x, score, trace = jax.jit(search.best_of(chain(), first, count=5).traced)(KEYS)
     every = np.stack([first(plain()(search.branch(KEYS, n))) for n in range(5)])
     np.testing.assert_allclose(score, every.max(0), atol=1e-5)
     np.testing.assert_allclose(trace, np.maximum.accumulate(every), atol=1e-5)
     np.testing.assert_array_equal(first(x), score)
 
 
+def test_zero_order_moves_the_noise_and_keeps_its_law():
+    # The flow of one Gaussian is affine: neighbours of a pivot at 1 sd are normal about keep * it.
+    flow = as_chain(solvers.euler(PATH), of_gaussian(), grids.uniform(4, PATH), (2,), PATH)
+    keys = jax.random.split(jax.random.key(3), 4000)
+    one, two = flow.start(keys), flow.start(search.branch(keys, 1))
+    noise = flow.sample(flow.mix(one, two, 0.6))
+    rows = 4 / noise.size**0.5
+    np.testing.assert_allclose(noise.std(), 1.0, atol=rows)
+    np.testing.assert_allclose((noise * flow.sample(one)).mean(), 0.8, atol=2 * rows)
+    for radius, end in ((0.0, one), (1.0, two)):
+        np.testing.assert_array_equal(flow.sample(flow.mix(one, two, radius)), flow.sample(end))
+
+
 def test_searches_make_the_calls_that_they_say():
     denoiser, seen = counting(EXACT)
-    cases = [search.best_of(plain(denoiser), first, 3, calls=4)]
-    solver, grid = solvers.ddim(PATH, 1.0), grids.uniform(4, PATH)
-
-    def generate(keys, noise):
-        return integrate(solver, denoiser, noise, grid, keys)
-
-    cases.append(search.zero_order(generate, first, (2,), rounds=3, neighbours=2, calls=4))
-    for case in cases:
+    for case in (
+        search.best_of(chain(denoiser), first, count=3),
+        search.zero_order(chain(denoiser), first, rounds=3, neighbours=2),
+    ):
         seen.clear()
         jax.block_until_ready(jax.jit(case.fn)(KEYS))
         jax.effects_barrier()
@@ -138,10 +149,12 @@ def test_searches_make_the_calls_that_they_say():
 
 
 def test_bad_search_options_are_told():
+    blank = dataclasses.replace(chain(), mix=None)
     for make in (
-        lambda: search.best_of(plain(), first, 0),
-        lambda: search.zero_order(plain(), first, (2,), rounds=1, neighbours=0),
-        lambda: search.zero_order(plain(), first, (2,), rounds=1, neighbours=1, radius=0.0),
+        lambda: search.best_of(chain(), first, count=0),
+        lambda: search.zero_order(chain(), first, rounds=1, neighbours=0),
+        lambda: search.zero_order(chain(), first, rounds=1, neighbours=1, radius=0.0),
+        lambda: search.zero_order(blank, first, rounds=1, neighbours=1),
     ):
         with pytest.raises(UsageError, match="allowed"):
             make()
@@ -216,7 +229,7 @@ def test_smc_weighs_a_random_walk_without_bias():
 
 
 def chain(denoiser: Denoiser = EXACT, steps: int = 4):
-    return of_solver(solvers.ddim(PATH, 1.0), denoiser, grids.uniform(steps, PATH), (2,), PATH)
+    return as_chain(solvers.ddim(PATH, 1.0), denoiser, grids.uniform(steps, PATH), (2,), PATH)
 
 
 def test_a_chain_and_one_proposal_are_the_sampler_bit_for_bit():
@@ -264,7 +277,7 @@ HOW = dict(width=2, branches=3, start=2, stride=1, back=1)
 
 def test_one_path_is_the_sampler_bit_for_bit():
     one = paths.over_paths(chain(), first, width=1, branches=1, start=2, stride=1)
-    x, score, _ = jax.jit(one.fn)(KEYS)
+    x, score, _ = jax.jit(one.traced)(KEYS)
     np.testing.assert_array_equal(x, jax.jit(plain())(KEYS))
     np.testing.assert_array_equal(score, first(x))
 
@@ -276,7 +289,7 @@ def test_paths_make_their_calls_and_each_image_is_its_own():
     found = paths.over_paths(chain(), first, **HOW)
     # Two noises two steps; two rounds of six paths, two steps each, and an estimate between them.
     assert sum(seen) == found.calls * len(KEYS) and found.calls == 2 * 2 + 2 * 6 * 2 + 6
-    run = jax.jit(found.fn)
+    run = jax.jit(found.traced)
     x, score, trace = run(KEYS)
     np.testing.assert_allclose(run(KEYS[5:])[0], x[5:], atol=1e-6)
     np.testing.assert_array_equal(trace[-1], score)

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.families.discrete.sampler import build_sampler, build_steps
-from jaxgen.method import fold
-from jaxgen.steer.chain import of_tokens
+from jaxgen.families.discrete.sampler import as_chain, build_sampler, build_steps
 from jaxgen.steer.particles import smc
 from jaxgen.steer.search import best_of
 from jaxgen.steer.svdd import svdd
@@ -62,15 +60,15 @@ def tilted():
 def test_the_chain_is_the_sampler_bit_for_bit(solver, noise):
     core = exact_core(STATES, noise=noise)
     sampler = build_sampler(core, solver=solver, steps=3, **OPTIONS)
-    chain = of_tokens(steps(solver, noise=noise), NET, 0)
+    chain = as_chain(steps(solver, noise=noise), NET, 0)
     labels = jnp.zeros(64, jnp.int32)
     found = jax.jit(chain.run)(KEYS[:64])
-    np.testing.assert_array_equal(found, jax.jit(sampler.fn)(NET, fold(KEYS[:64], 1), labels))
+    np.testing.assert_array_equal(found, jax.jit(sampler.fn)(NET, KEYS[:64], labels))
     assert chain.step_calls.sum() == sampler.calls
 
 
 def test_an_estimate_keeps_what_is_seen_and_is_the_sample_at_the_end():
-    chain = of_tokens(steps(), NET, 0)
+    chain = as_chain(steps(), NET, 0)
     step, estimate = jax.jit(chain.step), jax.jit(chain.estimate)
     state = chain.start(KEYS[:64])
     for number in range(3):
@@ -83,8 +81,8 @@ def test_an_estimate_keeps_what_is_seen_and_is_the_sample_at_the_end():
 
 
 def test_best_of_n_has_the_law_of_the_maximum():
-    chain = of_tokens(steps(), NET, 0)
-    x, _, _ = jax.jit(best_of(chain.run, reward, 3, calls=3).fn)(KEYS)
+    chain = as_chain(steps(), NET, 0)
+    x, _, _ = jax.jit(best_of(chain, reward, count=3).traced)(KEYS)
     order = np.argsort(STATES @ PULL)
     exact = np.empty(5)
     exact[order] = np.diff((np.arange(6) / 5) ** 3)
@@ -92,7 +90,7 @@ def test_best_of_n_has_the_law_of_the_maximum():
 
 
 def test_svdd_and_smc_sample_the_tilted_law():
-    chain, exact = of_tokens(steps(), NET, 0), tilted()
+    chain, exact = as_chain(steps(), NET, 0), tilted()
     error = 4 * 0.5 / COUNT**0.5
     steered = svdd(chain, reward, proposals=24, alpha=ALPHA, value=value)
     # Exact for many proposals; of 24 the bias is below the samples' own error.
@@ -115,7 +113,7 @@ def test_svdd_and_smc_sample_the_tilted_law():
 
 
 def test_svdd_by_estimates_goes_up_and_pays_for_them():
-    chain = of_tokens(steps(), NET, 0)
+    chain = as_chain(steps(), NET, 0)
     steered = svdd(chain, reward, proposals=8, alpha=ALPHA)
     assert steered.calls == 8 * (3 + 2)
     found = np.asarray(reward(jax.jit(steered.fn)(KEYS)))

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.diffusion.toys import MEANS, PATH, STDS, WEIGHTS, of_all, of_draws
+from jaxgen.chain import Chain
 from jaxgen.families.diffusion import grids, solvers
 from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.sampler import integrate
+from jaxgen.families.diffusion.sampler import as_chain
 from jaxgen.method import fold
-from jaxgen.steer.chain import Chain, of_solver
 from jaxgen.steer.feynman_kac import product
 from jaxgen.steer.paths import over_paths
 from jaxgen.steer.resample import take
@@ -81,8 +81,8 @@ def tilted_mean() -> float:
 def chain() -> Chain:
     """Eight ancestral steps whose law is the data's; its estimate is the mean of x0."""
     solver, grid = solvers.ddim(PATH, 1.0), grids.uniform(STEPS, PATH)
-    exact = of_solver(solver, of_draws(), grid, (2,), PATH)
-    mean = of_solver(solver, of_all(), grid, (2,), PATH)
+    exact = as_chain(solver, of_draws(), grid, (2,), PATH)
+    mean = as_chain(solver, of_all(), grid, (2,), PATH)
     return dataclasses.replace(exact, estimate=mean.estimate)
 
 
@@ -102,20 +102,18 @@ def _point(method: str, calls: float, rewards: Any) -> Point:
 def searches(keys: jax.Array) -> Iterator[Point]:
     """What the searches reach."""
     one, powers = chain(), 2 ** np.arange(int(np.log2(MOST)) + 1)
-    trace = jax.jit(best_of(one.run, reward, MOST, calls=STEPS).fn)(keys)[2]
+    trace = jax.jit(best_of(one, reward, count=MOST).traced)(keys)[2]
     yield from _curve("best-of-N", STEPS * powers, trace[powers - 1])
 
-    def generate(keys: jax.Array, noise: jax.Array) -> Any:
-        # The ancestral steps forget the noise; the flow's law is nearly the data's.
-        return integrate(solvers.euler(PATH), of_all(), noise, grids.uniform(STEPS, PATH), keys)
-
-    local = zero_order(generate, reward, (2,), rounds=MOST // 4, neighbours=4, radius=0.4)
-    trace = jax.jit(local.fn)(keys)[2]
+    # The ancestral steps forget the noise; the flow's law is nearly the data's.
+    flow = as_chain(solvers.euler(PATH), of_all(), grids.uniform(STEPS, PATH), (2,), PATH)
+    local = zero_order(flow, reward, rounds=MOST // 4, neighbours=4, radius=0.4)
+    trace = jax.jit(local.traced)(keys)[2]
     yield from _curve("zero-order search", STEPS * powers, trace[powers - 1])
 
     for width, branches in ((1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (4, 6)):
         how = over_paths(one, reward, width=width, branches=branches, start=4, stride=1, back=1)
-        yield _point("search over paths", how.calls, jax.jit(how.fn)(keys)[1])
+        yield _point("search over paths", how.calls, jax.jit(how.traced)(keys)[1])
 
     # A tree of a smaller budget is the beginning of a larger one.
     leaves = jax.jit(tree_search(one, reward, budget=STEPS * MOST).grow)(keys)

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.check import Check, below, control, mean_above, mean_near
 from experiments.diffusion.toys import PATH, SEEDS, of_draws, posterior, tilted
 from jaxgen.families.diffusion import grids, solvers
-from jaxgen.steer.chain import of_solver
+from jaxgen.families.diffusion.sampler import as_chain
 from jaxgen.steer.search import best_of
 from jaxgen.steer.tree import tree_sampling, tree_search
 
@@ -18,7 +18,7 @@ ENTRY = "jaxgen.steer.tree.tree_sampling"
 # Six steps whose law is exactly the data's, so that all errors are the tree's.
 STEPS, BUDGET, TREES = 6, 240, 60
 STRENGTH, SLOPE = 2.0, np.array([0.8, -0.5])
-CHAIN = of_solver(solvers.ddim(PATH, 1.0), of_draws(), grids.uniform(STEPS, PATH), (2,), PATH)
+CHAIN = as_chain(solvers.ddim(PATH, 1.0), of_draws(), grids.uniform(STEPS, PATH), (2,), PATH)
 KEYS = jax.random.split(jax.random.key(0), SEEDS * TREES)
 
 
@@ -58,10 +58,10 @@ def checks() -> list[Check]:
     off = np.abs(np.exp(leaves.log_weights).sum(1) - 1).max()
     found.append(below("all walks: largest error of their sum", off, 1e-4))
 
-    blind = best_of(CHAIN.run, reward, BUDGET // STEPS, calls=STEPS)
+    blind = best_of(CHAIN, reward, count=BUDGET // STEPS)
     greedy = tree_search(CHAIN, reward, budget=BUDGET)
     scores = {
-        "best-of-N": np.asarray(jax.jit(blind.fn)(KEYS)[1]),
+        "best-of-N": np.asarray(jax.jit(blind.traced)(KEYS)[1]),
         "search": np.asarray(jax.jit(greedy.fn)(KEYS)) @ SLOPE,
     }
     check = f"reward after {greedy.calls:g} calls"

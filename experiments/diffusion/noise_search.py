@@ -10,9 +10,7 @@ from experiments.check import Check, below, control, mean_above, mean_near
 from experiments.diffusion.toys import SEEDS
 from jaxgen.families.diffusion import grids, solvers
 from jaxgen.families.diffusion.path import linear
-from jaxgen.families.diffusion.sampler import integrate
-from jaxgen.method import fold, normal
-from jaxgen.steer.chain import of_solver
+from jaxgen.families.diffusion.sampler import as_chain, integrate
 from jaxgen.steer.paths import over_paths
 from jaxgen.steer.search import Search, best_of, zero_order
 from jaxgen.testing import gaussian_denoiser
@@ -48,7 +46,7 @@ def largest(count: int) -> float:
 def spread(found: Search) -> tuple[np.ndarray, np.ndarray]:
     """Mean best rewards [seeds], in deviations of one sample's, and the traces' smallest rise."""
     keys = jnp.concatenate([jax.random.split(jax.random.key(s), COUNT) for s in range(SEEDS)])
-    _, score, trace = jax.jit(found.fn)(keys)
+    _, score, trace = jax.jit(found.traced)(keys)
     zero = jnp.zeros((1, 2))
     unit = generate(keys[:1], jnp.asarray(SLOPE, jnp.float32)[None]) - generate(keys[:1], zero)
     centre, scale = reward(generate(keys[:1], zero))[0], jnp.linalg.norm(unit)
@@ -58,25 +56,23 @@ def spread(found: Search) -> tuple[np.ndarray, np.ndarray]:
 
 def checks() -> list[Check]:
     """Order statistics, rising rewards, and more than best-of-N for the same budget."""
-
-    def sample(keys: jax.Array) -> jax.Array:
-        return generate(keys, normal(fold(keys, 0), (2,)))
-
+    data, grid = gaussian_denoiser(PATH, MEAN, STD), grids.uniform(STEPS, PATH)
+    flow = as_chain(solvers.euler(PATH), data, grid, (2,), PATH)
     found = []
-    random, _ = spread(best_of(sample, reward, ATTEMPTS, calls=STEPS))
-    one, _ = spread(best_of(sample, reward, 1, calls=STEPS))
+    random, _ = spread(best_of(flow, reward, count=ATTEMPTS))
+    one, _ = spread(best_of(flow, reward, count=1))
     check = f"best of {ATTEMPTS}: mean reward in deviations"
     found.append(mean_near(check, random, largest(ATTEMPTS), 0.06))
     found.append(control(mean_near(check, one, largest(ATTEMPTS), 0.06)))
 
-    options = {"rounds": ROUNDS, "neighbours": NEIGHBOURS, "calls": STEPS}
-    local = zero_order(generate, reward, (2,), radius=0.4, **options)
+    options = {"rounds": ROUNDS, "neighbours": NEIGHBOURS}
+    local = zero_order(flow, reward, radius=0.4, **options)
     climbed, trace = spread(local)
     found.append(below("zero-order: largest fall of the reward", -np.diff(trace, axis=0).min(), 0))
     # As many samples, all independent: radius = 1 is random search.
     check, bound = "zero-order: mean reward in deviations", largest(1 + ROUNDS * NEIGHBOURS) + 0.5
     found.append(mean_above(check, climbed, bound))
-    blind, _ = spread(zero_order(generate, reward, (2,), radius=1.0, **options))
+    blind, _ = spread(zero_order(flow, reward, radius=1.0, **options))
     found.append(control(mean_above(check, blind, bound)))
     found.append(mean_near("radius 1: as best of 61", blind, largest(61), 0.06))
     return found + of_paths()
@@ -84,17 +80,17 @@ def checks() -> list[Check]:
 
 def of_paths() -> list[Check]:
     """Search over paths beats best-of-N of as many calls."""
-    chain = of_solver(
+    chain = as_chain(
         solvers.ddim(PATH, 1.0), gaussian_denoiser(PATH, MEAN, STD), grids.uniform(STEPS, PATH),
         (2,), PATH,
     )  # fmt: skip
     many = over_paths(chain, reward, width=2, branches=4, start=4, stride=1, back=1)
-    blind = best_of(chain.run, reward, round(many.calls / STEPS), calls=STEPS)
+    blind = best_of(chain, reward, count=round(many.calls / STEPS))
     keys = jax.random.split(jax.random.key(0), SEEDS * COUNT)
     found = []
     ways = {"paths": many, f"best of {blind.evaluations}": blind}
     for name, way in ways.items():
         wrap = (lambda check: check) if way is many else control
-        score = np.asarray(jax.jit(way.fn)(keys)[1]).reshape(SEEDS, COUNT).mean(1)
+        score = np.asarray(jax.jit(way.traced)(keys)[1]).reshape(SEEDS, COUNT).mean(1)
         found.append(wrap(mean_above(f"{name}: reward after {many.calls:g} calls", score, 0.42)))
     return found

@@ -20,7 +20,7 @@ from jaxgen.metrics.classifier import Classifier
 from jaxgen.metrics.evaluate import feature_scores
 from jaxgen.metrics.quantise import finite, quantise
 from jaxgen.model import Model, balanced_labels
-from jaxgen.setup import sample_options
+from jaxgen.setup import make_sampler, sample_options
 
 Row = dict[str, Any]
 
@@ -49,9 +49,7 @@ class Subject:
         The noise of image i is the same whatever the options. One batch, one program.
         """
         parts = self.model.parts
-        make = parts.method.sampler
-        assert make is not None
-        chosen = make(**sample_options(parts, options))
+        chosen = make_sampler(parts, sample_options(parts, options))
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(count))
         weights = self.model.weights(None) if params is None else params
         images = chosen.fn(weights, keys, balanced_labels(count, self.classes))

@@ -255,6 +255,15 @@ def _train(
     return params
 
 
+def read(file: str | Path) -> tuple[Any, str | None]:
+    """(params, digest) of a file that `cached` wrote. Raises what safetensors does."""
+    with safetensors.safe_open(file, framework="numpy") as stored:
+        names = stored.keys()
+        flat = {name: stored.get_tensor(name) for name in names}
+        digest = (stored.metadata() or {}).get("digest")
+    return flax.traverse_util.unflatten_dict(flat, sep="."), digest
+
+
 def cached(
     path: str | Path,
     images: np.ndarray,
@@ -271,12 +280,9 @@ def cached(
     digest = _digest(images, labels, num_classes, training.resolve(images.shape))
     if file.is_file():
         try:
-            with safetensors.safe_open(file, framework="numpy") as stored:
-                if (stored.metadata() or {}).get("digest") == digest:
-                    names = stored.keys()
-                    flat = {name: stored.get_tensor(name) for name in names}
-                    params = flax.traverse_util.unflatten_dict(flat, sep=".")
-                    return Classifier(params, num_classes, tuple(images.shape[1:]), digest)
+            params, stored = read(file)
+            if stored == digest:
+                return Classifier(params, num_classes, tuple(images.shape[1:]), digest)
         except (safetensors.SafetensorError, OSError) as error:
             warnings.warn(f"{file} cannot be read ({error}): training it anew", stacklevel=2)
     found = fit(images, labels, num_classes, training)

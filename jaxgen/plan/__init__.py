@@ -20,7 +20,7 @@ from jaxgen.mesh import within
 from jaxgen.nn.flops import count
 from jaxgen.plan.hlo import Costs, costs
 from jaxgen.plan.machine import Chip, devices_of
-from jaxgen.setup import Setup, abstract_batch, sample_options, setup, train_flops
+from jaxgen.setup import Setup, abstract_batch, make_sampler, sample_options, setup, train_flops
 from jaxgen.training.loop import empty_tally, jitted_step
 from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
 
@@ -109,7 +109,7 @@ def _sampler(parts: Setup) -> tuple[Any, int, float]:
     method, mesh = parts.method, parts.mesh
     if method.sampler is None:
         raise invalid("--what", "sample", "train: this method does not generate")
-    fn = method.sampler(**sample_options(parts, {})).fn
+    fn = make_sampler(parts, sample_options(parts, {})).fn
     size, across = parts.evaluate.batch_size, batch_devices(mesh)
     if size % across:
         raise invalid("config.evaluate.batch_size", size, f"a multiple of {across} devices")

@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen.chain import RESAMPLING
 from jaxgen.errors import invalid
 from jaxgen.steer.resample import effective_size, log_mean_exp, normalised, systematic, take
 
 PyTree = Any
 Step = Callable[[PyTree, Any], tuple[PyTree, jax.Array]]
-
-RESAMPLING = 5
-"""Resampling draws below fold_in(keys[0], 5); samplers use 0 and 1, this room 2 to 4."""
 
 
 class Particles(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxgen.chain import Chain, Reward, State
 from jaxgen.errors import invalid
-from jaxgen.steer.chain import Chain, State
-from jaxgen.steer.search import Reward, Search, best_of, branch
+from jaxgen.steer.search import Search, best_of, branch, search
 
 
 def over_paths(
@@ -42,7 +42,7 @@ def over_paths(
     if not 0 <= back <= start or (back and chain.back is None):
         raise invalid("steer.back", back, f"0 to start={start}; 0 if the chain cannot be noised")
     if width == branches == 1 and back == 0:
-        return best_of(chain.run, reward, 1, calls=float(chain.step_calls.sum()))
+        return best_of(chain, reward, count=1)
     many, rounds = width * branches, (chain.steps - start) // stride
 
     def keyed(keys: jax.Array, count: int, turn: jax.Array | int) -> jax.Array:
@@ -63,7 +63,7 @@ def over_paths(
         rows = (place * size + jnp.arange(size)[:, None]).T.reshape(-1)
         return jax.tree.map(lambda a: a[rows] if a.ndim else a, state), best.T
 
-    def fn(keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def traced(keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         size = keys.shape[0]
 
         def candidates(state: State, turn: jax.Array | int) -> tuple[jax.Array, State]:
@@ -104,4 +104,4 @@ def over_paths(
         calls += many * float(chain.step_calls[at - back : at + stride].sum())
         if number < rounds - 1:
             calls += many * float(chain.estimate_calls[at + stride - 1])
-    return Search(fn, many * rounds, calls)
+    return search(traced, many * rounds, calls)

@@ -6,38 +6,22 @@ Value-Based Decoding" (SVDD). The sampler is frozen, and the reward needs no gra
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from jaxgen.chain import CHOICE, Chain, Reward, State, Steered
 from jaxgen.errors import invalid
 from jaxgen.method import fold
-from jaxgen.steer.chain import Chain, State
-from jaxgen.steer.search import Reward, branch
+from jaxgen.steer.search import branch
 
 Value = Callable[[State, jax.Array], jax.Array]
-
-CHOICE = 4
-"""The choice among proposals draws below fold_in(key, 4)."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Decoding:
-    """fn(keys [B]) -> samples [B, ...]; calls: network evaluations for each."""
-
-    fn: Callable[[jax.Array], jax.Array]
-    calls: float
-
-    def __call__(self, keys: jax.Array) -> jax.Array:
-        """One steered sample for each key."""
-        return self.fn(keys)
 
 
 def svdd(
     chain: Chain, reward: Reward, *, proposals: int, alpha: float, value: Value | None = None
-) -> Decoding:
+) -> Steered:
     """Samples of about p(x) exp(reward(x) / alpha) (Li et al. 2024).
 
     Each step draws `proposals` next states and keeps one with probability in proportion to
@@ -52,7 +36,7 @@ def svdd(
     if not alpha > 0:
         raise invalid("steer.alpha", alpha, "a temperature > 0")
     if proposals == 1:
-        return Decoding(chain.run, float(chain.step_calls.sum()))
+        return Steered(chain.run, chain.calls)
 
     def values(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
         if value is not None:
@@ -85,7 +69,7 @@ def svdd(
         wide = propose(state, last)
         return chain.sample(keep(wide, reward(chain.sample(wide)), last))
 
-    calls = float(chain.step_calls.sum())
+    calls = chain.calls
     if value is None:
         calls += float(chain.estimate_calls[:-1].sum())
-    return Decoding(fn, proposals * calls)
+    return Steered(fn, proposals * calls)

@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen.chain import CHOICE, Chain, Reward, State, Steered
 from jaxgen.errors import invalid
 from jaxgen.method import fold
-from jaxgen.steer.chain import Chain, State
-from jaxgen.steer.search import Reward, branch
+from jaxgen.steer.search import branch
 
-CHOICE = 6
-"""Choices among children draw below fold_in(key, 6)."""
 NOWHERE = -1
 """The parent of the root, and of nodes that do not exist yet."""
 LOWEST = -1e30
@@ -54,19 +52,10 @@ class Leaves(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TreeSampling:
-    """fn(keys [B]) -> samples [B, ...], one from a tree of its own for each key.
+class TreeSampling(Steered):
+    """Samples from a tree of its own for each key; grow(keys [B]) -> Leaves is the tree itself."""
 
-    grow(keys [B]) -> Leaves is the tree itself. calls: network evaluations for each.
-    """
-
-    fn: Callable[[jax.Array], jax.Array]
     grow: Callable[[jax.Array], Leaves]
-    calls: float
-
-    def __call__(self, keys: jax.Array) -> jax.Array:
-        """One steered sample for each key."""
-        return self.fn(keys)
 
 
 class _Tree(NamedTuple):
@@ -135,8 +124,8 @@ def tree_sampling(
 
     calls = _calls(chain, budget)
     if budget == chain.steps:
-        return TreeSampling(chain.run, leaves, calls)
-    return TreeSampling(fn, leaves, calls)
+        return TreeSampling(chain.run, calls, leaves)
+    return TreeSampling(fn, calls, leaves)
 
 
 def tree_search(
@@ -176,8 +165,8 @@ def tree_search(
 
     calls = _calls(chain, budget)
     if budget == chain.steps:
-        return TreeSampling(chain.run, leaves, calls)
-    return TreeSampling(lambda keys: leaves(keys).best(), leaves, calls)
+        return TreeSampling(chain.run, calls, leaves)
+    return TreeSampling(lambda keys: leaves(keys).best(), calls, leaves)
 
 
 def _calls(chain: Chain, budget: int) -> float:

@@ -7,6 +7,7 @@ fold_in(fold_in(key, 1), n). So it is the same image in any batch and on any num
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.chain import AGAIN, ESTIMATES, Chain, State
 from jaxgen.config import ROOMS, build, resolve
 from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.denoiser import Denoiser
@@ -76,6 +78,59 @@ def integrate(
     state, previews = jax.lax.scan(stretch, state, chunks)
     (x, _), _ = jax.lax.scan(body, state, jax.tree.map(lambda a: a[shown * preview :], inputs))
     return x, previews
+
+
+def as_chain(
+    solver: Solver,
+    denoiser: Denoiser,
+    grid: jax.Array,
+    shape: tuple[int, ...],
+    path: Path,
+    extra_dims: float | None = None,
+) -> Chain:
+    """The chain of a solver on a grid: `run` gives the bits of `integrate` from the prior.
+
+    Where the solver draws no noise all branches are the same.
+    """
+    times = np.asarray(grid)
+
+    def begin(x: jax.Array) -> State:
+        return x, (solver.init(x), denoiser.init(x))
+
+    def start(keys: jax.Array) -> State:
+        return begin(prior(path, keys, shape, extra_dims))
+
+    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
+        x, carry = state
+        own = fold(fold(keys, 1), number)
+        return solver.step(denoiser, x, grid[number], grid[number + 1], carry, own)
+
+    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
+        x, (_, memory) = state
+        return denoiser(fold(fold(keys, ESTIMATES), number), x, grid[number], memory)[0].x0
+
+    def back(keys: jax.Array, state: State, number: jax.Array, before: jax.Array) -> State:
+        x, (_, memory) = state
+        ratio, variance = path.transition(grid[before], grid[number])
+        x = ratio * x + jnp.sqrt(variance) * normal(fold(fold(keys, AGAIN), number), shape)
+        return x, (solver.init(x), memory)
+
+    def mix(one: State, two: State, radius: float) -> State:
+        return begin(math.sqrt(1 - radius**2) * one[0] + radius * two[0])
+
+    gaussian = extra_dims is None
+    pairs = [times[n : n + 2] for n in range(len(times) - 1)]
+    return Chain(
+        start=start,
+        step=step,
+        sample=lambda state: state[0],
+        steps=len(pairs),
+        step_calls=np.array([solver.calls(denoiser, pair, n) for n, pair in enumerate(pairs)]),
+        estimate=estimate,
+        estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
+        back=back if gaussian else None,
+        mix=mix if gaussian else None,
+    )
 
 
 def compose(
@@ -156,8 +211,23 @@ def build_sampler(
         x = prior(path, keys, shape, extra_dims)
         return integrate(chosen, denoiser(params, labels), x, times, keys, preview)
 
-    calls = chosen.calls(denoiser(None, None), np.asarray(times))
-    return Sampler(draw, calls, steps)
+    counted = denoiser(None, None)
+
+    def chain(params: PyTree, label: jax.Array) -> Chain:
+        """Each call sees as many labels as it sees images, whatever steering makes of the batch."""
+
+        def of(x: jax.Array) -> Denoiser:
+            return denoiser(params, jnp.broadcast_to(label, x.shape[:1]))
+
+        one = Denoiser(
+            lambda keys, x, t, memory: of(x)(keys, x, t, memory),
+            init=lambda x: of(x).init(x),
+            calls=counted.calls,
+            path=path,
+        )
+        return as_chain(chosen, one, times, shape, path, extra_dims)
+
+    return Sampler(draw, chosen.calls(counted, np.asarray(times)), steps, chain)
 
 
 def _build_solver(section: Any, path: Path, steps: int) -> Solver:

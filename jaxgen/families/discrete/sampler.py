@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.chain import ESTIMATES, Chain, State
 from jaxgen.errors import invalid, unknown
 from jaxgen.families.discrete.bounds import remaining
 from jaxgen.families.discrete.core import Core
@@ -55,7 +56,49 @@ def build_sampler(core: Core, **options: Any) -> Sampler:
         x, _ = jax.lax.scan(body, parts.start(keys), jnp.arange(parts.steps))
         return core.examples(x)
 
-    return Sampler(fn, calls=parts.steps * parts.calls, steps=parts.steps)
+    return Sampler(
+        fn,
+        calls=parts.steps * parts.calls,
+        steps=parts.steps,
+        chain=lambda params, label: as_chain(parts, params, label),
+    )
+
+
+def as_chain(steps: Steps, params: PyTree, labels: jax.Array | int) -> Chain:
+    """The chain of these steps; `run(keys)` gives the bits of `build_sampler`.
+
+    labels: int32 [B], or one for all. The state is (elements [B, N], labels [B]). An estimate draws
+    what is masked (for uniform noise, everything) from the network's prediction, element by
+    element, at one evaluation of the network (two where it is guided).
+    """
+    core = steps.core
+
+    def start(keys: jax.Array) -> State:
+        told = jnp.broadcast_to(jnp.asarray(labels, jnp.int32), keys.shape)
+        return steps.start(keys), told
+
+    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
+        x, told = state
+        return steps.step(params, keys, x, told, number), told
+
+    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
+        x, told = state
+        logits = steps.logits(params, x, told, jnp.minimum(number, steps.steps - 1))
+        drawn = jax.vmap(jax.random.categorical)(fold(fold(keys, ESTIMATES), number), logits)
+        kept = x != core.values if core.noise == "mask" else jnp.zeros(x.shape, bool)
+        kept |= number == steps.steps
+        return core.examples(jnp.where(kept, x, drawn.astype(x.dtype)))
+
+    calls = np.full(steps.steps, steps.calls)
+    return Chain(
+        start=start,
+        step=step,
+        sample=lambda state: core.examples(state[0]),
+        steps=steps.steps,
+        step_calls=calls,
+        estimate=estimate,
+        estimate_calls=calls,
+    )
 
 
 def build_steps(
