@@ -1,5 +1,9 @@
 """`sample.steer`: the same steering for any family, from a config; rewards by name."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxgen.chain import Chain, Reward, Steered
 from jaxgen.cli import main
 from jaxgen.config import ROOMS, build
 from jaxgen.errors import UsageError
@@ -115,6 +120,43 @@ def test_every_way_takes_each_image_to_its_own_label(name):
     plain = np.asarray(right()(sampler.fn(None, keys, labels), labels))
     # Rewards of one sample spread by 2 to 12; of 60, paired by key, far less than the steering.
     assert with_it.mean() > plain.mean() + 0.3 and against.mean() < plain.mean() - 0.3
+
+
+def table() -> list[str]:
+    """The sections in the first table of docs/steering.md."""
+    text = Path("docs/steering.md").read_text()
+    rows = text.split("| `config.sample.steer`")[1].split("\n\n")[0]
+    return re.findall(r"^\| `(dict\(.*?\))`", rows, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", table())
+def test_every_line_of_the_docs_runs(line):
+    section = eval(line, {"dict": dict})
+    name, options = section.pop("name"), section
+    eta = 0.0 if name == "search.zero_order" else 1.0
+    plain, with_it = (
+        of_diffusion(eta),
+        steered(of_diffusion(eta), {"name": name, **options, "reward": REWARD}),
+    )
+    assert with_it.calls > plain.calls and with_it.steps == plain.steps
+    assert jax.eval_shape(with_it.fn, None, KEYS, LABELS).shape == (len(KEYS), 2)
+
+
+def better(chain: Chain, reward: Reward) -> Steered:
+    """docs/steering.md's own steering."""
+    source = Path("docs/steering.md").read_text().split("# my_steering.py")[1].split("```")[0]
+    space: dict[str, Any] = {}
+    exec(source.split("\n", 1)[1], space)
+    return space["better"](chain, reward)
+
+
+def test_the_docs_own_steering_is_best_of_two():
+    sampler = of_diffusion()
+    best = steered(sampler, {"name": "search.best_of", "count": 2, "reward": REWARD})
+    own = steered(sampler, {"name": f"{HERE}.better", "reward": REWARD})
+    assert own.calls == best.calls
+    found, want = (jax.jit(s.fn)(NET, KEYS, LABELS) for s in (own, best))
+    np.testing.assert_allclose(found, want, atol=1e-6)
 
 
 def test_a_config_may_steer_and_the_command_line_too(capsys):
