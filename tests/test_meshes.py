@@ -1,13 +1,12 @@
 """Ten steps on any mesh are the ten steps on one device, whatever is cut and however exchanged.
 
-All shapes of a mesh for all networks take minutes: JAXGEN_ALL_MESHES=1 pytest tests/test_meshes.py.
+All twenty shapes of a mesh for all networks take minutes: pytest -m "" tests/test_meshes.py.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-import os
 import re
 
 import jax
@@ -35,9 +34,17 @@ NETWORKS = {
     "llama": ("configs/digits_llamagen.py", ["width=32", "depth=2", "heads=8"]),
 }
 ALL = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
-SOME = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 2, 2)]
-SOME += [(1, 4, 1, 2), (2, 2, 2, 1)]
-SHAPES = ALL if os.environ.get("JAXGEN_ALL_MESHES") else SOME
+QUICK = {
+    "dit": [(1, 1, 1, 8), (1, 2, 2, 2), (2, 2, 2, 1)],
+    "unet": [(1, 1, 8, 1), (2, 2, 2, 1)],
+    "llama": [(1, 2, 2, 2), (1, 4, 1, 2), (8, 1, 1, 1)],
+}
+"""On these three each axis is cut in two, and each by itself in four or eight by one of them."""
+SHAPES = [
+    pytest.param(name, shape, marks=() if shape in QUICK[name] else pytest.mark.slow,
+                 id=f"{name}-{shape}")
+    for name in NETWORKS for shape in ALL
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +105,7 @@ def assert_same(state, expected) -> None:
         assert distance(getattr(state, part), getattr(expected, part)) < 1e-5, part
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
 def test_ten_steps_on_any_mesh_are_those_on_one_device(name, shape):
     run_parts, expected = alone(name)
     state = train(run_parts, Layout(make_mesh(*shape)))
@@ -115,12 +121,17 @@ def samples(name: str, mesh) -> np.ndarray:
     return model.sample([1, 2, 3, 4, 5, 6, 7, 8], seed=2, batch_size=8).images
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [[(8,), (1, 2, 2, 2), (2, 1, 1, 4)], pytest.param(ALL, marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_sample_is_the_same_on_any_mesh(name):
+def test_a_sample_is_the_same_on_any_mesh(name, shapes):
     """Float32 rounding where the weights are cut; of tokens, the same ones."""
     one = samples(name, make_mesh(devices=jax.devices()[:1]))
     assert np.ptp(one, axis=0).max() > 0.1
-    for shape in SHAPES if len(SHAPES) > len(SOME) else [(8,), (1, 2, 2, 2), (2, 1, 1, 4)]:
+    for shape in shapes:
         np.testing.assert_allclose(samples(name, make_mesh(*shape)), one, atol=1e-5)
 
 
