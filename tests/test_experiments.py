@@ -72,8 +72,8 @@ def test_run_all_goes_through_a_family(monkeypatch, capsys):
     from experiments.check import below, control
     from experiments.flows import glow, tarflow
 
-    rows = [row for row in found() if row["slug"] in ("edm", "glow", "tarflow")]
-    monkeypatch.setattr("experiments.__main__.found", lambda: rows)
+    few = [row for row in found() if row["slug"] in ("edm", "glow", "tarflow")]
+    monkeypatch.setattr("experiments.__main__.found", lambda: few)
 
     monkeypatch.setattr(glow, "checks", lambda: [control(below("far", 2.0, 1.0))])
     monkeypatch.setattr(tarflow, "checks", lambda: [below("low", 0.5, 1.0)])
