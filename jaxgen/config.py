@@ -39,6 +39,8 @@ ROOMS = {
     "guidance": "jaxgen.families.diffusion.guidance",
     "steer": "jaxgen.steer",
     "reward": "jaxgen.rewards",
+    "describe": "jaxgen.families.diffusion.descriptions",
+    "encoder": "jaxgen.encoders",
 }
 """Where the `name` of a section with this key is looked for."""
 

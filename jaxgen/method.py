@@ -199,9 +199,20 @@ def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
 
 
+def no_label(labels: jax.Array, null_label: int) -> jax.Array:
+    """ "No label" for each of labels [B]; of descriptions [B, ...] in their place, NaN."""
+    integers = jnp.issubdtype(labels.dtype, jnp.integer)
+    return jnp.full_like(labels, null_label if integers else jnp.nan)
+
+
 def drop_labels(keys: jax.Array, labels: jax.Array, share: float, null_label: int) -> jax.Array:
-    """labels [B] with a share of them replaced by "no label" (Ho & Salimans 2022); keys [B]."""
-    return jnp.where(jax.vmap(jax.random.uniform)(keys) < share, null_label, labels)
+    """labels [B] with a share of them replaced by "no label" (Ho & Salimans 2022); keys [B].
+
+    Or descriptions [B, ...] in their place (see `no_label`).
+    """
+    dropped = jax.vmap(jax.random.uniform)(keys) < share
+    dropped = dropped.reshape(-1, *[1] * (labels.ndim - 1))
+    return jnp.where(dropped, no_label(labels, null_label), labels)
 
 
 def exact_label_error(

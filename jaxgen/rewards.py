@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from jaxgen.errors import invalid
 from jaxgen.metrics import classifier as classifiers
@@ -28,20 +25,12 @@ def classifier(*, file: str) -> Reward:
     file: e.g. "runs/digits/classifier.safetensors". For images [B, H, W, C] in [-1, 1] of the size
     that it was trained on; 0 where the label is "no label".
     """
-    try:
-        params = classifiers.read(file)[0]
-        classes, network = params["Dense_1"]["bias"].shape[0], params
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        allowed = "a classifier.safetensors that `jaxgen evaluate` wrote"
-        raise invalid("reward.file", file, allowed) from error
+    apply = classifiers.opened(file, "reward.file")
 
     def reward(x: jax.Array, labels: jax.Array) -> jax.Array:
-        try:
-            outputs: Any = classifiers.Network(classes).apply({"params": network}, x)
-        except (flax.errors.ScopeParamShapeError, ValueError, TypeError) as error:
-            shape = f"{x.dtype}{x.shape[1:]}"
-            raise invalid("reward", f"a classifier for examples {shape}", "its images") from error
-        log = jax.nn.log_softmax(outputs[1])
+        logits = apply(x)[1]
+        classes = logits.shape[1]
+        log = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log, jnp.minimum(labels, classes - 1)[:, None], axis=1)[:, 0]
         return jnp.where(labels < classes, chosen, 0.0)
 

@@ -15,7 +15,7 @@ LEVELS = [
     ["pretrained", "families"],
     ["tokenizers", "steer"],
     ["testing", "convergence", "classify", "metrics"],
-    ["rewards"],
+    ["rewards", "encoders"],
     ["training"],
     ["setup"],
     ["model", "plan", "launch"],

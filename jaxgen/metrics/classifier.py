@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -262,6 +264,29 @@ def read(file: str | Path) -> tuple[Any, str | None]:
         flat = {name: stored.get_tensor(name) for name in names}
         digest = (stored.metadata() or {}).get("digest")
     return flax.traverse_util.unflatten_dict(flat, sep="."), digest
+
+
+def opened(file: str | Path, option: str) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """fn(images [B, H, W, C] in [-1, 1]) -> (features, logits) of a file that `cached` wrote.
+
+    Raises UsageError naming `option` where there is no such file, or its images are of other sizes.
+    """
+    try:
+        params = read(file)[0]
+        network = Network(params["Dense_1"]["bias"].shape[0])
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        allowed = "a classifier.safetensors that `jaxgen evaluate` wrote"
+        raise invalid(option, str(file), allowed) from error
+
+    def apply(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        try:
+            outputs: Any = network.apply({"params": params}, images)
+        except (flax.errors.FlaxError, ValueError, TypeError) as error:
+            shape = f"examples {images.dtype}{images.shape[1:]}"
+            raise invalid(option, f"{file} for {shape}", "its own images") from error
+        return outputs
+
+    return apply
 
 
 def cached(

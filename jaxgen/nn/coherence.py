@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxgen.errors import invalid
+from jaxgen.nn.labels import changed
 
 
 class Coherent(nn.Module):
@@ -28,21 +28,5 @@ class Coherent(nn.Module):
         """What inner says of x [B, ...]."""
         shape = (self.levels, self.inner.width)
         extra = self.param("coherence", nn.initializers.normal(0.02), shape)[labels % self.levels]
-        found = []
-
-        def add(
-            following: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-        ) -> Any:
-            out = following(*args, **kwargs)
-            module, called = context.module, context.method_name == "__call__"
-            if not (called and isinstance(module, nn.Embed) and module.name == "labels"):
-                return out
-            found.append(module)
-            return out + extra.astype(out.dtype)
-
-        with nn.intercept_methods(add):
-            out = self.inner(x, noise, labels // self.levels, train=train)
-        if not found:
-            name = type(self.inner).__name__
-            raise invalid("config.model", name, "a network with an nn.Embed named 'labels'")
-        return out
+        with changed(lambda out: out + extra.astype(out.dtype)):
+            return self.inner(x, noise, labels // self.levels, train=train)

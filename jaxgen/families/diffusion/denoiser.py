@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +21,7 @@ from jaxgen.families.diffusion.prediction import (
     noise_condition,
     to_prediction,
 )
+from jaxgen.nn.labels import changed
 from jaxgen.nn.layers import attention_maps
 
 PyTree = Any
@@ -186,25 +186,10 @@ class Network:
         For networks whose label table is an `nn.Embed` named "labels" (DiT, MLP).
         """
 
-        def swap(
-            following: Callable[..., Any],
-            args: Any,
-            kwargs: Any,
-            context: nn.module.InterceptorContext,
-        ) -> Any:
-            out = following(*args, **kwargs)
-            module = context.module
-            called = isinstance(module, nn.Embed) and context.method_name == "__call__"
-            return change(out) if called and module.name == "labels" else out
-
         def call(
             keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
         ) -> tuple[Prediction, Memory]:
-            if "embedding" not in params.get("labels", {}):
-                raise UsageError(
-                    "guidance: this network has no table of label embeddings to change."
-                )
-            with nn.intercept_methods(swap):
+            with changed(change):
                 return self.predict(params, x, t, labels), memory
 
         return Denoiser(call, path=self.path)

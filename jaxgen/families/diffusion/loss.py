@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.coupling import optimal
 from jaxgen.families.diffusion.denoiser import Network
+from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.families.diffusion.pfgmpp import kernel_noise
 from jaxgen.families.diffusion.prediction import target, to_prediction, x0_gain
 from jaxgen.families.diffusion.solvers.ancestral import log_variance, posterior
@@ -56,6 +57,7 @@ def denoising_loss(
     coupling: str = "independent",
     contrast: float = 0.0,
     extra_dims: float | None = None,
+    describe: Description | None = None,
 ) -> LossFn:
     """loss(params, batch, key, extra), a mean over the batch and over dimensions.
 
@@ -69,6 +71,7 @@ def denoising_loss(
     contrast = c in [0, 1): minus c times the squared distance to the next example's target at this
     example's t (Contrastive Flow Matching, Stoica et al. 2025). With targets u of mean m the
     best output is (E[u | x_t] - c m) / (1 - c). Both see the whole batch, each microbatch its own.
+    describe: what the network is told in the place of a label; its `loss` is added.
     extra_dims: PFGM++'s D; the noise is then `pfgmpp.kernel_noise` in the place of a Gaussian.
     Metrics: `mse`, the unweighted error of the network's own output.
     """
@@ -90,7 +93,13 @@ def denoising_loss(
         if coupling == "optimal":
             eps = optimal(x0, eps)
         x = path.mix(x0, eps, t)
-        labels = drop_labels(for_label, batch["label"], label_dropout, num_classes)
+        labels, fitting = batch["label"], jnp.zeros(x0.shape[0])
+        if describe is not None:
+            told = jax.lax.stop_gradient(describe.of(x0))
+            if describe.loss is not None:
+                fitting = describe.loss(params["describe"], told, labels, fold(keys, 3))
+            labels = told
+        labels = drop_labels(for_label, labels, label_dropout, num_classes)
         out, variance = network.output(params["net"], x, t, labels, dropout)
 
         wanted = target(kind, x0, eps, t, path, sigma_data=sigma_data)
@@ -113,7 +122,9 @@ def denoising_loss(
             bound = variance_bound(network, jax.lax.stop_gradient(out), variance, x0, x, t)
             metrics["variance_bound"] = bound.mean()
             weighted = weighted + bound
-        return (importance * weighted).mean(), (metrics, {**extra, "times": state})
+        if describe is not None and describe.loss is not None:
+            metrics["describe"] = fitting.mean()
+        return (importance * weighted + fitting).mean(), (metrics, {**extra, "times": state})
 
     return loss
 

@@ -14,15 +14,26 @@ from jaxgen.config import ROOMS, part
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.families.diffusion.coupling import KINDS as COUPLINGS
 from jaxgen.families.diffusion.denoiser import Network
+from jaxgen.families.diffusion.descriptions.base import Description, described
 from jaxgen.families.diffusion.label_error import label_error
 from jaxgen.families.diffusion.likelihood import log_prob
 from jaxgen.families.diffusion.loss import denoising_loss
 from jaxgen.families.diffusion.path import Path
 from jaxgen.families.diffusion.prediction import KINDS, noise_condition
 from jaxgen.families.diffusion.sampler import Branch, build_sampler, unavailable
-from jaxgen.method import Averages, Likelihood, Method, Sampler, Spec, TrainState, gradient_update
+from jaxgen.method import (
+    Averages,
+    Likelihood,
+    Method,
+    Sampler,
+    Spec,
+    TrainState,
+    gradient_update,
+    no_label,
+)
 from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.flops import multiply_adds
+from jaxgen.nn.labels import Described
 
 PyTree = Any
 
@@ -65,6 +76,7 @@ def denoising(
     contrast: float = 0.0,
     extra_dims: float | None = None,
     coherence: int = 1,
+    describe: Any = None,
     accumulate: int = 1,
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
@@ -84,8 +96,13 @@ def denoising(
     are y * levels + c, c = 0 the least, and the network embeds c too. Samples are at the highest c
     whatever the label's; `guidance.coherence` guides them against the lowest.
 
-    Parameters are {"net": ..., "uncertainty": ...?}. Sampling with autoguidance takes
-    {"net": ..., "weak": ...}: the same network's worse parameters (an earlier or longer average).
+    describe: a section of `families.diffusion.descriptions` (or a `Description`): what the network
+    is told of an example in the place of its label, drawn anew for each sample (RCG, retrieved
+    neighbours). There is then no likelihood given a label, and no `label_error`.
+
+    Parameters are {"net": ..., "uncertainty": ...?, "describe": ...?}. Sampling with autoguidance
+    takes {"net": ..., "weak": ...}: the same network's worse parameters (an earlier or longer
+    average).
 
     Raises UsageError for values out of range. Its parts' sources are in their own files.
     """
@@ -112,6 +129,12 @@ def denoising(
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
     if coherence > 1:
         model = Coherent(model.clone(num_classes=spec.num_classes // coherence), coherence)
+    description: Description | None = None
+    if describe is not None:
+        if coherence > 1:
+            raise invalid("method.coherence", coherence, "1 with describe")
+        description = part(describe, ROOMS["describe"], "method.describe", spec=spec)
+        model = Described(model)
     network = Network(model, way, prediction, sigma_data, learned_variance)
     spread = Uncertainty()
 
@@ -128,6 +151,7 @@ def denoising(
         coupling=coupling,
         contrast=contrast,
         extra_dims=extra_dims,
+        describe=description,
     )
     projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
 
@@ -136,7 +160,10 @@ def denoising(
 
     def init(key: jax.Array) -> TrainState:
         x, one = jnp.zeros((1, *spec.shape)), jnp.zeros(1)
-        params = {"net": model.init(key, x, one, jnp.zeros(1, jnp.int32))["params"]}
+        told = jnp.zeros(1, jnp.int32) if description is None else description.of(x)
+        params = {"net": model.init(key, x, one, told)["params"]}
+        if description is not None and description.init is not None:
+            params["describe"] = description.init(jax.random.fold_in(key, 2))
         if learned_uncertainty:
             params["uncertainty"] = spread.init(jax.random.fold_in(key, 1), one)["params"]
         params = project(params)
@@ -156,6 +183,7 @@ def denoising(
         guidance: float | Sequence[Any] = 1.0,
         clip: str = "none",
         preview: int = 0,
+        describe: Any = None,
         branches: Mapping[str, Branch] | None = None,
     ) -> Sampler:
         """Samples by integrating from noise to data.
@@ -164,12 +192,12 @@ def denoising(
         classifier-free guidance, or sections applied in order, e.g. [dict(name="cfg.cfg",
         weight=3.0), dict(name="interval.limit", low=.2, high=.8)]. clip: thresholding of x0,
         "none", "static" or "dynamic". preview = k > 0: fn returns (samples, states after every k-th
-        step). branches: further denoisers or functions for guidance,
-        name -> (params, labels[B]) -> object.
+        step). describe: a section in the place of the method's, e.g. another database. branches:
+        further denoisers or functions for guidance, name -> (params, labels[B]) -> object.
 
         Raises UsageError: steps < 1, guidance that this model was not trained for.
         """
-        return build_sampler(
+        sampler = build_sampler(
             way,
             tuple(spec.shape),
             {**standard, **(branches or {})},
@@ -181,6 +209,12 @@ def denoising(
             preview=preview,
             extra_dims=extra_dims,
         )
+        if describe is not None and description is None:
+            raise invalid("sample.describe", describe, "None: this model is told labels")
+        if description is None:
+            return sampler
+        other = part(describe, ROOMS["describe"], "sample.describe", spec=spec)
+        return described(sampler, other or description)
 
     def believed(labels: jax.Array | None, level: int) -> Any:
         """Labels at one level of coherence; "no label" stays what it is."""
@@ -209,7 +243,7 @@ def denoising(
                     "Train with method.label_dropout=0.1 to guide it.",
                 )
             )
-        null = None if labels is None else jnp.full_like(labels, spec.null_label)
+        null = None if labels is None else no_label(labels, spec.null_label)
         return network.denoiser(params and params["net"], null)
 
     def weak(params: PyTree, labels: jax.Array) -> Any:
@@ -231,7 +265,7 @@ def denoising(
         "by_label": by_label,
     }
 
-    gaussian = extra_dims is None
+    given_labels = extra_dims is None and description is None
     return Method(
         spec=spec,
         init=init,
@@ -244,11 +278,13 @@ def denoising(
         ),
         sampler=sampler,
         log_prob=(lambda **options: log_prob(network, tuple(spec.shape), **options))
-        if gaussian
+        if given_labels
         else None,
-        likelihood=Likelihood(exact=True, mass=False) if gaussian else None,
-        label_error=label_error(network) if gaussian else None,
-        train_flops=lambda: 6 * multiply_adds(model, tuple(spec.shape)),
+        likelihood=Likelihood(exact=True, mass=False) if given_labels else None,
+        label_error=label_error(network) if given_labels else None,
+        train_flops=(lambda: 6 * multiply_adds(model, tuple(spec.shape)))
+        if description is None
+        else None,
         separable=not (
             jax.tree.leaves(jax.eval_shape(times.init)) or contrast or coupling != "independent"
         ),
