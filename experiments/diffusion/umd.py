@@ -27,7 +27,7 @@ from jaxgen.nn.masked_dit import MaskedDiT
 
 PAPER = "Unified Auto-Encoding with Masked Diffusion"
 ENTRY = "jaxgen.families.diffusion.masked.masked_denoising"
-SPEC, SEEDS, STEPS, BATCH = Spec((4, 4, 1), 2), 5, 150, 32
+SPEC, SEEDS, STEPS, BATCH = Spec((4, 4, 1), 2), 5, 400, 32
 SIZES: dict[str, Any] = dict(
     num_classes=2, out_channels=1, patch=2, width=32, heads=2, remat="none", scan=False
 )
@@ -132,7 +132,7 @@ def unexplained(key: jax.Array, reconstruction: jax.Array) -> jax.Array:
     state = (start, optimizer.init(start))
     params = jax.lax.scan(step, state, jnp.arange(STEPS))[0][0]
     visible = jnp.arange(count)[:, None] % 4
-    out = NET.apply({"params": params}, x, noise, labels, visible=visible)
+    out: Any = NET.apply({"params": params}, x, noise, labels, visible=visible)
     hidden = (visible != jnp.arange(4)).reshape(count, 2, 1, 2, 1)
     energy = [(hidden * a.reshape(count, 2, 2, 2, 2) ** 2).sum() for a in (out - x, x)]
     return energy[0] / energy[1]

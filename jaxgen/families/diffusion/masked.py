@@ -193,7 +193,8 @@ def masked_loss(
             "keys": example_keys(key, batch),
         }
         clean, rest = divided(examples, count)
-        dropout, total, metrics = dropout_key(key, batch), jnp.zeros(()), {}
+        dropout, total = dropout_key(key, batch), jnp.zeros(())
+        metrics: Metrics = {}
         if count < size:
             step = jax.random.fold_in(key, TIMES)
             total, metrics, extra = noised(params, rest, step, dropout, extra)
