@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.nn.dit import DiT, sized
+from jaxgen.nn.dit import DiT, patchify, sized, unpatchify
 from jaxgen.nn.flops import multiply_adds, parameters
 from jaxgen.nn.positions import rope_2d, rotate, sin_cos_2d
 from jaxgen.pretrained.dit import from_diffusers, to_diffusers
@@ -60,11 +60,10 @@ def test_at_initialisation_the_output_is_zero_and_each_block_the_identity(varian
 
 
 def test_patches_come_back_where_they_came_from():
-    module = DiT(1, 3, patch=2, heads=3)
     x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 4, 6, 3)
-    patches = module._patchify(x)
+    patches = patchify(x, 2)
     np.testing.assert_array_equal(patches[1], x[0, :2, 2:4].reshape(-1))
-    np.testing.assert_array_equal(module._unpatchify(patches, 2, 2, 3), x)
+    np.testing.assert_array_equal(unpatchify(patches, 2, 2, 3, 2), x)
 
 
 def test_wrong_image_size_names_the_size_and_the_patch():

@@ -11,7 +11,7 @@ from jaxgen.families.diffusion import path, times, weighting
 from jaxgen.families.diffusion.denoiser import Network
 from jaxgen.families.diffusion.loss import denoising_loss
 from jaxgen.method import placed
-from jaxgen.nn.dit import DiT, sized
+from jaxgen.nn.dit import DiT, patchify, sized, unpatchify
 from jaxgen.nn.flops import multiply_adds, parameters
 
 PAPER = "Scalable Diffusion Models with Transformers"
@@ -32,8 +32,8 @@ def checks() -> list[Check]:
     out = apply({"params": params}, x, noise, labels)
     found.append(below("largest output at initialisation", jnp.abs(out).max(), 0.0))
 
-    patches = model._patchify(x)
-    back = model._unpatchify(patches, 4, 4, 4)
+    patches = patchify(x, 2)
+    back = unpatchify(patches, 4, 4, 4, 2)
     found.append(below("patches and back, largest change", jnp.abs(back - x).max(), 0.0))
 
     # Identity blocks: with the last layer opened, depth makes no difference.

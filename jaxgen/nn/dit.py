@@ -26,7 +26,7 @@ from jaxgen.nn.parallel import (
     values,
 )
 from jaxgen.nn.positions import rope_2d, sin_cos_2d
-from jaxgen.nn.stack import stacked
+from jaxgen.nn.stack import Stack, stacked
 
 # The paper's table 1. With 32x32x4 latents, patch 2, learned sigma and 1000 classes: 33, 130, 458
 # and 675 million parameters; 6.06, 23.01, 80.71 and 118.64 G multiply-adds (the paper's "Gflops").
@@ -176,54 +176,45 @@ class DiT(nn.Module):
         images, height, width, _ = x.shape
         rows, columns = height // self.patch, width // self.patch
 
-        h = self._patchify(x.astype(dtype))
+        h = patchify(x.astype(dtype), self.patch)
         init = nn.initializers.xavier_uniform()
         h = nn.Dense(self.width, kernel_init=init, dtype=dtype, name="patch")(h)
         positions = sin_cos_2d(rows, columns, self.width).astype(dtype)
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
+        c = self._condition(noise, labels, dtype)
+        blocks = blocks_of(self, self.depth, self.width, self.heads, train)
+        h = blocks(h, c, angles, places=rows * columns, each=self._alone())
+        return self._image(h, c, rows, columns)
 
+    def _condition(self, noise: jax.Array, labels: jax.Array, dtype: Any) -> jax.Array:
+        """noise, labels [B] -> the vectors [B, width] that condition all blocks."""
         c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(noise)
         init = nn.initializers.normal(0.02)
         table = nn.Embed(
             self.num_classes + 1, self.width, embedding_init=init, dtype=dtype, name="labels"
         )
-        c = nn.silu(c + table(labels))
+        return nn.silu(c + table(labels))
 
-        blocks = stacked(
-            Block,
-            self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            shared=("examples", "places"),
-        )(
-            self.width,
-            self.heads,
-            self.mlp_ratio,
-            self.qk_norm,
-            self.rope,
-            self.swiglu,
-            self.dropout,
-            train,
-            dtype,
-            self.attention,
-            name="blocks",
-        )
-        alone = None
-        if self.identity_attention:
-            layers = jnp.asarray(self.identity_attention)
-            alone = (jnp.arange(self.depth)[:, None] == layers).any(-1)
-        h = blocks(h, c, angles, places=rows * columns, each=alone)
+    def _alone(self) -> jax.Array | None:
+        """Which layers' attention maps are the identity, bool [depth], or None: none."""
+        if not self.identity_attention:
+            return None
+        layers = jnp.asarray(self.identity_attention)
+        return (jnp.arange(self.depth)[:, None] == layers).any(-1)
 
-        zeros = nn.initializers.zeros
-        affine = nn.Dense(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(c)
+    def _image(self, h: jax.Array, c: jax.Array, rows: int, columns: int) -> jax.Array:
+        """The last layer: tokens [B * N, D], condition [B, D] -> float32 [B, H, W, channels]."""
+        images, width = c.shape
+        zeros, dtype = nn.initializers.zeros, compute_dtype(self.dtype)
+        affine = nn.Dense(2 * width, kernel_init=zeros, dtype=dtype, name="modulation")(c)
         shift, scale = jnp.split(affine[:, None, :], 2, axis=-1)
-        h = normalise(h).astype(dtype).reshape(images, -1, self.width)
-        h = modulate(h, shift, scale).reshape(-1, self.width)
+        h = normalise(h).astype(dtype).reshape(images, -1, width)
+        h = modulate(h, shift, scale).reshape(-1, width)
         h = nn.Dense(self.patch**2 * self.out_channels, kernel_init=zeros, dtype=dtype, name="out")(
             h
         )
-        return self._unpatchify(h, images, rows, columns).astype(jnp.float32)
+        return unpatchify(h, images, rows, columns, self.patch).astype(jnp.float32)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4 or shape[1] % self.patch or shape[2] % self.patch:
@@ -239,18 +230,45 @@ class DiT(nn.Module):
             allowed = f"layers 0 to {self.depth - 1}"
             raise invalid("model.identity_attention", self.identity_attention, allowed)
 
-    def _patchify(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B * N, patch * patch * C]; a patch in (row, column, channel) order."""
-        p = self.patch
-        b, h, w, c = x.shape
-        x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, p * p * c)
 
-    def _unpatchify(self, x: jax.Array, images: int, rows: int, columns: int) -> jax.Array:
-        """The inverse of `_patchify`, with out_channels channels."""
-        p = self.patch
-        x = x.reshape(images, rows, columns, p, p, self.out_channels).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(images, rows * p, columns * p, self.out_channels)
+def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stack:
+    """A stack called "blocks", of these sizes and else as the fields of `net` say.
+
+    It is part of the module in whose call this is called.
+    """
+    return stacked(
+        Block,
+        depth,
+        scan=net.scan,
+        remat=net.remat,
+        shared=("examples", "places"),
+    )(
+        width,
+        heads,
+        net.mlp_ratio,
+        net.qk_norm,
+        net.rope,
+        net.swiglu,
+        net.dropout,
+        train,
+        compute_dtype(net.dtype),
+        net.attention,
+        name="blocks",
+    )
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B * N, patch * patch * C]; a patch in (row, column, channel) order."""
+    p, (b, h, w, c) = patch, x.shape
+    x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, p * p * c)
+
+
+def unpatchify(x: jax.Array, images: int, rows: int, columns: int, patch: int) -> jax.Array:
+    """The inverse of `patchify`, for images of rows x columns patches."""
+    p = patch
+    x = x.reshape(images, rows, columns, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(images, rows * p, columns * p, -1)
 
 
 def sized(

@@ -98,14 +98,17 @@ class Network:
         t: jax.Array,
         labels: jax.Array,
         dropout: jax.Array | None = None,
+        **options: Any,
     ) -> tuple[jax.Array, jax.Array | None]:
         """The network at x [B, ...], t [B], labels [B]: (its output, variance logits or None).
 
-        dropout: a key; given, the network runs in training mode.
+        dropout: a key; given, the network runs in training mode. options: what else this network
+        takes when called.
         """
         rngs = None if dropout is None else {"dropout": dropout}
         inputs = (*self._inputs(x, t), labels)
-        out = self.model.apply({"params": params}, *inputs, train=dropout is not None, rngs=rngs)
+        train = dropout is not None
+        out = self.model.apply({"params": params}, *inputs, train=train, rngs=rngs, **options)
         return self._halves(out)
 
     def _inputs(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
