@@ -205,7 +205,7 @@ def test_rewards_of_the_library(tmp_path):
     found = jax.jit(reward)(x, labels)
     np.testing.assert_allclose(found[:4], log[np.arange(4), np.arange(4)], rtol=1e-5)
     assert found[4] == 0
-    with pytest.raises(UsageError, match="its images"):
+    with pytest.raises(UsageError, match="as it was trained on"):
         jax.eval_shape(reward, x[:, :5], labels)
 
     np.save(tmp_path / "goal.npy", x[0])

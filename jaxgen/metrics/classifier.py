@@ -283,7 +283,7 @@ def opened(file: str | Path, option: str) -> Callable[[jax.Array], tuple[jax.Arr
             outputs: Any = network.apply({"params": params}, images)
         except (flax.errors.FlaxError, ValueError, TypeError) as error:
             shape = f"examples {images.dtype}{images.shape[1:]}"
-            raise invalid(option, f"{file} for {shape}", "its own images") from error
+            raise invalid(option, f"{file} for {shape}", "images as it was trained on") from error
         return outputs
 
     return apply
