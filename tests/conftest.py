@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_go_with_their_file():
-    """A program is some twenty memory maps, and Linux gives a process 65,530 of them."""
+    """A small program was 17 memory maps when counted, and Linux gives a process 65,530 of them."""
     yield
     import jax
 
