@@ -123,6 +123,39 @@ def test_they_train_and_sample_each_image_from_its_key(name):
     assert made.label_error is None and made.log_prob is None
 
 
+def test_representations_are_drawn_with_their_frequencies():
+    # Codes 1 and -1, four to one, given label 1; the other way round given label 0.
+    sign = lambda x: jnp.sign(x[:, :1])
+    rdm = representation(SPEC, encoder=sign, width=32, depth=1, steps=8, labelled=True)
+    adam = optax.adam(5e-3)
+
+    def fit(key):
+        def body(carry, number):
+            params, state = carry
+            keys = jax.random.split(jax.random.fold_in(key, number), 128)
+            labels = jnp.arange(128, dtype=jnp.int32) % 2
+            often = jax.vmap(lambda k: jax.random.bernoulli(k, 0.8))(keys) == (labels == 1)
+            codes = rdm.of(jnp.where(often, 1.0, -1.0)[:, None] * jnp.ones((128, 3)))
+            grads = jax.grad(lambda p: rdm.loss(p, codes, labels, keys).mean())(params)
+            updates, state = adam.update(grads, state)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = rdm.init(key)
+        return params, jax.lax.scan(body, (params, adam.init(params)), jnp.arange(600))[0][0]
+
+    first, params = jax.jit(fit)(jax.random.key(0))
+    keys, labels = jax.random.split(jax.random.key(1), 2000), jnp.arange(2000) % 2
+
+    def shares(params):
+        x = np.asarray(rdm.draw(params, keys, labels.astype(jnp.int32)))[:, 0]
+        assert x.shape == (2000,)
+        return np.array([(x[label::2] > 0).mean() for label in (0, 1)])
+
+    # Four standard errors of 1,000 draws, .05, and as much for what 600 steps leave.
+    np.testing.assert_allclose(shares(params), [0.2, 0.8], atol=0.1)
+    assert np.abs(shares(first) - [0.2, 0.8]).min() > 0.1
+
+
 def test_labels_choose_the_query_where_they_are_asked_for():
     x = np.concatenate([POINTS - 20, POINTS + 20])
     labels = np.repeat([0, 1], 40)
