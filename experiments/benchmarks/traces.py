@@ -105,8 +105,10 @@ def _event(event: Any) -> Event:
 
 def profile(step: Callable[[], Any], repeat: int) -> dict[str, Any]:
     """Trace `repeat` calls of a function that has been compiled; see `summarise`."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # only what the devices did is read
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(repeat):
                 step()
         return {"steps": repeat, **summarise(read(Path(folder)))}
