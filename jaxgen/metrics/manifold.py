@@ -9,12 +9,21 @@ count is 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.metrics.neighbours import distance_blocks, radii
+from jaxgen.metrics.neighbours import Threshold, own_radii, radii, within
+
+# How the papers that brought them count: precision and recall with k = 3 and the rim inside
+# (Kynkaanniemi et al. 2019), density and coverage with k = 5 and without it (Naeem et al. 2020).
+KINDS = {
+    "precision": (3, False),
+    "recall": (3, False),
+    "density": (5, True),
+    "coverage": (5, True),
+}
 
 
 class Manifold(NamedTuple):
@@ -27,21 +36,22 @@ class Manifold(NamedTuple):
 
 def manifold(features: np.ndarray, *, k: int) -> Manifold:
     """The k-nearest-neighbour manifold of features [n, d]; UsageError unless 1 <= k < n."""
-    return Manifold(np.asarray(features, np.float64), radii(features, k), k)
+    return Manifold(features, radii(features, k), k)
 
 
-def _inside(
-    features: np.ndarray, balls: Manifold, strict: bool
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, bool [rows, n]): whether each feature lies in each ball, a block at a time."""
-    for rows, squared in distance_blocks(np.asarray(features, np.float64), balls.points):
-        yield rows, squared < balls.radii if strict else squared <= balls.radii
+def manifolds(features: np.ndarray, ks: Sequence[int]) -> dict[int, Manifold]:
+    """`manifold` for several k, from one pass over the distances."""
+    return {k: Manifold(features, found, k) for k, found in own_radii(features, ks).items()}
+
+
+def _count(features: np.ndarray, balls: Manifold, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The number of balls around each feature, and of features in each ball."""
+    return within(features, balls.points, [Threshold(balls.radii, "columns", strict)])[0]
 
 
 def precision(real: Manifold, generated: np.ndarray, *, strict: bool = False) -> float:
     """The share of generated features inside the real manifold (Kynkaanniemi et al., eq. 3)."""
-    inside = sum(int(hits.any(1).sum()) for _, hits in _inside(generated, real, strict))
-    return inside / len(generated)
+    return float((_count(generated, real, strict)[0] > 0).mean())
 
 
 def recall(generated: Manifold, real: np.ndarray, *, strict: bool = False) -> float:
@@ -51,13 +61,46 @@ def recall(generated: Manifold, real: np.ndarray, *, strict: bool = False) -> fl
 
 def density(real: Manifold, generated: np.ndarray, *, strict: bool = True) -> float:
     """The mean number of real balls a generated feature lies in, over k (Naeem et al., eq. 4)."""
-    hits = sum(int(hits.sum()) for _, hits in _inside(generated, real, strict))
-    return hits / (real.k * len(generated))
+    return float(_count(generated, real, strict)[0].sum() / (real.k * len(generated)))
 
 
 def coverage(real: Manifold, generated: np.ndarray, *, strict: bool = True) -> float:
     """The share of real balls that hold a generated feature (Naeem et al., eq. 5)."""
-    covered = np.zeros(len(real.points), bool)
-    for _, hits in _inside(generated, real, strict):
-        covered |= hits.any(0)
-    return float(covered.mean())
+    return float((_count(generated, real, strict)[1] > 0).mean())
+
+
+def scores(
+    real: Mapping[int, Manifold],
+    generated: Mapping[int, Manifold],
+    kinds: Mapping[str, tuple[int, bool]] = KINDS,
+) -> dict[str, float]:
+    """The four scores from one pass over the distances of the two sets.
+
+    real, generated: k -> `manifold`. kinds: score -> (k, strict).
+    """
+    k, _ = next(iter(kinds.values()))
+    made, known = generated[k].points, real[k].points
+    asked = [
+        Threshold(generated[k].radii, "rows", strict)
+        if kind == "recall"
+        else Threshold(real[k].radii, "columns", strict)
+        for kind, (k, strict) in kinds.items()
+    ]
+    # Two scores with the same balls are one count.
+    same = [next(j for j, u in enumerate(asked) if _equal(t, u)) for t in asked]
+    order = sorted(set(same))
+    counts = dict(zip(order, within(made, known, [asked[j] for j in order]), strict=True))
+    found = {}
+    for (kind, (k, _)), j in zip(kinds.items(), same, strict=True):
+        rows, columns = counts[j]
+        if kind == "precision":
+            found[kind] = float((rows > 0).mean())
+        elif kind == "density":
+            found[kind] = float(rows.sum() / (k * len(made)))
+        else:
+            found[kind] = float((columns > 0).mean())
+    return found
+
+
+def _equal(a: Threshold, b: Threshold) -> bool:
+    return (a.around, a.strict) == (b.around, b.strict) and a.radii is b.radii
