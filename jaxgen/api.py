@@ -19,7 +19,7 @@ from jaxgen.data import Source, normalise, to_host
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
 from jaxgen.model import Model, Samples, load, load_tokenizer, of_state, saved_config
-from jaxgen.scoring import classify, evaluate, likelihood
+from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
 from jaxgen.setup import Setup, setup, train_flops
 from jaxgen.tokenize import tokenize
 from jaxgen.training import ema as averages
@@ -334,6 +334,7 @@ __all__ = [
     "Trained",
     "classify",
     "evaluate",
+    "evaluate_files",
     "likelihood",
     "load",
     "reconstruct_ema",

@@ -17,12 +17,15 @@ from jaxgen import __version__
 from jaxgen import config as configs
 from jaxgen.classify import classify as classify_images
 from jaxgen.data import Source, normalise, to_host, whole
-from jaxgen.errors import invalid
+from jaxgen.errors import UsageError, invalid
 from jaxgen.method import Spec, fold
-from jaxgen.metrics import Sampling, Training, cached
+from jaxgen.metrics import Sampling, Training, cached, sets
+from jaxgen.metrics.evaluate import Extractor
 from jaxgen.metrics.evaluate import evaluate as score
+from jaxgen.metrics.files import evaluate_sets
 from jaxgen.metrics.receipt import receipt
 from jaxgen.metrics.reconstruction import reconstruction
+from jaxgen.metrics.sets import Set
 from jaxgen.model import Model, Samples, balanced_labels
 from jaxgen.setup import Setup
 from jaxgen.training import hosts
@@ -114,6 +117,79 @@ def evaluate(
         receipts.append(found)
         say(f"{title(found)}: {one_line(found)}")
     return {"receipts": receipts, "classifier_test_accuracy": accuracy}
+
+
+def evaluate_files(
+    samples: str | Path,
+    reference: str | Path,
+    *,
+    real: str | Path | None = None,
+    features: str | None = None,
+    weights: str | Path | None = None,
+    scores: Sequence[str] | None = None,
+    range: str | None = None,
+    intervals: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Scores of images or features in files, whoever made them: `metrics.files.evaluate_sets`.
+
+    samples, reference, real: see `metrics.sets.load`. features: the name of an extractor and its
+    weights, "classifier" or "identity"; None: identity for arrays [N, d]; for images the standard
+    Inception network if its weights are here, and otherwise a classifier trained on the
+    reference's labels. out: a file for the receipt, too.
+    """
+    if intervals is not None and (intervals < 0 or intervals == 1):
+        raise invalid("--intervals", intervals, "0, or 2 and more")
+    if out is not None and Path(out).suffix != ".json":
+        raise invalid("--out", str(out), "a name that ends in .json")
+    made = sets.load(samples, option="--samples", range=range)
+    known = sets.load(reference, option="--reference", range=range)
+    others = None if real is None else sets.load(real, option="--real", range=range)
+    asked = _extractor(features, weights, made, known)
+    found = evaluate_sets(
+        made,
+        known,
+        features=asked,
+        scores=scores,
+        real=others,
+        intervals=intervals,
+        seed=seed,
+        say=say,
+    )
+    for name, score in found["scores"].items():
+        say(f"{name:>24} {score_line(score)}")
+    if out is not None:
+        write_atomic(Path(out), json.dumps(found, indent=2, sort_keys=True) + "\n")
+    return found
+
+
+def _extractor(
+    features: str | None, weights: str | Path | None, samples: Set, reference: Set
+) -> str | Extractor:
+    from jaxgen.metrics import extractors
+
+    if features in ("identity", "classifier"):
+        return features
+    if features is None:
+        if samples.images is None:
+            return "identity"
+        try:
+            return extractors.load("inception", weights)
+        except UsageError:
+            if weights is not None or reference.labels is None:
+                raise
+            say("no weights of the Inception network here: a classifier of the reference instead")
+            return "classifier"
+    return extractors.load(features, weights)
+
+
+def score_line(score: Mapping[str, Any]) -> str:
+    """A score of `evaluate_files`: value, interval and floor."""
+    line = f"{score['value']:.6g}"
+    if score.get("interval"):
+        line += " [{:.4g}, {:.4g}]".format(*score["interval"])
+    return line + ("" if score["floor"] is None else f"  (floor {score['floor']:.4g})")
 
 
 def _sampling(made: Samples, seed: int) -> Sampling:

@@ -217,7 +217,7 @@ def test_radii_and_nearest_agree_with_scikit_learn():
 
 def test_blocks_do_not_change_the_distances(monkeypatch):
     whole = list(neighbours.distance_blocks(X, Y))
-    monkeypatch.setattr(neighbours, "_ENTRIES", 64 * 5)
+    monkeypatch.setattr(neighbours, "_HOST_ENTRIES", 64 * 5)
     parts = list(neighbours.distance_blocks(X, Y))
     assert len(whole) == 1 and len(parts) == 13
     np.testing.assert_allclose(np.concatenate([d for _, d in parts]), whole[0][1], rtol=1e-12)

@@ -1,7 +1,8 @@
-"""Score samples of a trained model; a receipt with every score.
+"""Score samples of a trained model, or of anyone's; a receipt with every score.
 
-Features come from a small classifier trained on the same data and cached, so it works offline.
-Anything that this model's sampler can be told: --sample.KEY=VALUE.
+With --workdir: samples of that model, scored by a small classifier trained on the same data and
+cached, so it works offline. Anything that its sampler can be told: --sample.KEY=VALUE.
+With --reference: --samples is a folder of images, a .npy or a .npz, made by whatever made it.
 """
 
 from __future__ import annotations
@@ -12,28 +13,92 @@ from typing import Any
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen evaluate`."""
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--samples", type=int, default=None)
+    parser.add_argument("--workdir", default=None)
     parser.add_argument(
+        "--samples", default=None, help="how many (with --workdir), or where they are"
+    )
+    parser.add_argument("--seed", type=int, default=None)
+    model = parser.add_argument_group("samples of a model (--workdir)")
+    model.add_argument(
         "--guidance", type=float, action="append", default=None, help="may be repeated"
     )
-    parser.add_argument("--solver", default=None)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--ema", default=None)
-    parser.add_argument("--seed", type=int, default=None)
+    model.add_argument("--solver", default=None)
+    model.add_argument("--steps", type=int, default=None)
+    model.add_argument("--ema", default=None)
+    files = parser.add_argument_group("samples that are there already (--reference)")
+    files.add_argument(
+        "--reference", default=None, help="a folder of images, a .npy, a .npz; or mu and sigma"
+    )
+    files.add_argument("--real", default=None, help="more real images: their scores are the floors")
+    files.add_argument(
+        "--features",
+        default=None,
+        help="inception, dinov2_vitl14, clip_vitl14_336, ..., module:function, classifier (trained "
+        "on the reference), identity (arrays are features)",
+    )
+    files.add_argument("--weights", default=None, help="file of the features' network")
+    files.add_argument("--scores", default=None, help="names, e.g. fid,precision_k3 (default: all)")
+    files.add_argument("--range", default=None, help="of float images: -1,1 or 0,1 or 0,255")
+    files.add_argument(
+        "--intervals", type=int, default=None, help="random halves for intervals; 0 for none"
+    )
+    files.add_argument("--out", default=None, help="write the receipt here too (.json)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Score; writes `receipts/*.json` in the workdir and returns them."""
+    """Score; with --workdir the receipts are written there. Returns them."""
+    from jaxgen.errors import invalid
+
+    if (args.workdir is None) == (args.reference is None):
+        given = "neither" if args.workdir is None else "both"
+        raise invalid("--workdir and --reference", given, "one of the two")
+    return _of_files(args) if args.workdir is None else _of_model(args)
+
+
+def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.api import evaluate, load
     from jaxgen.cli import sampler_options
+    from jaxgen.errors import invalid
 
+    for option in ("real", "features", "weights", "scores", "range", "intervals", "out"):
+        if getattr(args, option) is not None:
+            raise invalid(f"--{option}", getattr(args, option), "only with --reference")
+    try:
+        samples = None if args.samples is None else int(args.samples)
+    except ValueError as error:
+        hint = "A place of samples goes with --reference."
+        raise invalid("--samples", args.samples, "a number with --workdir", hint) from error
     return evaluate(
         load(args.workdir),
         args.workdir,
-        samples=args.samples,
+        samples=samples,
         guidance=args.guidance,
         ema=args.ema,
         seed=args.seed,
         **sampler_options(args),
+    )
+
+
+def _of_files(args: argparse.Namespace) -> dict[str, Any]:
+    from jaxgen.api import evaluate_files
+    from jaxgen.errors import invalid
+
+    for option in ("guidance", "solver", "steps", "ema"):
+        if getattr(args, option) is not None:
+            raise invalid(f"--{option}", getattr(args, option), "only with --workdir")
+    if args.overrides:
+        raise invalid("--sample", ", ".join(args.overrides), "only with --workdir")
+    if args.samples is None:
+        raise invalid("--samples", None, "a folder of images, a .npy or a .npz file")
+    return evaluate_files(
+        args.samples,
+        args.reference,
+        real=args.real,
+        features=args.features,
+        weights=args.weights,
+        scores=None if args.scores is None else args.scores.split(","),
+        range=args.range,
+        intervals=args.intervals,
+        seed=args.seed or 0,
+        out=args.out,
     )

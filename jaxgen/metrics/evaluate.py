@@ -13,8 +13,9 @@ from jaxgen.metrics.classifier import Classifier
 from jaxgen.metrics.frechet import frechet_distance, moments
 from jaxgen.metrics.inception_score import inception_score, score_sums
 from jaxgen.metrics.kernel import kid, kid_estimates
-from jaxgen.metrics.manifold import coverage, density, manifold, precision, recall
+from jaxgen.metrics.manifold import KINDS
 from jaxgen.metrics.quantise import finite, quantise
+from jaxgen.metrics.table import Pair, Side
 
 Scores = dict[str, dict[str, Any]]
 
@@ -152,8 +153,9 @@ def feature_scores(
     }
     if size <= 5 or len(real) <= 5:
         raise invalid("samples", size, "6 or more, and as many images in each half")
-    reference = moments(real)
-    balls = {k: manifold(real, k=k) for k in (3, 5)}
+    known = Side(real)
+    reference = known.moments
+    value, floor = (Pair(known, Side(matched[kind])) for kind in ("value", "floor"))
     # KID is unbiased at any size, so nothing is left out.
     subset_size = min(kid_subset_size, size, len(real))
     kids = {
@@ -163,7 +165,7 @@ def feature_scores(
         for kind, features in (("value", sample_features), ("floor", train_features))
     }
     suffix = "" if extractor.name == "classifier" else f"_{extractor.name}"
-    common = {
+    common: dict[str, Any] = {
         "features": extractor.name,
         "digest": extractor.digest,
         "samples": size,
@@ -173,11 +175,7 @@ def feature_scores(
         "seed": seed,
     }
 
-    def both(score: Any, better: str, **settings: Any) -> dict[str, Any]:
-        values = {kind: score(features) for kind, features in matched.items()}
-        return _score(values["value"], values["floor"], better, **settings, **common)
-
-    scores = {
+    return {
         # As published Frechet distances are: from every sample there is.
         f"fd_{extractor.name}": _score(
             frechet_distance(reference, moments(sample_features)),
@@ -186,8 +184,12 @@ def feature_scores(
             ddof=1,
             **{**common, "samples": len(sample_features), "floor_samples": len(train_features)},
         ),
-        f"fd_{extractor.name}_matched": both(
-            lambda f: frechet_distance(reference, moments(f)), "lower", ddof=1
+        f"fd_{extractor.name}_matched": _score(
+            frechet_distance(reference, value.made.moments),
+            frechet_distance(reference, floor.made.moments),
+            "lower",
+            ddof=1,
+            **common,
         ),
         f"kid_{extractor.name}": _score(
             kids["value"][0],
@@ -199,16 +201,18 @@ def feature_scores(
             subset_size=subset_size,
             **{**common, "samples": len(sample_features)},
         ),
-        f"precision_k3{suffix}": both(
-            lambda f: precision(balls[3], f), "higher", k=3, strict=False
-        ),
-        f"recall_k3{suffix}": both(
-            lambda f: recall(manifold(f, k=3), real), "higher", k=3, strict=False
-        ),
-        f"density_k5{suffix}": both(lambda f: density(balls[5], f), "higher", k=5, strict=True),
-        f"coverage_k5{suffix}": both(lambda f: coverage(balls[5], f), "higher", k=5, strict=True),
+        **{
+            f"{kind}_k{k}{suffix}": _score(
+                value.manifold[kind],
+                floor.manifold[kind],
+                "higher",
+                k=k,
+                strict=strict,
+                **common,
+            )
+            for kind, (k, strict) in KINDS.items()
+        },
     }
-    return scores
 
 
 def _subset(features: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:

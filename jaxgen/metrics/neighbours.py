@@ -209,7 +209,7 @@ def _distances(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
     """For each limit on squared distances: sure pairs by row and by column, and the unsure ones."""
     squared, rounding = _distances(x, y)
-    found = []
+    found: list[tuple[jax.Array, ...]] = []
     for limit in limits:
         unsure = jnp.abs(squared - limit) <= rounding
         inside = (squared < limit) & ~unsure

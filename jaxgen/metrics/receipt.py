@@ -66,7 +66,7 @@ def receipt(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(extra or {}),
     }
-    return _plain(found)
+    return plain(found)
 
 
 def write(found: Mapping[str, Any], path: str | Path) -> None:
@@ -77,14 +77,14 @@ def write(found: Mapping[str, Any], path: str | Path) -> None:
     os.replace(partial, file)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers, strings, lists and dicts only."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

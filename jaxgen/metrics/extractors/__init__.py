@@ -1,0 +1,5 @@
+"""Networks whose features are scored."""
+
+
+def load(name, weights=None):
+    raise NotImplementedError

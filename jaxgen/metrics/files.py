@@ -1,0 +1,180 @@
+"""Score samples that anyone made against any reference: no model of ours, no data set of ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgen.errors import invalid
+from jaxgen.metrics.classifier import fit
+from jaxgen.metrics.evaluate import Extractor
+from jaxgen.metrics.receipt import plain, versions
+from jaxgen.metrics.sets import Set
+from jaxgen.metrics.table import Pair, Side, chosen, compute
+
+# A pass over the distances of 3,000 images with 2,048 features to 3,000 others.
+_CHEAP = 2e10
+_DRAWS = 20
+
+
+def evaluate_sets(
+    samples: Set,
+    reference: Set,
+    *,
+    features: str | Extractor = "identity",
+    scores: Sequence[str] | None = None,
+    real: Set | None = None,
+    intervals: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """A receipt of the scores of `samples` against `reference`.
+
+    features: "identity" where the sets are features already, "classifier" for a small network
+    trained on the reference's images and labels, or an extractor. scores: names of
+    `jaxgen.metrics.table.SCORES`; None: all that can be had (of moments alone: fid). real: more
+    real images, whose scores are the floors; None: those of one half of the reference against the
+    other. intervals: see `table.compute`; None: 20 where that takes little, else none.
+
+    The receipt's `scores` are {name: {"value", "better", "floor", "interval", convention...}}.
+    `fid` is so called for features of the standard Inception network of 50,000 images (`fid_10k`
+    for 10,000) and for features that the user brings; of any other network it is `fd_NETWORK`.
+    Raises UsageError for sets that do not go together and for too few images.
+    """
+    start = time.monotonic()
+    if samples.moments is not None:
+        raise invalid("--samples", f"{samples.name}: mu and sigma", "images or features")
+    if samples.images is not None and reference.images is not None:
+        _same_shape(samples, reference, real)
+    extractor: Extractor | None = None
+    if features != "identity":
+        for option, side in (("--samples", samples), ("--reference", reference)):
+            if side.features is not None:
+                given = f"{side.name}: features"
+                raise invalid(
+                    option, given, "images", "Features are scored by --features identity."
+                )
+        if not isinstance(features, str):
+            extractor = features
+        elif features == "classifier":
+            extractor = _classifier(reference, say)
+        else:
+            raise invalid("--features", features, "identity, classifier or an extractor")
+    sides = [
+        _side(s, option, extractor, say)
+        for s, option in (
+            (samples, "--samples"),
+            (reference, "--reference"),
+            *(() if real is None else ((real, "--real"),)),
+        )
+    ]
+    made, known = sides[:2]
+    names = chosen(scores)
+    if scores is None and reference.moments is not None:
+        names = ["fid"]
+    halves = _halves(known, seed) if real is None else Pair(known, sides[2], seed=seed)
+    pair = Pair(known, made, seed=seed)
+    if intervals is None:
+        intervals = _DRAWS if _cost(pair) <= _CHEAP else 0
+        if not intervals:
+            say(f"no intervals for so many images unless asked: --intervals {_DRAWS}")
+    found = compute(pair, names, floor=halves, intervals=intervals)
+    common: dict[str, Any] = {
+        "features": "identity" if extractor is None else extractor.name,
+        "digest": None if extractor is None else extractor.digest,
+        "samples": samples.size,
+        "reference": reference.size,
+        "floor_of": None
+        if halves is None
+        else "one half of the reference against the other"
+        if real is None
+        else f"{real.name}, {real.size} images",
+        "seed": seed,
+    }
+    return plain(
+        {
+            "scores": {_title(k, extractor, samples): v | common for k, v in found.items()},
+            "samples": samples.describe(),
+            "reference": reference.describe(),
+            "real": None if real is None else real.describe(),
+            "versions": versions(),
+            "seconds": time.monotonic() - start,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    )
+
+
+def _title(score: str, extractor: Extractor | None, samples: Set) -> str:
+    """What a score is called, so that two of one name can be compared."""
+    if extractor is None:
+        return score
+    if score != "fid":
+        return f"{score}_{extractor.name}"
+    if extractor.name != "inception":
+        return f"fd_{extractor.name}"
+    count = samples.size or 0
+    if count == 50_000:
+        return "fid"
+    return f"fid_{count // 1000}k" if count % 1000 == 0 else f"fid_{count}"
+
+
+def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[str], None]) -> Side:
+    name = f"{option} {data.name}"
+    if data.moments is not None:
+        return Side(None, known=data.moments, name=name)
+    if extractor is None:
+        if data.features is None:
+            given = f"{data.name}: images {data.images.shape if data.images is not None else ''}"
+            allowed = "arrays [N, d], which are the features themselves"
+            raise invalid("--features", f"identity with {given}", allowed)
+        return Side(data.features, data.labels, name=name)
+    assert data.images is not None
+    say(f"{extractor.name}: features of {len(data.images)} images of {data.name}")
+    return Side(np.asarray(extractor.features(data.images)), data.labels, name=name)
+
+
+def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
+    labels = reference.labels
+    if reference.images is None or labels is None or len(np.unique(labels)) < 2:
+        kinds = "none" if labels is None else f"{len(np.unique(labels))} class"
+        raise invalid(
+            "--features",
+            f"classifier with a reference of {kinds}",
+            "a reference with labels of two classes or more (sub-folders, or labels in a .npz)",
+        )
+    say(f"training a classifier on {len(labels)} images of {reference.name}")
+    return fit(reference.images, labels, int(labels.max()) + 1)
+
+
+def _same_shape(samples: Set, reference: Set, real: Set | None) -> None:
+    assert samples.images is not None and reference.images is not None
+    for other in (samples, real):
+        if other is None or other.images is None:
+            continue
+        if other.images.shape[1:] != reference.images.shape[1:]:
+            given = f"{other.name} of {other.images.shape[1:]}"
+            allowed = f"the reference's image shape {reference.images.shape[1:]}"
+            option = "--samples" if other is samples else "--real"
+            raise invalid(option, given, allowed)
+
+
+def _halves(known: Side, seed: int) -> Pair | None:
+    """One half of the reference against the other; None of moments alone."""
+    if known.given is None:
+        return None
+    order = np.random.default_rng(seed).permutation(len(known.given))
+    middle = len(order) // 2
+    if not middle:
+        return None
+    one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
+    return Pair(Side(known.given[one]), Side(known.given[other]), seed=seed)
+
+
+def _cost(pair: Pair) -> float:
+    sizes = [
+        len(s.given) if s.given is not None else s.moments.size for s in (pair.real, pair.made)
+    ]
+    return float(max(sizes)) ** 2 * pair.made.width
