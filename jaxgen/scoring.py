@@ -157,8 +157,8 @@ def evaluate_files(
         seed=seed,
         say=say,
     )
-    for name, score in found["scores"].items():
-        say(f"{name:>24} {score_line(score)}")
+    for name, entry in found["scores"].items():
+        say(f"{name:>24} {score_line(entry)}")
     if out is not None:
         write_atomic(Path(out), json.dumps(found, indent=2, sort_keys=True) + "\n")
     return found

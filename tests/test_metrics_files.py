@@ -130,42 +130,112 @@ def test_images_are_scored_by_a_classifier_of_the_reference(tmp_path, capsys, mo
     assert found["precision_k3_classifier"]["value"] > 0.8
 
 
-# fmt: off
 BAD = {
-    "too few": (["--samples", "one.npy", "--reference", "x.npy"], "5 or more for a Frechet distance"),
-    "too few for balls": (["--samples", "one.npy", "--reference", "x.npy", "--scores", "density_k5"],
-                          "6 or more for precision"),
-    "nan": (["--samples", "nan.npy", "--reference", "x.npy"], "1 of 64 rows hold values that are not finite"),
-    "constant": (["--samples", "constant.npy", "--reference", "x.npy"], "64 equal rows"),
-    "widths": (["--samples", "wide.npy", "--reference", "x.npy"], "the same number on both sides"),
-    "missing": (["--samples", "no.npy", "--reference", "x.npy"], "that exists"),
-    "kind": (["--samples", "text.txt", "--reference", "x.npy"], "a folder of images"),
-    "broken array": (["--samples", "cut.npy", "--reference", "x.npy"], "a whole array file"),
-    "pickle": (["--samples", "pickle.npy", "--reference", "x.npy"], "without pickles"),
-    "score": (["--samples", "y.npy", "--reference", "x.npy", "--scores", "fidd"], "Did you mean 'fid'"),
-    "labels": (["--samples", "labels.npz", "--reference", "x.npy"], "one an image: (64,)"),
-    "corrupt": (["--samples", "corrupt", "--reference", "folder"], "1.png"),
-    "sizes": (["--samples", "sizes", "--reference", "folder"], "images of one size"),
-    "shapes": (["--samples", "small.npz", "--reference", "bytes.npz", "--features", "classifier"],
-               "the reference's image shape (5, 6, 3)"),
-    "unlabelled": (["--samples", "bytes.npz", "--reference", "floats.npz", "--features", "classifier"],
-                   "labels of two classes or more"),
-    "one class": (["--samples", "bytes.npz", "--reference", "one_class.npz", "--features", "classifier"],
-                  "labels of two classes or more"),
-    "channels": (["--samples", "first.npz", "--reference", "bytes.npz"], "transpose(0, 2, 3, 1)"),
-    "unit": (["--samples", "unit.npz", "--reference", "bytes.npz"], "floats with --range"),
-    "beyond": (["--samples", "beyond.npz", "--reference", "bytes.npz"], "values in [-1, 1]"),
-    "identity": (["--samples", "bytes.npz", "--reference", "bytes.npz", "--features", "identity"],
-                 "arrays [N, d], which are the features"),
-    "features": (["--samples", "x.npy", "--reference", "x.npy", "--features", "classifier"],
-                 "Features are scored by --features identity"),
-    "statistics": (["--samples", "mu.npz", "--reference", "x.npy"], "images or features"),
-    "intervals": (["--samples", "x.npy", "--reference", "x.npy", "--intervals", "1"], "2 and more"),
-    "neither": (["--samples", "x.npy"], "one of the two"),
-    "mixed": (["--samples", "x.npy", "--reference", "x.npy", "--guidance", "2"], "only with --workdir"),
-    "a place": (["--samples", "x.npy", "--workdir", "runs"], "a number with --workdir"),
+    "too few": (
+        "--samples one.npy --reference x.npy",
+        "5 or more for a Frechet distance",
+    ),
+    "too few for balls": (
+        "--samples one.npy --reference x.npy --scores density_k5",
+        "6 or more for precision",
+    ),
+    "nan": (
+        "--samples nan.npy --reference x.npy",
+        "1 of 64 rows hold values that are not finite",
+    ),
+    "constant": (
+        "--samples constant.npy --reference x.npy",
+        "64 equal rows",
+    ),
+    "widths": (
+        "--samples wide.npy --reference x.npy",
+        "the same number on both sides",
+    ),
+    "missing": (
+        "--samples no.npy --reference x.npy",
+        "that exists",
+    ),
+    "kind": (
+        "--samples text.txt --reference x.npy",
+        "a folder of images",
+    ),
+    "broken array": (
+        "--samples cut.npy --reference x.npy",
+        "a whole array file",
+    ),
+    "pickle": (
+        "--samples pickle.npy --reference x.npy",
+        "without pickles",
+    ),
+    "score": (
+        "--samples y.npy --reference x.npy --scores fidd",
+        "Did you mean 'fid'",
+    ),
+    "labels": (
+        "--samples labels.npz --reference x.npy",
+        "one an image: (64,)",
+    ),
+    "corrupt": (
+        "--samples corrupt --reference folder",
+        "1.png",
+    ),
+    "sizes": (
+        "--samples sizes --reference folder",
+        "images of one size",
+    ),
+    "shapes": (
+        "--samples small.npz --reference bytes.npz --features classifier",
+        "the reference's image shape (5, 6, 3)",
+    ),
+    "unlabelled": (
+        "--samples bytes.npz --reference floats.npz --features classifier",
+        "labels of two classes or more",
+    ),
+    "one class": (
+        "--samples bytes.npz --reference one_class.npz --features classifier",
+        "labels of two classes or more",
+    ),
+    "channels": (
+        "--samples first.npz --reference bytes.npz",
+        "transpose(0, 2, 3, 1)",
+    ),
+    "unit": (
+        "--samples unit.npz --reference bytes.npz",
+        "floats with --range",
+    ),
+    "beyond": (
+        "--samples beyond.npz --reference bytes.npz",
+        "values in [-1, 1]",
+    ),
+    "identity": (
+        "--samples bytes.npz --reference bytes.npz --features identity",
+        "arrays [N, d], which are the features",
+    ),
+    "features": (
+        "--samples x.npy --reference x.npy --features classifier",
+        "Features are scored by --features identity",
+    ),
+    "statistics": (
+        "--samples mu.npz --reference x.npy",
+        "images or features",
+    ),
+    "intervals": (
+        "--samples x.npy --reference x.npy --intervals 1",
+        "2 and more",
+    ),
+    "neither": (
+        "--samples x.npy",
+        "one of the two",
+    ),
+    "mixed": (
+        "--samples x.npy --reference x.npy --guidance 2",
+        "only with --workdir",
+    ),
+    "a place": (
+        "--samples x.npy --workdir runs",
+        "a number with --workdir",
+    ),
 }
-# fmt: on
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -194,6 +264,6 @@ def test_bad_input_is_one_message_and_code_2(files, case, capsys, monkeypatch):
     (files / "corrupt" / "1.png").write_bytes((files / "corrupt" / "1.png").read_bytes()[:60])
     Image.fromarray(images[1][:3]).save(files / "sizes" / "1.png")
     words, message = BAD[case]
-    assert main(command(*words)) == 2
+    assert main(command(*words.split())) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("jaxgen: error:") == 1 and "Traceback" not in said

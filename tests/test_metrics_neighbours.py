@@ -1,4 +1,4 @@
-"""Neighbours and counts: float32 decides only what it can; the rest is float64's, on any devices."""
+"""Neighbours and counts: float32 decides what it can, float64 the rest, on any devices."""
 
 from __future__ import annotations
 

@@ -1,5 +1,0 @@
-"""Networks whose features are scored."""
-
-
-def load(name, weights=None):
-    raise NotImplementedError
