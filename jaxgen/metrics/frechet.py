@@ -14,6 +14,9 @@ import numpy as np
 
 from jaxgen.errors import invalid
 
+# Rows that are in float64 at a time.
+_BLOCK = 8192
+
 
 class Moments(NamedTuple):
     """Sufficient statistics of features, float64.
@@ -35,10 +38,13 @@ def moments(features: np.ndarray) -> Moments:
     """Moments of features [N, d], N >= 1, about their own mean."""
     if features.ndim != 2 or not len(features):
         raise invalid("features", features.shape, "a shape [N, d] with N >= 1")
-    features = np.asarray(features, np.float64)
-    mean = features.mean(0)
-    centred = features - mean
-    return Moments(len(features), mean, centred.T @ centred)
+    starts = range(0, len(features), _BLOCK)
+    mean = sum(features[i : i + _BLOCK].sum(0, dtype=np.float64) for i in starts) / len(features)
+    scatter = np.zeros((features.shape[1],) * 2)
+    for i in starts:
+        centred = features[i : i + _BLOCK] - mean
+        scatter += centred.T @ centred
+    return Moments(len(features), mean, scatter)
 
 
 def merge(parts: Iterable[Moments]) -> Moments:
