@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.spatial.distance
 import scipy.stats
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
@@ -18,10 +19,12 @@ from jaxgen.metrics.asymmetry import (
 )
 from jaxgen.metrics.authenticity import authentic, authenticity
 from jaxgen.metrics.classwise import class_moments, classwise_frechet
+from jaxgen.metrics.copying import copied_share, copying_statistic, rank_statistic
 from jaxgen.metrics.frechet import Moments, frechet_distance, moments
 from jaxgen.metrics.inception_score import inception_score, score_sums
 from jaxgen.metrics.infinity import extrapolate, fd_infinity, inception_score_infinity
 from jaxgen.metrics.inputs import distributions, tables
+from jaxgen.metrics.likelihood_divergence import fit, likelihood_divergence, mean_log_likelihood
 from jaxgen.metrics.manifold import coverage, manifold, precision, recall
 from jaxgen.metrics.realism import pruned, realism
 from jaxgen.metrics.sliced import (
@@ -341,3 +344,143 @@ def test_features_are_tables_of_finite_numbers():
         spectrum(np.eye(3)[:, :2])
     with pytest.raises(UsageError, match="vendi order: got -1"):
         vendi_score(spectrum(X), order=-1)
+
+
+# --- data copying
+
+
+@pytest.mark.parametrize("digits", [9, 1])
+def test_rank_statistic_is_scipys_with_and_without_ties(digits):
+    x, y = np.round(X[:, 0], digits), np.round(X[:50, 1] + 0.1, digits)
+    theirs = scipy.stats.mannwhitneyu(x, y, method="asymptotic", use_continuity=False)
+    found = rank_statistic(x, y)
+    assert 2 * scipy.stats.norm.sf(abs(found)) == pytest.approx(theirs.pvalue, rel=1e-9)
+    assert found == pytest.approx(-rank_statistic(y, x)) and found < 0
+    assert rank_statistic(np.ones(5), np.ones(7)) == 0.0
+    assert rank_statistic(np.exp(x), np.exp(y)) == found
+
+
+def test_copying_statistic_is_a_mean_over_cells():
+    chance = np.random.default_rng(7)
+    centres = np.array([[0.0, 0], [60, 0], [0, 60]])
+    shares = np.array([0.5, 0.3, 0.2])
+    train, fresh, made = (
+        centres[chance.permutation(np.repeat(range(3), (600 * shares).astype(int)))]
+        + chance.normal(size=(600, 2))
+        for _ in range(3)
+    )
+    # A cell that is copied, one of fresh draws, one that is underfitted.
+    cell = [abs(made - centre).max(1) < 30 for centre in centres]
+    train_cell = [abs(train - centre).max(1) < 30 for centre in centres]
+    made[cell[0]] = train[train_cell[0]]
+    made[cell[2]] += 10
+    zs = [
+        rank_statistic(
+            _nearest(made[inside], train[own]),
+            _nearest(fresh[abs(fresh - c).max(1) < 30], train[own]),
+        )
+        for inside, own, c in zip(cell, train_cell, centres, strict=True)
+    ]
+    assert zs[0] < -10 and abs(zs[1]) < 4 and zs[2] > 10
+    assert copying_statistic(train, fresh, made) == pytest.approx(zs @ shares)
+    # A cell without samples enough is left out.
+    few = np.concatenate([made[cell[0]], made[cell[1]], made[cell[2]][:19]])
+    expected = (zs[0] * 0.5 + zs[1] * 0.3) / 0.8
+    assert copying_statistic(train, fresh, few) == pytest.approx(expected)
+
+
+def _nearest(x, y):
+    return NearestNeighbors(n_neighbors=1).fit(y).kneighbors(x)[0][:, 0]
+
+
+def test_copied_share_is_the_share_of_copies():
+    chance = np.random.default_rng(8)
+    train, fresh = chance.normal(size=(100, 2)), chance.normal(size=(1500, 2))
+    made = chance.normal(size=(3000, 2))
+    assert copied_share(train, fresh, made, dimension=2) < 0.005
+    copies = chance.random(3000) < 0.4
+    for noise in (0.0, 1e-3):
+        mixed = np.where(copies[:, None], train[chance.integers(0, 100, 3000)], made)
+        mixed = mixed + noise * chance.normal(size=mixed.shape)
+        # Six copies of each point in each half: e^-6 of them are alone.
+        found = copied_share(train, fresh, mixed, dimension=2)
+        assert found == pytest.approx(copies.mean(), abs=0.02)
+    # Rarer than the ratio asks for: a fifth of p-mass 1/100 each is no copying at 20 times.
+    wide = train[chance.integers(0, 100, 3000)] + chance.normal(size=(3000, 2))
+    assert copied_share(train, fresh, wide, dimension=2) < 0.005
+
+
+def test_copying_does_not_depend_on_rotation():
+    assert copying_statistic(X, CLOUD, Y, least=5) == pytest.approx(
+        copying_statistic(X @ TURN, CLOUD @ TURN, Y @ TURN, least=5)
+    )
+    mixed = np.concatenate([X, CLOUD, X])
+    found = copied_share(X, CLOUD, mixed, dimension=3, mass=0.01)
+    turned = copied_share(X @ TURN, CLOUD @ TURN, mixed @ TURN, dimension=3, mass=0.01)
+    assert found == turned > 0.1
+
+
+def test_copying_refuses():
+    with pytest.raises(UsageError, match="copying cells: got 65; allowed: 1 to 64"):
+        copying_statistic(X, Y, Y, cells=65)
+    with pytest.raises(UsageError, match="every cell holds fresh images"):
+        copying_statistic(np.concatenate([X, X + 90]), X, Y, cells=2)
+    with pytest.raises(UsageError, match="generated features: got 15; allowed: 20 or more"):
+        copying_statistic(X, CLOUD, Y[:15], cells=1)
+    with pytest.raises(UsageError, match="copying neighbours: got 50; allowed: 1 to 40"):
+        copied_share(X, Y[:40], Y, dimension=2)
+    with pytest.raises(UsageError, match="4 or more"):
+        copied_share(X, Y, Y[:3], dimension=2)
+    with pytest.raises(UsageError, match="copying dimension"):
+        copied_share(X, Y, Y, dimension=0)
+
+
+# --- likelihood divergence
+
+
+def test_one_centre_amid_a_sphere_is_a_gaussian_of_its_radius():
+    train = 3 * CLOUD / np.linalg.norm(CLOUD, axis=1, keepdims=True) + 1
+    found = fit(np.ones((1, 4)), train)
+    assert found.variances[0] == pytest.approx(9 / 4)
+    law = scipy.stats.multivariate_normal(np.ones(4), 9 / 4 * np.eye(4))
+    assert mean_log_likelihood(found, Y) == pytest.approx(law.logpdf(Y).mean())
+
+
+def test_variances_are_the_most_likely_ones_around():
+    centres, train = CLOUD[:6], CLOUD[40:]
+    d = train.shape[1]
+    apart = scipy.spatial.distance.cdist(train, centres) ** 2
+    middle = scipy.stats.multivariate_normal(train.mean(0), train.var(0).mean() * np.eye(d))
+
+    def loss(logs):
+        parts = scipy.stats.norm.logpdf(0, scale=np.exp(logs / 2)) * d - apart / np.exp(logs) / 2
+        return -np.log(np.exp(parts).mean(1) + middle.pdf(train)).mean()
+
+    found = np.log(fit(centres, train, iterations=3000, tolerance=0.0).variances)
+    best = scipy.optimize.minimize(loss, found, tol=1e-9)
+    assert loss(found) == pytest.approx(best.fun, abs=1e-9)
+    np.testing.assert_allclose(found, best.x, atol=1e-3)
+    # And it has come a way: one step from the start is worse.
+    assert loss(np.log(fit(centres, train, iterations=1).variances)) > best.fun + 1e-4
+
+
+def test_likelihood_divergence_tells_fresh_samples_from_bad_ones_and_from_copies():
+    chance = np.random.default_rng(9)
+    train, test, made = chance.normal(size=(3, 300, 3)) * [1, 2, 5] + 7
+    fresh = likelihood_divergence(train, test, made)
+    assert abs(fresh) < 6
+    assert likelihood_divergence(train, test, made + 3) > 20
+    noisy = train + 0.05 * chance.normal(size=train.shape)
+    assert likelihood_divergence(train, test, noisy) > 20
+    assert likelihood_divergence(train, test, train) > 1e4
+    # Units of single features do not matter, nor the order of the samples.
+    other = likelihood_divergence(9 * train, 9 * test, 9 * made[::-1])
+    assert other == pytest.approx(fresh, rel=1e-6)
+
+
+def test_likelihood_divergence_refuses():
+    flat = np.concatenate([X, np.ones((64, 1))], 1)
+    with pytest.raises(UsageError, match="test features: got '1 constant columns'"):
+        likelihood_divergence(flat, flat, flat)
+    with pytest.raises(UsageError, match=r"generated features: got \(1, 4\).*N >= 2"):
+        likelihood_divergence(X, X, Y[:1])
