@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import types
+
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.optimize
 import scipy.spatial.distance
+import scipy.special
 import scipy.stats
+import sklearn.metrics
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
 from sklearn.neighbors import NearestNeighbors
 
@@ -18,14 +25,18 @@ from jaxgen.metrics.asymmetry import (
     symmetric_recall,
 )
 from jaxgen.metrics.authenticity import authentic, authenticity
+from jaxgen.metrics.budget import expected_best, f_score
 from jaxgen.metrics.classwise import class_moments, classwise_frechet
 from jaxgen.metrics.copying import copied_share, copying_statistic, rank_statistic
 from jaxgen.metrics.frechet import Moments, frechet_distance, moments
 from jaxgen.metrics.inception_score import inception_score, score_sums
 from jaxgen.metrics.infinity import extrapolate, fd_infinity, inception_score_infinity
 from jaxgen.metrics.inputs import distributions, tables
+from jaxgen.metrics.label_information import entropies, label_information
 from jaxgen.metrics.likelihood_divergence import fit, likelihood_divergence, mean_log_likelihood
 from jaxgen.metrics.manifold import coverage, manifold, precision, recall
+from jaxgen.metrics.mauve import frontier, frontier_integral, histograms, mauve
+from jaxgen.metrics.pareto import front
 from jaxgen.metrics.realism import pruned, realism
 from jaxgen.metrics.sliced import (
     directions,
@@ -484,3 +495,160 @@ def test_likelihood_divergence_refuses():
         likelihood_divergence(flat, flat, flat)
     with pytest.raises(UsageError, match=r"generated features: got \(1, 4\).*N >= 2"):
         likelihood_divergence(X, X, Y[:1])
+
+
+# --- MAUVE
+
+P = np.array([0.5, 0.25, 0.2, 0.05, 0.0, 0.0])
+Q = np.array([0.1, 0.4, 0.1, 0.0, 0.3, 0.1])
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_mauve_of_equal_and_of_disjoint_histograms(scale):
+    assert mauve(P, P, scale=scale) == pytest.approx(1, abs=1e-12)
+    disjoint = mauve([0.3, 0.7, 0, 0], [0, 0, 0.9, 0.1], scale=scale)
+    assert disjoint == pytest.approx(1 / scipy.special.comb(2 * scale, scale), rel=1e-9)
+    assert frontier_integral(P, P) == 0.0
+    assert frontier_integral([0.3, 0.7, 0], [0, 0, 1.0]) == pytest.approx(1)
+
+
+def test_mauve_is_symmetric_and_rises_along_a_mixture():
+    assert mauve(P, Q) == pytest.approx(mauve(Q, P), rel=1e-9)
+    assert frontier_integral(P, Q) == pytest.approx(frontier_integral(Q, P))
+    path = [(1 - w) * Q + w * P for w in np.linspace(0, 1, 9)]
+    assert (np.diff([mauve(P, step) for step in path]) > 0).all()
+    assert (np.diff([frontier_integral(P, step) for step in path]) < 0).all()
+
+
+def test_frontier_integral_is_its_integral():
+    def both(w):
+        r = w * P + (1 - w) * Q
+        return w * scipy.stats.entropy(P, r) + (1 - w) * scipy.stats.entropy(Q, r)
+
+    expected = 2 * scipy.integrate.quad(both, 0, 1, epsabs=1e-12)[0]
+    assert frontier_integral(P, Q) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parity
+def test_mauve_agrees_with_its_authors(monkeypatch):
+    # The histograms need another library; the rest does not.
+    monkeypatch.setitem(sys.modules, "faiss", types.ModuleType("faiss"))
+    theirs = pytest.importorskip("mauve.compute_mauve")
+    assert frontier_integral(P, Q) == pytest.approx(theirs.get_fronter_integral(P, Q), rel=1e-9)
+    weights = np.linspace(1e-6, 1 - 1e-6, 20_001)
+    curve = theirs.get_divergence_curve_for_multinomials(P, Q, weights, 5)
+    np.testing.assert_allclose(frontier(P, Q, weights), curve[1:-1], rtol=1e-9)
+    x, y = curve.T
+    assert mauve(P, Q) == pytest.approx(-np.trapezoid(y, x), rel=1e-6)
+    # Their 25 points.
+    x, y = theirs.get_divergence_curve_for_multinomials(P, Q, weights[::833], 5).T
+    assert mauve(P, Q) == pytest.approx(-np.trapezoid(y, x), abs=0.003)
+
+
+def test_histograms_count_what_falls_into_each_cell():
+    chance = np.random.default_rng(10)
+    places = 10 * np.eye(4)[[0, 0, 0, 1, 2, 2, 3, 3, 3, 3]]
+    x = np.repeat(places, 20, axis=0) + 0.1 * chance.normal(size=(200, 4))
+    y = np.repeat(places[:5], 40, axis=0) + 0.1 * chance.normal(size=(200, 4))
+    p, q = histograms(x, y, cells=4)
+    order = np.lexsort((q, p))
+    np.testing.assert_allclose(p[order], [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(q[order], [0.2, 0.2, 0.6, 0.0])
+    p, q = histograms(x, y, cells=4, smoothing=0.5)
+    np.testing.assert_allclose(np.sort(p), (np.array([20, 40, 60, 80]) + 0.5) / 202)
+    assert len(histograms(X, Y)[0]) == 6
+    # Lengths do not matter.
+    longer = histograms(3 * x, 5 * y, cells=4)
+    np.testing.assert_allclose(np.sort(longer[0]), [0.1, 0.2, 0.3, 0.4])
+    equal = histograms(np.ones((5, 2)), np.ones((6, 2)))
+    assert mauve(*equal) == pytest.approx(1)
+
+
+def test_mauve_refuses():
+    with pytest.raises(UsageError, match="mauve cells: got 129; allowed: 1 to 128"):
+        histograms(X, Y, cells=129)
+    with pytest.raises(UsageError, match="mauve smoothing"):
+        histograms(X, Y, smoothing=-1)
+    with pytest.raises(UsageError, match="histograms"):
+        mauve(P, Q[:-1])
+    with pytest.raises(UsageError, match="sum to 1"):
+        frontier_integral(P, 2 * Q)
+    with pytest.raises(UsageError, match="mauve scale"):
+        mauve(P, Q, scale=0)
+
+
+# --- label information, fronts, budgets
+
+
+def test_label_information_is_the_log_of_the_inception_score():
+    p = np.exp(3 * X) / np.exp(3 * X).sum(1, keepdims=True)
+    sums = score_sums(p)
+    found = entropies(sums)
+    assert found.marginal == pytest.approx(scipy.stats.entropy(p.mean(0)))
+    assert found.conditional == pytest.approx(scipy.stats.entropy(p, axis=1).mean())
+    assert label_information(sums) == pytest.approx(np.log(inception_score(sums)), abs=1e-12)
+    assert entropies(score_sums(np.eye(5))) == pytest.approx((np.log(5), 0.0))
+    with pytest.raises(UsageError, match="0 images"):
+        entropies(score_sums(np.zeros((0, 3))))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_front_is_what_nothing_dominates(k):
+    # Rounded, so that there are ties and equal settings.
+    scores = np.round(np.random.default_rng(k).normal(size=(120, k)), 1)
+    better = ["higher", "lower", "higher"][:k]
+    upward = scores * np.array([1, -1, 1])[:k]
+    beaten = [
+        any((other >= own).all() and (other > own).any() for other in upward) for own in upward
+    ]
+    np.testing.assert_array_equal(front(scores, better), ~np.array(beaten))
+    doubled = front(np.concatenate([scores, scores]), better)
+    np.testing.assert_array_equal(doubled[:120], doubled[120:])
+
+
+def test_the_front_refuses():
+    with pytest.raises(UsageError, match="better: .* allowed: 4 of 'higher' and 'lower'"):
+        front(X, ["higher", "lower"])
+    with pytest.raises(UsageError, match="not finite"):
+        front(np.array([[np.nan, 1]]), ["higher", "lower"])
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_expected_best_is_the_mean_over_all_subsets(better):
+    results = np.random.default_rng(3).normal(size=7)
+    best = min if better == "lower" else max
+    found = expected_best(results, range(1, 8), better=better)
+    for n in range(1, 8):
+        every = [best(part) for part in itertools.combinations(results, n)]
+        assert found.mean[n - 1] == pytest.approx(np.mean(every))
+        assert found.deviation[n - 1] == pytest.approx(np.std(every))
+
+
+def test_expected_best_of_uniform_runs_is_their_order_statistic():
+    # E min of n uniform numbers is 1 / (n + 1); a pool estimates it without bias.
+    pools = np.random.default_rng(4).random((400, 50))
+    found = np.array([expected_best(pool, [1, 4, 20]).mean for pool in pools])
+    error = found.std(0) / np.sqrt(400)
+    assert (abs(found.mean(0) - 1 / np.array([2, 5, 21])) < 4 * error).all()
+    grid = expected_best(np.arange(1, 5001), [3], better="higher")
+    assert grid.mean[0] == pytest.approx(3 / 4 * 5001)
+
+
+def test_f_scores_agree_with_scikit_learn_and_budgets_refuse():
+    truth, said = np.array([1, 1, 1, 1, 0, 0, 0]), np.array([1, 1, 1, 0, 1, 0, 0])
+    for beta in (0.5, 1.0, 8.0):
+        theirs = sklearn.metrics.fbeta_score(truth, said, beta=beta)
+        found = f_score(
+            sklearn.metrics.precision_score(truth, said),
+            sklearn.metrics.recall_score(truth, said),
+            beta=beta,
+        )
+        assert found == pytest.approx(theirs)
+    assert f_score(0.6, 0.9, beta=2) != pytest.approx(f_score(0.9, 0.6, beta=2))
+    assert f_score(0.0, 0.0) == 0.0
+    with pytest.raises(UsageError, match="precision, recall, beta"):
+        f_score(1.2, 0.5)
+    with pytest.raises(UsageError, match=r"counts: got \[8\]; allowed: 1 to 7"):
+        expected_best(truth, [8])
+    with pytest.raises(UsageError, match="better: got 'best'"):
+        expected_best(truth, [1], better="best")
