@@ -1,0 +1,36 @@
+"""Authenticity: the share of samples that are no close copies of a training example.
+
+Alaa et al. 2022, as Stein et al. 2023 (dgm-eval) evaluate it (AuthPct, here a share).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxgen.metrics.inputs import tables
+from jaxgen.metrics.neighbours import distance_blocks, radii
+
+
+def authentic(train: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """Whether each generated feature [m, d] is authentic: bool [m]; train [n, d] with n >= 2.
+
+    It is not where its nearest training point is as near to it as to any other training point.
+    """
+    train, generated = tables(("training features", train), ("generated features", generated))
+    alone = radii(train, 1)
+    found = np.empty(len(generated), bool)
+    for rows, squared in distance_blocks(generated, train):
+        closest = squared.argmin(1)
+        found[rows] = squared[np.arange(len(squared)), closest] > alone[closest]
+    return found
+
+
+def authenticity(train: np.ndarray, generated: np.ndarray) -> float:
+    """The share of `authentic` samples: 0 for copies, and 1 - m for other draws of the same law.
+
+    m is the chance that a point's nearest neighbour has it for its own: the volume of a ball over
+    that of two through each other's centres, 2/3 on a line, 16/27 in space, down to 1/2 in high
+    dimension (Clark & Evans 1955 in the plane). Samples far from all data are authentic too: it
+    says nothing of their quality.
+    """
+    return float(authentic(train, generated).mean())
