@@ -97,7 +97,7 @@ def test_the_network_is_torch_fidelitys(theirs, monkeypatch, tmp_path):
     with torch.no_grad():
         pool, logits = network(torch.tensor(images.transpose(0, 3, 1, 2)))
     one = jax.local_devices()[:1]
-    ours = dataclasses.replace(inception.inception(file, batch=2), devices=one)
+    ours = dataclasses.replace(inception.extractor(file, batch=2), devices=one)
     made = ours.outputs(images, "features", "spatial", "logits")
     near(made["features"], pool.numpy())
     near(made["logits"], logits.numpy())

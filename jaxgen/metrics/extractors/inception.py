@@ -207,7 +207,7 @@ def convert(state: State) -> dict[str, Any]:
         params |= {f"{name}.{k}": v for k, v in folded(state, name).items()}
         used |= {k for k in state if k.startswith((f"{name}.conv.", f"{name}.bn."))}
     if left := sorted(set(state) - used):
-        raise invalid("weights", f"{left[0]!r}", "FID's Inception without further weights")
+        raise invalid("weights", left[0], "FID's Inception without further weights")
     return flax.traverse_util.unflatten_dict(params, sep=".")
 
 
@@ -239,11 +239,11 @@ class Inception(Network):
         return self.outputs(images, "spatial")["spatial"]
 
 
-def inception(
+def extractor(
     weights: str | Path | None = None, *, dtype: str = "float32", batch: int = 64
 ) -> Inception:
     """FID's Inception on images resized by `tf1_bilinear`. See `jaxgen.metrics.extractors.load`."""
-    apply = applied(InceptionV3(dtype), dtype)
+    apply = applied(InceptionV3, dtype)
     params, digest = obtain(ORIGIN, convert, shapes(), weights)
     return Inception(
         name="inception",

@@ -18,6 +18,8 @@ from jaxgen.metrics.quantise import quantise
 
 PyTree = Any
 DTYPES = ("float32", "bfloat16")
+ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
+"""How arguments lie: an array's rows cut over the devices, or all of it on each."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,54 +58,62 @@ class Network:
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
             raise invalid("images", images.shape, "a shape (N, H, W, 1) or (N, H, W, 3)")
+        params, mesh, prepare, apply = self._compiled
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for size, found in self._batches(quantise(images)):
+        run = lambda part: apply(params, prepare(part))
+        for size, found in batches(run, (quantise(images),), self.batch, mesh):
             for name in names:
                 parts[name].append(np.asarray(found[name], np.float32)[:size])
         return {name: np.concatenate(part) for name, part in parts.items()}
 
-    def _batches(self, images: np.ndarray) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-        """(how many images, their outputs), one batch behind what the devices are given."""
-        params, cut, prepare, apply = self._compiled
-        batch = -(-self.batch // cut.mesh.size) * cut.mesh.size
-        waiting = None
-        # No images go through one batch too, for the shapes of nothing.
-        for start in range(0, max(len(images), 1), batch):
-            part = images[start : start + batch]
-            fill = np.zeros((batch - len(part), *part.shape[1:]), np.uint8)
-            given = jax.device_put(np.concatenate([part, fill]), cut)
-            found = apply(params, prepare(given))
-            if waiting is not None:
-                yield waiting
-            waiting = len(part), found
-        assert waiting is not None
-        yield waiting
-
     @functools.cached_property
-    def _compiled(self) -> tuple[PyTree, NamedSharding, Callable[..., Any], Callable[..., Any]]:
-        """Parameters on every device, how batches lie, and the two functions of a batch."""
+    def _compiled(self) -> tuple[PyTree, Mesh, Callable[..., Any], Callable[..., Any]]:
+        """Parameters on every device, the devices, and the two functions of a batch."""
         devices = jax.local_devices() if self.devices is None else self.devices
         mesh = Mesh(np.array(devices), ("data",))
-        rows, everywhere = PartitionSpec("data"), PartitionSpec()
 
         def colour(images: jax.Array) -> jax.Array:
             return self.prepare(jnp.broadcast_to(images, (*images.shape[:3], 3)))
 
-        prepare = jax.shard_map(colour, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
-        apply = jax.shard_map(
-            self.apply, mesh=mesh, in_specs=(everywhere, rows), out_specs=rows, check_vma=False
-        )
-        params = jax.device_put(self.params, NamedSharding(mesh, everywhere))
-        return params, NamedSharding(mesh, rows), jax.jit(prepare), jax.jit(apply)
+        params = jax.device_put(self.params, NamedSharding(mesh, WHOLE))
+        return params, mesh, compiled(colour, mesh, ROWS), compiled(self.apply, mesh, WHOLE, ROWS)
 
 
-def applied(module: nn.Module, dtype: str) -> Callable[[PyTree, jax.Array], Any]:
-    """(params, x) -> the module's outputs, where float32 products are float32's.
+def compiled(fn: Callable[..., Any], mesh: Mesh, *specs: PartitionSpec) -> Callable[..., Any]:
+    """fn of arguments that lie as `ROWS` or `WHOLE`, each device on its own rows."""
+    return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False))
+
+
+def batches(
+    fn: Callable[..., Any], arrays: Sequence[np.ndarray], batch: int, mesh: Mesh
+) -> Iterator[tuple[int, Any]]:
+    """(how many rows, fn of them) for arrays [N, ...] in parts of `batch`, filled up with zeros.
+
+    One batch behind what the devices are given, which so have no pause. No rows at all are one
+    part, for the shapes of nothing. `batch` is rounded up to the devices.
+    """
+    size, count = -(-batch // mesh.size) * mesh.size, len(arrays[0])
+    place = functools.partial(jax.device_put, device=NamedSharding(mesh, ROWS))
+    waiting = None
+    for start in range(0, max(count, 1), size):
+        parts = [a[start : start + size] for a in arrays]
+        rows = len(parts[0])
+        fill = [np.zeros((size - rows, *part.shape[1:]), part.dtype) for part in parts]
+        given = [np.concatenate(pair) for pair in zip(parts, fill, strict=True)]
+        found = fn(*map(place, given))
+        if waiting is not None:
+            yield waiting
+        waiting = rows, found
+    assert waiting is not None
+    yield waiting
+
+
+def applied(make: Callable[..., nn.Module], dtype: str) -> Callable[[PyTree, jax.Array], Any]:
+    """(params, x) -> the outputs of make(dtype=dtype), where float32 products are float32's.
 
     Accelerators would round them. UsageError for a dtype that is not one of `DTYPES`.
     """
-    if dtype not in DTYPES:
-        raise invalid("dtype", dtype, ", ".join(DTYPES))
+    module = make(dtype=checked(dtype))
     precision = "highest" if dtype == "float32" else "default"
 
     def apply(params: PyTree, x: jax.Array) -> Any:
@@ -111,6 +121,13 @@ def applied(module: nn.Module, dtype: str) -> Callable[[PyTree, jax.Array], Any]
             return module.apply({"params": params}, x)
 
     return apply
+
+
+def checked(dtype: str) -> str:
+    """The dtype; UsageError where it is not one of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise invalid("dtype", dtype, ", ".join(DTYPES))
+    return dtype
 
 
 def described(digest: str, dtype: str) -> str:

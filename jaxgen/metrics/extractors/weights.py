@@ -26,6 +26,9 @@ import safetensors.numpy
 
 from jaxgen.errors import UsageError, invalid
 
+# Of the names and shapes of converted parameters: a file of another layout is not read.
+LAYOUT = 1
+
 PyTree = Any
 State = Mapping[str, np.ndarray]
 
@@ -61,7 +64,7 @@ def obtain(
     are no weights, with what fetches them; for a file that cannot be read, is not what its name
     says, or holds another network.
     """
-    file = find(origin) if weights is None else Path(weights)
+    file = find(origin) if weights is None else Path(weights).expanduser()
     if not file.is_file():
         raise invalid("weights", str(file), "a file of weights", _how(origin))
     found = _converted(file, origin.name)
@@ -132,7 +135,7 @@ def read(file: Path) -> State:
 def taken(state: State, name: str) -> np.ndarray:
     """A weight in float32; UsageError where the state dict has none of that name."""
     if name not in state:
-        raise invalid("weights", f"no {name!r}", "the state dict of this network, which holds it")
+        raise invalid("weights", f"no {name}", "the state dict of this network, which holds it")
     return np.asarray(state[name], np.float32)
 
 
@@ -148,11 +151,11 @@ def check(params: PyTree, shapes: PyTree, file: Path) -> None:
     """Raise UsageError where the parameters' names or shapes are not those of the network."""
     found, wanted = (flax.traverse_util.flatten_dict(tree, sep=".") for tree in (params, shapes))
     for name in sorted(set(found) ^ set(wanted)):
-        raise invalid("weights", f"{file}, on {name!r}", "exactly the weights of this network")
+        raise invalid("weights", f"{file}, on {name}", "exactly the weights of this network")
     for name, leaf in wanted.items():
         given = np.shape(found[name])
         if given != leaf.shape:
-            raise invalid("weights", f"{file}, whose {name!r} is {given}", f"{leaf.shape}")
+            raise invalid("weights", f"{file}, whose {name} is {given}", f"{leaf.shape}")
 
 
 def sha256(file: Path) -> str:
@@ -192,8 +195,9 @@ def _converted(file: Path, name: str) -> tuple[PyTree, str] | None:
             flat = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, KeyError) as error:
         raise _unreadable(file, error) from error
-    if about["jaxgen.extractor"] != name:
-        raise invalid("weights", f"{file}, of {about['jaxgen.extractor']!r}", f"those of {name!r}")
+    if about["jaxgen.extractor"] != _label(name):
+        given = about["jaxgen.extractor"]
+        raise invalid("weights", f"{file}, of {given}", f"those of {_label(name)}")
     if about.get("parameters") != _parameters(flat):
         raise invalid("weights", str(file), "as it was written: its arrays have changed since")
     return flax.traverse_util.unflatten_dict(flat, sep="."), about["digest"]
@@ -214,7 +218,7 @@ def _keep(file: Path, name: str, params: PyTree, digest: str) -> None:
     """Write converted parameters, whole or not at all; a warning where that cannot be done."""
     flat = flax.traverse_util.flatten_dict(params, sep=".")
     flat = {key: np.ascontiguousarray(value) for key, value in flat.items()}
-    about = {"jaxgen.extractor": name, "digest": digest, "parameters": _parameters(flat)}
+    about = {"jaxgen.extractor": _label(name), "digest": digest, "parameters": _parameters(flat)}
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +226,10 @@ def _keep(file: Path, name: str, params: PyTree, digest: str) -> None:
         os.replace(partial, file)
     except (OSError, safetensors.SafetensorError) as error:
         warnings.warn(f"{file} cannot be written ({error}): converted each time", stacklevel=2)
+
+
+def _label(name: str) -> str:
+    return f"{name}, layout {LAYOUT}"
 
 
 def _parameters(flat: Mapping[str, np.ndarray]) -> str:
