@@ -11,6 +11,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.metrics.extractors import inception
+from jaxgen.metrics.resize import tf1_bilinear
 from tests.torch_fidelity_kit import torch_fidelity
 
 BLOCKS = {
@@ -84,24 +85,45 @@ def theirs(tmp_path_factory):
     return network, file
 
 
+def outputs_of_theirs(network, images: np.ndarray) -> dict[str, np.ndarray]:
+    import torch
+
+    seen = {}
+    hook = network.Mixed_6d.register_forward_hook(lambda *given: seen.update(map=given[2]))
+    with torch.no_grad():
+        pool, logits = network(torch.tensor(images.transpose(0, 3, 1, 2)))
+    hook.remove()
+    spatial = seen["map"][:, :7].permute(0, 2, 3, 1).reshape(len(images), -1)
+    return {"features": pool.numpy(), "logits": logits.numpy(), "spatial": spatial.numpy()}
+
+
+@pytest.mark.parity
+def test_the_network_is_torch_fidelitys_on_small_images(theirs, monkeypatch):
+    # The smallest that leave something of every map; both see them at this size.
+    network, _ = theirs
+    monkeypatch.setattr(network, "INPUT_IMAGE_SIZE", 75)
+    images = np.random.default_rng(3).integers(0, 256, (1, 40, 52, 3), np.uint8)
+    expected = outputs_of_theirs(network, images)
+    params = inception.convert({k: v.numpy() for k, v in network.state_dict().items()})
+    x = (tf1_bilinear(images, (75, 75)) - 128) / 128
+    made = jax.jit(inception.InceptionV3().apply)({"params": params}, x)
+    assert set(made) == set(expected)
+    for name in expected:
+        near(made[name], expected[name])
+
+
 @pytest.mark.parity
 def test_the_network_is_torch_fidelitys(theirs, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     network, file = theirs
-    import torch
-
     assert sum(p.numel() for p in network.parameters()) == 23_850_960
-    seen = {}
-    network.Mixed_6d.register_forward_hook(lambda _, given, out: seen.update(spatial=out[:, :7]))
     images = np.random.default_rng(3).integers(0, 256, (2, 40, 52, 3), np.uint8)
-    with torch.no_grad():
-        pool, logits = network(torch.tensor(images.transpose(0, 3, 1, 2)))
+    expected = outputs_of_theirs(network, images)
     one = jax.local_devices()[:1]
     ours = dataclasses.replace(inception.extractor(file, batch=2), devices=one)
     made = ours.outputs(images, "features", "spatial", "logits")
-    near(made["features"], pool.numpy())
-    near(made["logits"], logits.numpy())
-    near(made["spatial"], seen["spatial"].permute(0, 2, 3, 1).reshape(2, -1).numpy())
+    for name in expected:
+        near(made[name], expected[name])
     assert made["spatial"].shape == (2, 2023)
     np.testing.assert_array_equal(ours.features(images), made["features"])
     np.testing.assert_array_equal(ours.spatial(images[:1]), made["spatial"][:1])
