@@ -49,7 +49,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int, heads: int) -
     def block(i: int) -> dict[str, dict[str, np.ndarray]]:
         prefix = f"transformer_blocks.{i}."
         qkv = [dense(prefix + name) for name in _QKV]
-        joined = {key: _by_head([part[key] for part in qkv], heads) for key in qkv[0]}
+        joined = {key: by_head([part[key] for part in qkv], heads) for key in qkv[0]}
         return {"qkv": joined, **{ours: dense(prefix + name) for ours, name in _BLOCK.items()}}
 
     depth = 1 + max(
@@ -115,14 +115,14 @@ def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[s
     return state
 
 
-def _by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:
+def by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:
     """Queries', keys' and values' columns [..., heads * D] as one [..., heads * 3 * D]."""
     cut = [layer.reshape(*layer.shape[:-1], heads, -1) for layer in layers]
     return np.stack(cut, -2).reshape(*layers[0].shape[:-1], -1)
 
 
 def _by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
-    """The inverse of `_by_head`."""
+    """The inverse of `by_head`."""
     joined = np.asarray(joined)
     cut = joined.reshape(*joined.shape[:-1], heads, 3, -1)
     return [cut[..., i, :].reshape(*joined.shape[:-1], -1) for i in range(3)]
