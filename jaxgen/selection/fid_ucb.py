@@ -264,7 +264,13 @@ def _add_predictions(found: Predictions | None, p: np.ndarray) -> Predictions:
         return new
     if len(found.p) != p.shape[1]:
         raise invalid("generators", p.shape, f"predictions over {len(found.p)} classes")
-    return Predictions(*(a + b for a, b in zip(found, new, strict=True)))
+    return Predictions(
+        found.size + new.size,
+        found.p + new.p,
+        found.p_squared + new.p_squared,
+        found.entropy + new.entropy,
+        found.entropy_squared + new.entropy_squared,
+    )
 
 
 def _checked(features: np.ndarray, option: str) -> np.ndarray:
