@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxgen import config as configs
 from jaxgen import pictures, report
+from jaxgen.compare import compare
 from jaxgen.data import Source, normalise, to_host
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
@@ -333,6 +334,7 @@ __all__ = [
     "Samples",
     "Trained",
     "classify",
+    "compare",
     "evaluate",
     "evaluate_files",
     "likelihood",

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxgen.data import Source, Target
+from jaxgen.errors import invalid
 from jaxgen.metrics.quantise import quantise
 
 
@@ -33,6 +34,26 @@ def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
         big = image.repeat(scale, axis=0).repeat(scale, axis=1)
         canvas[top : top + cell_h, left : left + cell_w] = big
     return canvas
+
+
+def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.ndarray:
+    """The images [N, height, width, 3] uint8 of a picture that `grid` made at its own scale.
+
+    White cells at the end are places that were left empty. Raises UsageError for a picture that is
+    no grid of images of this size.
+    """
+    scale = max(1, -(-32 // width))
+    rows, cut_h = divmod(picture.shape[0] - gap, height * scale + gap)
+    columns, cut_w = divmod(picture.shape[1] - gap, width * scale + gap)
+    if cut_h or cut_w or not rows or not columns:
+        raise invalid("picture", picture.shape, f"a grid of images {height} x {width}")
+    cells = picture[gap:, gap:].reshape(
+        rows, height * scale + gap, columns, width * scale + gap, picture.shape[2]
+    )
+    images = cells[:, : height * scale : scale, :, : width * scale : scale].swapaxes(1, 2)
+    images = images.reshape(-1, height, width, picture.shape[2])
+    full = np.flatnonzero((images < 255).any((1, 2, 3)))
+    return images[: full[-1] + 1 if len(full) else 0]
 
 
 def picture(source: Source, samples: np.ndarray, columns: int) -> np.ndarray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import platform
 from collections.abc import Mapping
@@ -13,40 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxgen import __version__
 from jaxgen import config as configs
 from jaxgen.model import Model
+from jaxgen.page import image, page, plot, table
+from jaxgen.page import png as drawn
 from jaxgen.pictures import png
 from jaxgen.scoring import likelihood_line, one_line, title
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl
-
-STYLE = """
-:root { --ink:#1a1d21; --soft:#5c6570; --line:#e3e6ea; --accent:#2457d6; --back:#fbfbfc }
-* { box-sizing: border-box }
-body { font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:var(--back); margin:0 }
-main { max-width:1080px; margin:0 auto; padding:32px 20px 64px }
-h1 { font-size:28px; margin:0 0 4px } h2 { font-size:19px; margin:40px 0 12px }
-p.sub { color:var(--soft); margin:0 0 24px }
-.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:12px }
-.card { background:#fff; border:1px solid var(--line); border-radius:10px; padding:12px 14px }
-.card b { display:block; font-size:22px } .card span { color:var(--soft); font-size:13px }
-table { border-collapse:collapse; background:#fff; width:100%; font-size:14px }
-th,td { border-bottom:1px solid var(--line); padding:6px 10px; text-align:left }
-td.n,th.n { text-align:right; font-variant-numeric:tabular-nums }
-figure { margin:0; background:#fff; border:1px solid var(--line); border-radius:10px; padding:12px }
-figure img { width:100%; image-rendering:pixelated; display:block }
-figure.plot img { image-rendering:auto }
-figcaption { color:var(--soft); font-size:13px; margin-top:8px }
-.grids { display:grid; grid-template-columns:repeat(auto-fit,minmax(320px,1fr)); gap:16px }
-details { margin-top:8px } pre { background:#fff; border:1px solid var(--line); border-radius:10px;
-padding:12px; overflow:auto; font-size:12.5px }
-"""
 
 
 def write(
@@ -111,10 +87,9 @@ def summary(content: Mapping[str, Any]) -> str:
 
 def _curves(rows: list[dict[str, Any]]) -> bytes:
     """Loss, gradient norm and throughput against images seen, as PNG bytes."""
-    matplotlib.use("Agg", force=False)
     shown = [("loss", "training loss"), ("grad_norm", "gradient norm")]
     shown.append(("images_per_second", "images per second"))
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    figure = plot(11, 2.8)
     for axis, (key, heading) in zip(figure.subplots(1, 3), shown, strict=True):
         points = [(r["images"], r[key]) for r in rows if key in r and "images" in r]
         if points:
@@ -125,33 +100,7 @@ def _curves(rows: list[dict[str, Any]]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
         if key == "images_per_second":
             axis.set_ylim(bottom=0)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
-def _image(data: bytes, caption: str, kind: str = "") -> str:
-    encoded = base64.b64encode(data).decode()
-    return (
-        f'<figure class="{kind}"><img alt="{html.escape(caption)}" '
-        f'src="data:image/png;base64,{encoded}"><figcaption>{html.escape(caption)}</figcaption>'
-        "</figure>"
-    )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    top = "".join(
-        f'<th class="{"n" if i else ""}">{html.escape(h)}</th>' for i, h in enumerate(head)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{"n" if i else ""}">{html.escape(str(c))}</td>' for i, c in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return drawn(figure)
 
 
 def _rows(model: Model) -> str:
@@ -189,7 +138,7 @@ def _page(
         parts.append("<h2>Samples</h2><div class=grids>")
         for name, picture in grids.items():
             caption = f"{name.replace('_', ' ')}: {rows_are}, {content['ema']}"
-            parts.append(_image(png(picture), caption))
+            parts.append(image(png(picture), caption))
         parts.append("</div>")
     receipts = results.get("evaluate", {}).get("receipts", [])
     if receipts:
@@ -205,7 +154,7 @@ def _page(
             ]
             floor = floors[name]
             rows.append([name, *values, "" if floor is None else _number(floor)])
-        parts.append(_table(head, rows))
+        parts.append(table(head, rows))
         for receipt in receipts:
             text = html.escape(json.dumps(receipt, indent=2, sort_keys=True))
             parts.append(
@@ -217,24 +166,19 @@ def _page(
         if found:
             parts.append(f"<h2>{heading}</h2>")
             keys = [k for k, v in found.items() if isinstance(v, (int, float, str))]
-            parts.append(_table(["", "value"], [[k, _number(found[k])] for k in keys]))
+            parts.append(table(["", "value"], [[k, _number(found[k])] for k in keys]))
     parts += [
         "<h2>Training</h2>",
-        _image(curves, "means over each logging period; compilation and pauses excluded", "plot"),
+        image(curves, "means over each logging period; compilation and pauses excluded", "plot"),
         "<h2>Timings</h2>",
-        _table(["", "seconds"], [[k, f"{v:,.2f}"] for k, v in timings.items()]),
+        table(["", "seconds"], [[k, f"{v:,.2f}"] for k, v in timings.items()]),
         '<p class="sub">One training image counts as '
         f"{content['gflop_per_training_image']:.4f} GFLOP: three forward passes, two operations a "
         "multiply-add.</p>",
         "<h2>Config</h2>",
         f"<pre>{html.escape(json.dumps(content['config'], indent=2, sort_keys=True))}</pre>",
     ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>jaxgen: {html.escape(workdir.name)}</title><style>{STYLE}</style>"
-        f"<main>{''.join(parts)}</main></html>"
-    )
+    return page(f"jaxgen: {workdir.name}", parts)
 
 
 def _number(value: Any) -> str:

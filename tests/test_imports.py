@@ -19,8 +19,8 @@ LEVELS = [
     ["training"],
     ["setup"],
     ["model", "plan", "launch"],
-    ["pictures", "scoring", "tokenize"],
-    ["report"],
+    ["pictures", "page", "scoring", "tokenize", "selection"],
+    ["report", "compare"],
     ["api"],
     ["cli", "__main__"],
 ]

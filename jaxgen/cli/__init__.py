@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 COMMANDS = (
     *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "ema"),
-    *("plan", "launch"),
+    *("compare", "plan", "launch"),
 )
 
 
