@@ -123,7 +123,7 @@ def evaluate_files(
     samples: str | Path,
     reference: str | Path,
     *,
-    real: str | Path | None = None,
+    train: str | Path | None = None,
     features: str | None = None,
     weights: str | Path | None = None,
     scores: Sequence[str] | None = None,
@@ -134,7 +134,7 @@ def evaluate_files(
 ) -> dict[str, Any]:
     """Scores of images or features in files, whoever made them: `metrics.files.evaluate_sets`.
 
-    samples, reference, real: see `metrics.sets.load`. features: the name of an extractor and its
+    samples, reference, train: see `metrics.sets.load`. features: the name of an extractor and its
     weights, "classifier" or "identity"; None: identity for arrays [N, d]; for images the standard
     Inception network if its weights are here, and otherwise a classifier trained on the
     reference's labels. out: a file for the receipt, too.
@@ -145,14 +145,14 @@ def evaluate_files(
         raise invalid("--out", str(out), "a name that ends in .json")
     made = sets.load(samples, option="--samples", range=range)
     known = sets.load(reference, option="--reference", range=range)
-    others = None if real is None else sets.load(real, option="--real", range=range)
+    learnt = None if train is None else sets.load(train, option="--train", range=range)
     asked = _extractor(features, weights, made, known)
     found = evaluate_sets(
         made,
         known,
         features=asked,
         scores=scores,
-        real=others,
+        train=learnt,
         intervals=intervals,
         seed=seed,
         say=say,

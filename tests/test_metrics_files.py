@@ -86,14 +86,51 @@ def test_files_of_the_same_images_are_the_same_set(files):
     np.testing.assert_array_equal(folder.labels, np.repeat([0, 1, 2], 10))
 
 
+def side(chance, count: int = 200, shift: float = 0.0) -> Side:
+    """All that a score can ask for, of one law or of one beside it."""
+    labels = np.arange(count) % 2
+    features = chance.normal(size=(count, 4)) + labels[:, None] + [shift, 0, 0, 1]
+    spatial = chance.normal(size=(count, 6)) + shift
+    p = chance.dirichlet(np.ones(3), count)
+    return Side(features, labels, spatial=spatial, probabilities=p)
+
+
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_keeps_to_its_limits_and_is_best_for_the_set_itself(name):
-    score = SCORES[name]
-    same, apart = (
-        score.value(Pair(Side(X), Side(made)))["value"] for made in (X, Y + np.array([9, 0, 0, 0]))
+def test_every_score_keeps_to_its_limits_and_tells_fresh_draws_from_others(name):
+    chance = np.random.default_rng(2)
+    score, real, train = SCORES[name], side(chance), side(chance)
+    pairs = [Pair(real, made, train) for made in (side(chance), side(chance, shift=4.0))]
+    fresh, apart = (score.value(pair)["value"] for pair in pairs)
+    assert all(score.limits[0] <= v <= score.limits[1] for v in (fresh, apart))
+    # Of the samples alone, or high for whatever is far from all data.
+    if name not in ("vendi", "inception_score", "authenticity"):
+        key = {"lower": fresh, "higher": -fresh, "zero": abs(fresh)}[score.better]
+        other = {"lower": apart, "higher": -apart, "zero": abs(apart)}[score.better]
+        assert key < other
+    alone = Pair(Side(real.features), Side(real.features))
+    assert alone.has(score.needs) == (score.needs <= {"features"})
+
+
+def test_copies_of_the_training_set_are_found():
+    chance = np.random.default_rng(3)
+    real, train = side(chance), side(chance)
+    names = ["authenticity", "copying", "likelihood_divergence"]
+    copies, fresh = (
+        {k: v["value"] for k, v in compute(Pair(real, made, train), names).items()}
+        for made in (train, side(chance))
     )
-    assert score.limits[0] <= min(same, apart) + 1e-9 and max(same, apart) <= score.limits[1]
-    assert (same < apart) if score.better == "lower" else (same > apart)
+    assert copies["authenticity"] == 0 < 0.3 < fresh["authenticity"]
+    # A standard normal for fresh draws, and far below for copies.
+    assert copies["copying"] < -5 < -3 < fresh["copying"]
+    assert copies["likelihood_divergence"] > 10 + fresh["likelihood_divergence"]
+
+
+def test_all_that_can_be_had_is_scored_when_asked(files):
+    found = evaluate_files(
+        files / "y.npy", files / "x.npy", train=files / "x.npy", scores=["all"], intervals=0
+    )["scores"]
+    assert {"authenticity", "mauve", "sliced_wasserstein", "fid_infinity"} <= set(found)
+    assert not {"fid_classwise", "inception_score", "sfid"} & set(found)
 
 
 def test_intervals_are_as_wide_as_fresh_draws_spread():
@@ -218,6 +255,14 @@ BAD = {
     "statistics": (
         "--samples mu.npz --reference x.npy",
         "images or features",
+    ),
+    "no labels": (
+        "--samples y.npy --reference x.npy --scores fid_classwise",
+        "labels on both sides",
+    ),
+    "no training": (
+        "--samples y.npy --reference x.npy --scores copying",
+        "--train, the training images",
     ),
     "intervals": (
         "--samples x.npy --reference x.npy --intervals 1",

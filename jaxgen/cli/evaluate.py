@@ -29,7 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--reference", default=None, help="a folder of images, a .npy, a .npz; or mu and sigma"
     )
-    files.add_argument("--real", default=None, help="more real images: their scores are the floors")
+    files.add_argument(
+        "--train", default=None, help="what the generator learnt from: floors, and copying"
+    )
     files.add_argument(
         "--features",
         default=None,
@@ -37,7 +39,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "on the reference), identity (arrays are features)",
     )
     files.add_argument("--weights", default=None, help="file of the features' network")
-    files.add_argument("--scores", default=None, help="names, e.g. fid,precision_k3 (default: all)")
+    files.add_argument(
+        "--scores",
+        default=None,
+        help="names, e.g. fid,precision_k3 or all (default: the core ones)",
+    )
     files.add_argument("--range", default=None, help="of float images: -1,1 or 0,1 or 0,255")
     files.add_argument(
         "--intervals", type=int, default=None, help="random halves for intervals; 0 for none"
@@ -60,7 +66,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
 
-    for option in ("real", "features", "weights", "scores", "range", "intervals", "out"):
+    for option in ("train", "features", "weights", "scores", "range", "intervals", "out"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --reference")
     try:
@@ -93,7 +99,7 @@ def _of_files(args: argparse.Namespace) -> dict[str, Any]:
     return evaluate_files(
         args.samples,
         args.reference,
-        real=args.real,
+        train=args.train,
         features=args.features,
         weights=args.weights,
         scores=None if args.scores is None else args.scores.split(","),

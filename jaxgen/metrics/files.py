@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.classifier import fit
+from jaxgen.metrics.classifier import Classifier, fit
 from jaxgen.metrics.evaluate import Extractor
+from jaxgen.metrics.extractors.inception import Inception
 from jaxgen.metrics.receipt import plain, versions
 from jaxgen.metrics.sets import Set
-from jaxgen.metrics.table import Pair, Side, chosen, compute
+from jaxgen.metrics.table import Pair, Side, compute
 
 # A pass over the distances of 3,000 images with 2,048 features to 3,000 others.
 _CHEAP = 2e10
@@ -26,7 +28,7 @@ def evaluate_sets(
     *,
     features: str | Extractor = "identity",
     scores: Sequence[str] | None = None,
-    real: Set | None = None,
+    train: Set | None = None,
     intervals: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
@@ -35,9 +37,10 @@ def evaluate_sets(
 
     features: "identity" where the sets are features already, "classifier" for a small network
     trained on the reference's images and labels, or an extractor. scores: names of
-    `jaxgen.metrics.table.SCORES`; None: all that can be had (of moments alone: fid). real: more
-    real images, whose scores are the floors; None: those of one half of the reference against the
-    other. intervals: see `table.compute`; None: 20 where that takes little, else none.
+    `jaxgen.metrics.table.SCORES`; None: the core ones, "all" every one that can be had. train: what
+    the generator learnt from: its own scores are the floors, and copying is measured against it;
+    None: the floors are those of one half of the reference against the other. intervals: see
+    `table.compute`; None: 20 where that takes little, else none.
 
     The receipt's `scores` are {name: {"value", "better", "floor", "interval", convention...}}.
     `fid` is so called for features of the standard Inception network of 50,000 images (`fid_10k`
@@ -48,7 +51,7 @@ def evaluate_sets(
     if samples.moments is not None:
         raise invalid("--samples", f"{samples.name}: mu and sigma", "images or features")
     if samples.images is not None and reference.images is not None:
-        _same_shape(samples, reference, real)
+        _same_shape(samples, reference, train)
     extractor: Extractor | None = None
     if features != "identity":
         for option, side in (("--samples", samples), ("--reference", reference)):
@@ -68,20 +71,18 @@ def evaluate_sets(
         for s, option in (
             (samples, "--samples"),
             (reference, "--reference"),
-            *(() if real is None else ((real, "--real"),)),
+            *(() if train is None else ((train, "--train"),)),
         )
     ]
     made, known = sides[:2]
-    names = chosen(scores)
-    if scores is None and reference.moments is not None:
-        names = ["fid"]
-    halves = _halves(known, seed) if real is None else Pair(known, sides[2], seed=seed)
-    pair = Pair(known, made, seed=seed)
+    learnt = sides[2] if train is not None else None
+    halves = _halves(known, seed) if learnt is None else Pair(known, learnt, learnt, seed)
+    pair = Pair(known, made, learnt, seed)
     if intervals is None:
         intervals = _DRAWS if _cost(pair) <= _CHEAP else 0
         if not intervals:
             say(f"no intervals for so many images unless asked: --intervals {_DRAWS}")
-    found = compute(pair, names, floor=halves, intervals=intervals)
+    found = compute(pair, scores, floor=halves, intervals=intervals)
     common: dict[str, Any] = {
         "features": "identity" if extractor is None else extractor.name,
         "digest": None if extractor is None else extractor.digest,
@@ -90,8 +91,8 @@ def evaluate_sets(
         "floor_of": None
         if halves is None
         else "one half of the reference against the other"
-        if real is None
-        else f"{real.name}, {real.size} images",
+        if train is None
+        else f"{train.name}, {train.size} images",
         "seed": seed,
     }
     return plain(
@@ -99,7 +100,7 @@ def evaluate_sets(
             "scores": {_title(k, extractor, samples): v | common for k, v in found.items()},
             "samples": samples.describe(),
             "reference": reference.describe(),
-            "real": None if real is None else real.describe(),
+            "train": None if train is None else train.describe(),
             "versions": versions(),
             "seconds": time.monotonic() - start,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -111,14 +112,17 @@ def _title(score: str, extractor: Extractor | None, samples: Set) -> str:
     """What a score is called, so that two of one name can be compared."""
     if extractor is None:
         return score
-    if score != "fid":
-        return f"{score}_{extractor.name}"
     if extractor.name != "inception":
-        return f"fd_{extractor.name}"
+        return (
+            score.replace("fid", f"fd_{extractor.name}")
+            if "fid" in score
+            else (f"{score}_{extractor.name}")
+        )
+    if "fid" not in score:
+        return score if score == "inception_score" else f"{score}_inception"
     count = samples.size or 0
-    if count == 50_000:
-        return "fid"
-    return f"fid_{count // 1000}k" if count % 1000 == 0 else f"fid_{count}"
+    short = f"{count // 1000}k" if count % 1000 == 0 else str(count)
+    return score if count == 50_000 else score.replace("fid", f"fid_{short}")
 
 
 def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[str], None]) -> Side:
@@ -133,6 +137,13 @@ def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[st
         return Side(data.features, data.labels, name=name)
     assert data.images is not None
     say(f"{extractor.name}: features of {len(data.images)} images of {data.name}")
+    if isinstance(extractor, Classifier):
+        p = extractor.probabilities(data.images)
+        return Side(extractor.features(data.images), data.labels, name=name, probabilities=p)
+    if isinstance(extractor, Inception):
+        parts = extractor.outputs(data.images, "features", "spatial", "logits")
+        p = scipy.special.softmax(parts["logits"].astype(np.float64), 1)
+        return Side(parts["features"], data.labels, None, name, parts["spatial"], p)
     return Side(np.asarray(extractor.features(data.images)), data.labels, name=name)
 
 
@@ -149,15 +160,15 @@ def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
     return fit(reference.images, labels, int(labels.max()) + 1)
 
 
-def _same_shape(samples: Set, reference: Set, real: Set | None) -> None:
+def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:
     assert samples.images is not None and reference.images is not None
-    for other in (samples, real):
+    for other in (samples, train):
         if other is None or other.images is None:
             continue
         if other.images.shape[1:] != reference.images.shape[1:]:
             given = f"{other.name} of {other.images.shape[1:]}"
             allowed = f"the reference's image shape {reference.images.shape[1:]}"
-            option = "--samples" if other is samples else "--real"
+            option = "--samples" if other is samples else "--train"
             raise invalid(option, given, allowed)
 
 
@@ -170,7 +181,7 @@ def _halves(known: Side, seed: int) -> Pair | None:
     if not middle:
         return None
     one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
-    return Pair(Side(known.given[one]), Side(known.given[other]), seed=seed)
+    return Pair(known.rows(one), known.rows(other), seed=seed)
 
 
 def _cost(pair: Pair) -> float:

@@ -24,6 +24,8 @@ KINDS = {
     "density": (5, True),
     "coverage": (5, True),
 }
+# The same balls, asked from the other side (`asymmetry`).
+COMPLEMENTS = {"complement_precision": (3, False), "complement_recall": (3, False)}
 
 
 class Manifold(NamedTuple):
@@ -74,33 +76,35 @@ def scores(
     generated: Mapping[int, Manifold],
     kinds: Mapping[str, tuple[int, bool]] = KINDS,
 ) -> dict[str, float]:
-    """The four scores from one pass over the distances of the two sets.
+    """The four scores and their complements from one pass over the distances of the two sets.
 
     real, generated: k -> `manifold`. kinds: score -> (k, strict).
     """
+    asked: dict[tuple[str, int, bool], Threshold] = {}
+    for kind, (k, strict) in kinds.items():
+        of = _BALLS[kind]
+        side = generated if of == "rows" else real
+        asked[of, k, strict] = Threshold(side[k].radii, of, strict)
     k, _ = next(iter(kinds.values()))
-    made, known = generated[k].points, real[k].points
-    asked = [
-        Threshold(generated[k].radii, "rows", strict)
-        if kind == "recall"
-        else Threshold(real[k].radii, "columns", strict)
-        for kind, (k, strict) in kinds.items()
-    ]
-    # Two scores with the same balls are one count.
-    same = [next(j for j, u in enumerate(asked) if _equal(t, u)) for t in asked]
-    order = sorted(set(same))
-    counts = dict(zip(order, within(made, known, [asked[j] for j in order]), strict=True))
+    counts = within(generated[k].points, real[k].points, list(asked.values()))
+    by_balls = dict(zip(asked, counts, strict=True))
     found = {}
-    for (kind, (k, _)), j in zip(kinds.items(), same, strict=True):
-        rows, columns = counts[j]
-        if kind == "precision":
-            found[kind] = float((rows > 0).mean())
-        elif kind == "density":
-            found[kind] = float(rows.sum() / (k * len(made)))
+    for kind, (k, strict) in kinds.items():
+        rows, columns = by_balls[_BALLS[kind], k, strict]
+        if kind == "density":
+            found[kind] = float(rows.sum() / (k * len(rows)))
         else:
-            found[kind] = float((columns > 0).mean())
+            of_rows = kind in ("precision", "complement_precision")
+            found[kind] = float(((rows if of_rows else columns) > 0).mean())
     return found
 
 
-def _equal(a: Threshold, b: Threshold) -> bool:
-    return (a.around, a.strict) == (b.around, b.strict) and a.radii is b.radii
+# Rows are generated features, columns real ones: whose balls each score asks about.
+_BALLS = {
+    "precision": "columns",
+    "density": "columns",
+    "coverage": "columns",
+    "complement_recall": "columns",
+    "recall": "rows",
+    "complement_precision": "rows",
+}

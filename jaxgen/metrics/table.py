@@ -13,23 +13,39 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.metrics.authenticity import authenticity
+from jaxgen.metrics.classwise import class_moments, classwise_frechet
+from jaxgen.metrics.copying import copying_statistic
 from jaxgen.metrics.frechet import Moments, frechet_distance, moments
+from jaxgen.metrics.inception_score import (
+    inception_score,
+    inception_score_splits,
+    score_sums,
+)
+from jaxgen.metrics.infinity import fd_infinity
 from jaxgen.metrics.kernel import kid, kid_estimates, polynomial_mmd, rbf_mmd, rbf_sums
-from jaxgen.metrics.manifold import KINDS, Manifold, manifolds
+from jaxgen.metrics.likelihood_divergence import likelihood_divergence
+from jaxgen.metrics.manifold import COMPLEMENTS, KINDS, Manifold, manifolds
 from jaxgen.metrics.manifold import scores as manifold_scores
+from jaxgen.metrics.mauve import histograms, mauve
+from jaxgen.metrics.sliced import directions, projections, sliced_wasserstein
+from jaxgen.metrics.vendi import spectrum, vendi_score
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Side:
     """One set: features [N, d], or their moments alone (`known`); labels [N] where there are some.
 
-    name: what messages call it.
+    spatial: [N, e], of a network that keeps places apart. probabilities: [N, C], of one that tells
+    classes. name: what messages call it.
     """
 
     given: np.ndarray | None
     labels: np.ndarray | None = None
     known: Moments | None = None
     name: str = "features"
+    spatial: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -68,46 +84,84 @@ class Side:
         """A random half, without replacement; of moments, themselves."""
         if self.given is None:
             return self
-        rows = np.sort(chance.permutation(len(self.given))[: len(self.given) // 2])
-        labels = None if self.labels is None else self.labels[rows]
-        return Side(self.given[rows], labels, name=self.name)
+        return self.rows(np.sort(chance.permutation(len(self.given))[: len(self.given) // 2]))
+
+    def rows(self, chosen: np.ndarray) -> Side:
+        """Some of the images."""
+        parts = (self.given, self.labels, self.spatial, self.probabilities)
+        given, labels, spatial, p = (None if a is None else a[chosen] for a in parts)
+        return Side(given, labels, None, self.name, spatial, p)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pair:
-    """What is compared: `real` is the reference, `made` the samples. seed: of what is drawn."""
+    """What is compared: `real` is the reference, `made` the samples. seed: of what is drawn.
+
+    train: what the generator learnt from, where copying is asked about.
+    """
 
     real: Side
     made: Side
+    train: Side | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse features of different widths."""
-        widths = (self.real.width, self.made.width)
-        if len(set(widths)) > 1:
-            given = f"{widths[0]} of an image in the reference and {widths[1]} in the samples"
+        sides = [self.real, self.made, *(() if self.train is None else (self.train,))]
+        if len({side.width for side in sides}) > 1:
+            given = ", ".join(f"{side.width} in {side.name}" for side in sides)
             raise invalid("features", given, "the same number on both sides")
+
+    @property
+    def learnt(self) -> Side:
+        """`train`; UsageError where there is none."""
+        if self.train is None:
+            raise invalid("--train", None, "the images that the generator was trained on")
+        return self.train
 
     @functools.cached_property
     def manifold(self) -> dict[str, float]:
-        """Precision, recall, density and coverage from one pass."""
-        return manifold_scores(self.real.manifolds, self.made.manifolds)
+        """Precision, recall, density, coverage and the complements from one pass."""
+        kinds = {**KINDS, **COMPLEMENTS}
+        return manifold_scores(self.real.manifolds, self.made.manifolds, kinds)
+
+    def has(self, needs: Iterable[str]) -> bool:
+        """Whether there is what a score needs: "features", "labels", "train" and so on."""
+        sides = (self.real, self.made)
+        there = {
+            "features": all(side.given is not None for side in sides),
+            "labels": all(side.labels is not None for side in sides),
+            "spatial": all(side.spatial is not None for side in sides),
+            "probabilities": self.made.probabilities is not None,
+            "train": self.train is not None,
+        }
+        return all(there[need] for need in needs)
+
+    def half(self, chance: np.random.Generator) -> Pair:
+        """Halves of all sides."""
+        train = None if self.train is None else self.train.half(chance)
+        return Pair(self.real.half(chance), self.made.half(chance), train, self.seed)
 
 
 CMMD_SIGMA = 10.0
 KID_SUBSETS, KID_SIZE = 100, 1000
+CELLS = 3
+SPLITS = 10
 
 
 class Score(NamedTuple):
-    """value: Pair -> {"value", ...}. better: "lower" or "higher". settings: the convention.
+    """value: Pair -> {"value", ...}. better: "lower", "higher" or "zero". settings: the convention.
 
-    limits: the least and the largest value there can be.
+    limits: the least and the largest value there can be. core: computed unless others are asked
+    for. needs: see `Pair.has`.
     """
 
     value: Callable[[Pair], Mapping[str, Any]]
     better: str
     settings: Mapping[str, Any]
     limits: tuple[float, float] = (-np.inf, np.inf)
+    core: bool = True
+    needs: frozenset[str] = frozenset({"features"})
 
 
 def _fid(pair: Pair) -> Mapping[str, Any]:
@@ -131,27 +185,132 @@ def _cmmd(pair: Pair) -> Mapping[str, Any]:
 
 def _manifold(kind: str) -> Score:
     k, strict = KINDS[kind]
-    value = lambda pair: {"value": pair.manifold[kind]}
     most = np.inf if kind == "density" else 1.0
+    value = lambda pair: {"value": pair.manifold[kind]}
     return Score(value, "higher", {"k": k, "strict": strict}, (0.0, most))
 
 
+def _symmetric(kind: str) -> Score:
+    k, strict = KINDS[kind]
+    value = lambda pair: {"value": min(pair.manifold[kind], pair.manifold[f"complement_{kind}"])}
+    return Score(value, "higher", {"k": k, "strict": strict}, (0.0, 1.0), core=False)
+
+
+def _vendi(pair: Pair) -> Mapping[str, Any]:
+    """Of the samples alone; the reference's beside it."""
+    value = vendi_score(spectrum(pair.made.features))
+    return {"value": value, "of_reference": vendi_score(spectrum(pair.real.features))}
+
+
+def _sfid(pair: Pair) -> Mapping[str, Any]:
+    sides = [moments(side.spatial) for side in (pair.real, pair.made) if side.spatial is not None]
+    return {"value": frechet_distance(*sides)}
+
+
+def _inception_score(pair: Pair) -> Mapping[str, Any]:
+    """As published: the mean of splits in a shuffled order. The score of the whole set beside it.
+
+    Splits hold fewer images, so their scores are lower (Barratt & Sharma 2018).
+    """
+    p = pair.made.probabilities
+    assert p is not None
+    value, deviation = inception_score_splits(p, splits=SPLITS, seed=pair.seed)
+    whole = inception_score(score_sums(p))
+    return {"value": value, "deviation": deviation, "whole": whole, "information": np.log(whole)}
+
+
+def _fid_infinity(pair: Pair) -> Mapping[str, Any]:
+    found = fd_infinity(pair.real.moments, pair.made.features, seed=pair.seed)
+    return {"value": found.value, "slope": found.slope, "sizes": found.sizes}
+
+
+def _classwise(pair: Pair) -> Mapping[str, Any]:
+    sides = ((side.features, side.labels) for side in (pair.real, pair.made))
+    found = classwise_frechet(*(class_moments(f, y) for f, y in sides if y is not None))
+    return {"value": found.mean, "classes": found.values}
+
+
+def _sliced(pair: Pair) -> Mapping[str, Any]:
+    along = directions(pair.made.width, seed=pair.seed)
+    value = sliced_wasserstein(
+        projections(pair.real.features, along), projections(pair.made.features, along)
+    )
+    return {"value": value, "directions": len(along)}
+
+
+def _mauve(pair: Pair) -> Mapping[str, Any]:
+    p, q = histograms(pair.real.features, pair.made.features, seed=pair.seed)
+    return {"value": mauve(p, q), "bins": len(p)}
+
+
+def _authenticity(pair: Pair) -> Mapping[str, Any]:
+    return {"value": authenticity(pair.learnt.features, pair.made.features)}
+
+
+def _copying(pair: Pair) -> Mapping[str, Any]:
+    parts = (side.features for side in (pair.learnt, pair.real, pair.made))
+    return {"value": copying_statistic(*parts, cells=CELLS, seed=pair.seed)}
+
+
+def _divergence(pair: Pair) -> Mapping[str, Any]:
+    parts = (side.features for side in (pair.learnt, pair.real, pair.made))
+    return {"value": likelihood_divergence(*parts, seed=pair.seed)}
+
+
+_TRAIN = frozenset({"features", "train"})
 SCORES: dict[str, Score] = {
-    "fid": Score(_fid, "lower", {"ddof": 1}, (0.0, np.inf)),
+    "fid": Score(_fid, "lower", {"ddof": 1}, (0.0, np.inf), needs=frozenset()),
     "kid": Score(_kid, "lower", {"degree": 3}),
     **{f"{kind}_k{k}": _manifold(kind) for kind, (k, _) in KINDS.items()},
     "cmmd": Score(_cmmd, "lower", {"sigma": CMMD_SIGMA, "scale": 1000, "estimator": "biased"}),
+    "vendi": Score(_vendi, "higher", {"kernel": "cosine", "order": 1}, (1.0, np.inf)),
+    "sfid": Score(
+        _sfid, "lower", {"ddof": 1}, (0.0, np.inf), needs=frozenset({"features", "spatial"})
+    ),
+    "inception_score": Score(
+        _inception_score,
+        "higher",
+        {"splits": SPLITS, "order": "shuffled", "ddof": 0},
+        (1.0, np.inf),
+        needs=frozenset({"probabilities"}),
+    ),
+    **{f"symmetric_{kind}_k3": _symmetric(kind) for kind in ("precision", "recall")},
+    "fid_infinity": Score(_fid_infinity, "lower", {"ddof": 1}, core=False),
+    "fid_classwise": Score(
+        _classwise,
+        "lower",
+        {"ddof": 1},
+        (0.0, np.inf),
+        core=False,
+        needs=frozenset({"features", "labels"}),
+    ),
+    "sliced_wasserstein": Score(_sliced, "lower", {"p": 2}, (0.0, np.inf), core=False),
+    "mauve": Score(_mauve, "higher", {"scale": 5}, (0.0, 1.0), core=False),
+    "authenticity": Score(_authenticity, "higher", {}, (0.0, 1.0), core=False, needs=_TRAIN),
+    "copying": Score(_copying, "zero", {"cells": CELLS}, core=False, needs=_TRAIN),
+    "likelihood_divergence": Score(_divergence, "lower", {}, core=False, needs=_TRAIN),
 }
 
 
-def chosen(names: Iterable[str] | None) -> list[str]:
-    """Names of scores, checked; None: all."""
-    if names is None:
-        return list(SCORES)
-    names = list(names)
+def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
+    """Names of scores, checked. None: the core ones; "all": every one that can be had."""
+    names = None if names is None else list(names)
+    if names is None or names == ["all"]:
+        return [k for k, s in SCORES.items() if pair.has(s.needs) and (s.core or names is not None)]
     for name in names:
         if name not in SCORES:
-            raise unknown("--scores", name, SCORES)
+            raise unknown("--scores", name, [*SCORES, "all"])
+        # Features that are not there have a message of their own.
+        missing = sorted(n for n in SCORES[name].needs - {"features"} if not pair.has({n}))
+        if missing:
+            hints = {
+                "labels": "labels on both sides",
+                "train": "--train, the training images",
+                "spatial": "--features inception",
+                "probabilities": "--features inception or classifier",
+            }
+            given = f"{name} without {' and '.join(hints[m] for m in missing)}"
+            raise invalid("--scores", given, "scores that can be had from what is there")
     return names
 
 
@@ -165,7 +324,7 @@ def compute(
     deviation of a statistic over such halves is its standard error over whole sets, to first order
     (the delete-half jackknife: Shao & Wu 1989); 1.96 of them to either side of the value.
     """
-    names = chosen(names)
+    names = chosen(names, pair)
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         score = SCORES[name]
@@ -199,7 +358,7 @@ def _spread(pair: Pair, names: Sequence[str], count: int) -> dict[str, float]:
     chance = np.random.default_rng(pair.seed)
     values: dict[str, list[float | None]] = {name: [] for name in names}
     for _ in range(count):
-        half = Pair(pair.real.half(chance), pair.made.half(chance), seed=pair.seed)
+        half = pair.half(chance)
         for name, found in values.items():
             found.append(_value(SCORES[name], half))
     return {
