@@ -67,6 +67,21 @@ def test_the_command_line_prints_the_golden_values(files, capsys):
     assert printed["reference"]["sha256"] != printed["samples"]["sha256"]
 
 
+def test_receipts_of_files_are_compared_and_unlike_ones_refused(files, capsys):
+    for name, words in (("one", []), ("two", []), ("cut", ["--scores", "fid", "--reference"])):
+        reference = files / ("y.npy" if name == "cut" else "x.npy")
+        samples = files / ("x.npy" if name == "two" else "y.npy")
+        given = [*words[:2], "--samples", samples, "--reference", reference, "--intervals", 0]
+        assert main(command(*given, "--out", files / f"{name}.json")) == 0
+    page = ["--out", str(files / "page.html"), "--json"]
+    capsys.readouterr()
+    assert main(["compare", str(files / "one.json"), str(files / "two.json"), *page]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["scores"]["fid"]["best"] and (files / "page.html").stat().st_size > 1000
+    assert main(["compare", str(files / "one.json"), str(files / "cut.json"), *page]) == 2
+    assert "reference.sha256" in capsys.readouterr().err
+
+
 def test_moments_are_enough_for_fid_and_for_nothing_else(files):
     found = evaluate_files(files / "y.npy", files / "mu.npz")["scores"]
     assert list(found) == ["fid"]

@@ -150,10 +150,10 @@ SPLITS = 10
 
 
 class Score(NamedTuple):
-    """value: Pair -> {"value", ...}. better: "lower", "higher" or "zero". settings: the convention.
+    """value: Pair -> {"value", settings of its own, "also": what else it found}.
 
-    limits: the least and the largest value there can be. core: computed unless others are asked
-    for. needs: see `Pair.has`.
+    better: "lower", "higher" or "zero". settings: the convention. limits: the least and the largest
+    value there can be. core: computed unless others are asked for. needs: see `Pair.has`.
     """
 
     value: Callable[[Pair], Mapping[str, Any]]
@@ -199,7 +199,8 @@ def _symmetric(kind: str) -> Score:
 def _vendi(pair: Pair) -> Mapping[str, Any]:
     """Of the samples alone; the reference's beside it."""
     value = vendi_score(spectrum(pair.made.features))
-    return {"value": value, "of_reference": vendi_score(spectrum(pair.real.features))}
+    reference = vendi_score(spectrum(pair.real.features))
+    return {"value": value, "also": {"of_reference": reference}}
 
 
 def _sfid(pair: Pair) -> Mapping[str, Any]:
@@ -216,18 +217,19 @@ def _inception_score(pair: Pair) -> Mapping[str, Any]:
     assert p is not None
     value, deviation = inception_score_splits(p, splits=SPLITS, seed=pair.seed)
     whole = inception_score(score_sums(p))
-    return {"value": value, "deviation": deviation, "whole": whole, "information": np.log(whole)}
+    also = {"deviation": deviation, "whole": whole, "information": float(np.log(whole))}
+    return {"value": value, "also": also}
 
 
 def _fid_infinity(pair: Pair) -> Mapping[str, Any]:
     found = fd_infinity(pair.real.moments, pair.made.features, seed=pair.seed)
-    return {"value": found.value, "slope": found.slope, "sizes": found.sizes}
+    return {"value": found.value, "also": {"slope": found.slope, "sizes": found.sizes}}
 
 
 def _classwise(pair: Pair) -> Mapping[str, Any]:
     sides = ((side.features, side.labels) for side in (pair.real, pair.made))
     found = classwise_frechet(*(class_moments(f, y) for f, y in sides if y is not None))
-    return {"value": found.mean, "classes": found.values}
+    return {"value": found.mean, "also": {"classes": found.values}}
 
 
 def _sliced(pair: Pair) -> Mapping[str, Any]:
