@@ -146,6 +146,9 @@ def test_all_that_can_be_had_is_scored_when_asked(files):
     )["scores"]
     assert {"authenticity", "mauve", "sliced_wasserstein", "fid_infinity"} <= set(found)
     assert not {"fid_classwise", "inception_score", "sfid"} & set(found)
+    # The training set is no fresh data: its floor in copying is that of the reference.
+    assert abs(found["fid"]["floor"]) < 1e-12 and "x.npy" in found["fid"]["floor_of"]
+    assert "half of the reference" in found["authenticity"]["floor_of"]
 
 
 def test_intervals_are_as_wide_as_fresh_draws_spread():

@@ -15,7 +15,7 @@ from jaxgen.metrics.evaluate import Extractor
 from jaxgen.metrics.extractors.inception import Inception
 from jaxgen.metrics.receipt import plain, versions
 from jaxgen.metrics.sets import Set
-from jaxgen.metrics.table import Pair, Side, compute
+from jaxgen.metrics.table import Floor, Pair, Score, Side, compute
 
 # A pass over the distances of 3,000 images with 2,048 features to 3,000 others.
 _CHEAP = 2e10
@@ -38,9 +38,9 @@ def evaluate_sets(
     features: "identity" where the sets are features already, "classifier" for a small network
     trained on the reference's images and labels, or an extractor. scores: names of
     `jaxgen.metrics.table.SCORES`; None: the core ones, "all" every one that can be had. train: what
-    the generator learnt from: its own scores are the floors, and copying is measured against it;
-    None: the floors are those of one half of the reference against the other. intervals: see
-    `table.compute`; None: 20 where that takes little, else none.
+    the generator learnt from: its own scores are the floors, and copying is measured against it
+    (with the reference's for floors); None: the floors are those of one half of the reference
+    against the other. intervals: see `table.compute`; None: 20 where that takes little, else none.
 
     The receipt's `scores` are {name: {"value", "better", "floor", "interval", convention...}}.
     `fid` is so called for features of the standard Inception network of 50,000 images (`fid_10k`
@@ -76,23 +76,25 @@ def evaluate_sets(
     ]
     made, known = sides[:2]
     learnt = sides[2] if train is not None else None
-    halves = _halves(known, seed) if learnt is None else Pair(known, learnt, learnt, seed)
     pair = Pair(known, made, learnt, seed)
+    halves = _halves(known, learnt, seed)
+
+    def floor(score: Score) -> Floor | None:
+        # What copying is measured against does not count as fresh.
+        if train is None or learnt is None or "train" in score.needs:
+            return halves
+        return Floor(Pair(known, learnt, learnt, seed), f"{train.name}, {train.size} images")
+
     if intervals is None:
         intervals = _DRAWS if _cost(pair) <= _CHEAP else 0
         if not intervals:
             say(f"no intervals for so many images unless asked: --intervals {_DRAWS}")
-    found = compute(pair, scores, floor=halves, intervals=intervals)
+    found = compute(pair, scores, floor=floor, intervals=intervals)
     common: dict[str, Any] = {
         "features": "identity" if extractor is None else extractor.name,
         "digest": None if extractor is None else extractor.digest,
         "samples": samples.size,
         "reference": reference.size,
-        "floor_of": None
-        if halves is None
-        else "one half of the reference against the other"
-        if train is None
-        else f"{train.name}, {train.size} images",
         "seed": seed,
     }
     return plain(
@@ -172,16 +174,15 @@ def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:
             raise invalid(option, given, allowed)
 
 
-def _halves(known: Side, seed: int) -> Pair | None:
+def _halves(known: Side, learnt: Side | None, seed: int) -> Floor | None:
     """One half of the reference against the other; None of moments alone."""
-    if known.given is None:
+    if known.given is None or len(known.given) < 2:
         return None
     order = np.random.default_rng(seed).permutation(len(known.given))
     middle = len(order) // 2
-    if not middle:
-        return None
     one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
-    return Pair(known.rows(one), known.rows(other), seed=seed)
+    pair = Pair(known.rows(one), known.rows(other), learnt, seed)
+    return Floor(pair, f"one half of the reference against the other, {middle} images each")
 
 
 def _cost(pair: Pair) -> float:

@@ -316,12 +316,23 @@ def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
     return names
 
 
-def compute(
-    pair: Pair, names: Iterable[str] | None = None, *, floor: Pair | None = None, intervals: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Scores by name: {"value", "better", settings..., "floor", "interval"}.
+class Floor(NamedTuple):
+    """Real images in the place of the samples. of: in words."""
 
-    floor: real images in the place of the samples. intervals: how many random halves of both sides
+    pair: Pair
+    of: str
+
+
+def compute(
+    pair: Pair,
+    names: Iterable[str] | None = None,
+    *,
+    floor: Callable[[Score], Floor | None] = lambda score: None,
+    intervals: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Scores by name: {"value", "better", settings..., "floor", "floor_of", "interval", ...}.
+
+    floor: of each score; None where it has none. intervals: how many random halves of both sides
     (drawn without replacement, so that no image is its own neighbour) the interval is from. The
     deviation of a statistic over such halves is its standard error over whole sets, to first order
     (the delete-half jackknife: Shao & Wu 1989); 1.96 of them to either side of the value.
@@ -331,7 +342,9 @@ def compute(
     for name in names:
         score = SCORES[name]
         found[name] = {**score.settings, "better": score.better, **score.value(pair)}
-        found[name]["floor"] = None if floor is None else _value(score, floor)
+        least = floor(score)
+        found[name]["floor"] = None if least is None else _value(score, least.pair)
+        found[name]["floor_of"] = None if least is None else least.of
     if intervals:
         spread = _spread(pair, names, intervals)
         for name in names:
