@@ -138,6 +138,19 @@ def test_a_crowd_is_no_copy_unless_it_is_as_rare_as_mass_says():
     assert copied_share(train, fresh, made, mass=0.04, ratio=150) < 0.1
 
 
+@pytest.mark.parametrize("d", [1, 3])
+def test_balls_reach_to_where_the_data_hold_their_mass(d):
+    # A cube of volume 1, and balls far smaller than its 4000 fresh points can count.
+    chance = np.random.default_rng(13)
+    centre, fresh, mass = np.full((1, d), 0.5), chance.random((4000, d)), 1e-4
+    radius = {1: mass / 2, 3: (mass * 3 / (4 * np.pi)) ** (1 / 3)}[d]
+    for factor, expected in ((0.75, 1.0), (1.3, 0.0)):
+        made = np.repeat(centre, 40, axis=0)
+        made[::2, 0] += factor * radius
+        found = copied_share(centre, fresh, made, dimension=d, mass=mass, neighbours=200)
+        assert found == expected
+
+
 def test_copying_does_not_depend_on_rotation():
     assert copying_statistic(X, CLOUD, Y, least=5) == pytest.approx(
         copying_statistic(X @ TURN, CLOUD @ TURN, Y @ TURN, least=5)
