@@ -43,7 +43,7 @@ def checks() -> list[Check]:
     for seed in range(SEEDS):
         train, fresh, made = sets(seed)
         for name, samples in made.items():
-            shares.setdefault(name, []).append(copied_share(train, fresh, samples, dimension=2))
+            shares.setdefault(name, []).append(copied_share(train, fresh, samples))
             zs.setdefault(name, []).append(copying_statistic(train, fresh, samples, cells=1))
     found = [mean_near("share of copies among fresh draws", shares["fresh"], 0.0, 0.01)]
     for name, text in (("half", "half of them copies"), ("shaken", "copies shaken by 0.001")):

@@ -43,14 +43,14 @@ def triangles(seed: int, count: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def distances(pictures: jax.Array, starts: jax.Array, steps: int = 60) -> jax.Array:
+def distances(pictures: jax.Array, starts: jax.Array, steps: int = 40) -> jax.Array:
     """Distance [n] of pictures to the nearest triangle: descent from the nearest of `starts`."""
 
     def loss(corners: jax.Array, picture: jax.Array) -> jax.Array:
         return ((render(corners) - picture) ** 2).mean()
 
     bank = render(starts)
-    order = ((pictures[:, None] - bank) ** 2).mean(-1).argsort(1)[:, :3]
+    order = ((pictures[:, None] - bank) ** 2).mean(-1).argsort(1)[:, :2]
 
     def descend(picture: jax.Array, corners: jax.Array) -> jax.Array:
         def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple, None]:
@@ -69,7 +69,7 @@ def distances(pictures: jax.Array, starts: jax.Array, steps: int = 60) -> jax.Ar
 
 def scores(made: np.ndarray, reached: np.ndarray, seed: int) -> tuple[float, float]:
     """Precision of pictures made, and recall: fresh triangles within reach of corners [k, 3, 2]."""
-    bank = triangles(1000, 400)
+    bank = triangles(1000, 200)
     fresh = render(jnp.asarray(triangles(2000 + seed, COUNT)))
     precision = float((distances(jnp.asarray(made), jnp.asarray(bank)) < NEAR).mean())
     # The generator's own manifold: its latents are corners, moved as far as it can move them.
@@ -89,7 +89,7 @@ def checks() -> list[Check]:
         one = np.repeat(real[:1], COUNT, axis=0)
         noise = chance.random((COUNT, SIDE * SIDE)).astype(np.float32)
         rows["real"].append(
-            scores(np.asarray(render(jnp.asarray(real))), triangles(3000, 400), seed)
+            scores(np.asarray(render(jnp.asarray(real))), triangles(3000, 200), seed)
         )
         rows["one"].append(scores(np.asarray(render(jnp.asarray(one))), one[:1], seed))
         rows["noise"].append((scores(noise, one[:1], seed)[0], 0.0))

@@ -29,8 +29,9 @@ def authenticity(train: np.ndarray, generated: np.ndarray) -> float:
     """The share of `authentic` samples: 0 for copies, and 1 - m for other draws of the same law.
 
     m is the chance that a point's nearest neighbour has it for its own: the volume of a ball over
-    that of two through each other's centres, 2/3 on a line, 16/27 in space, down to 1/2 in high
-    dimension (Clark & Evans 1955 in the plane). Samples far from all data are authentic too: it
-    says nothing of their quality.
+    that of two through each other's centres, 2/3 on a line, 16/27 in space (Clark & Evans 1955 in
+    the plane), where points are dense. In high dimension few points are everybody's neighbours, and
+    fresh draws score far higher: .81 for 3000 against 3000 of a Gaussian in 64 dimensions. Compare
+    with fresh data. Samples far from all data are authentic too: it says nothing of their quality.
     """
     return float(authentic(train, generated).mean())

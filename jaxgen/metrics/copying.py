@@ -84,7 +84,7 @@ def copied_share(
     fresh: np.ndarray,
     generated: np.ndarray,
     *,
-    dimension: int,
+    dimension: float | None = None,
     ratio: float = 20.0,
     mass: float = 1 / 4000,
     neighbours: int = 50,
@@ -95,10 +95,11 @@ def copied_share(
     p(B) <= mass; q is the generator's law, p the data's (their definition; lambda and gamma are
     `ratio` and `mass`). p(B) is estimated from fresh data: the share of them inside, and below the
     distance r of the `neighbours`-th the law r^dimension of a density that is smooth there, so that
-    a ball may be smaller than the data can count. dimension: of the data, not of the features; a
-    larger one finds more copies. Balls are found on one half of the samples and counted on the
-    other, both ways round, so that a copy is found where each half holds one of its training point:
-    take several samples a training point. The defaults are ours.
+    a ball may be smaller than the data can count. dimension: estimated around each training point
+    (Levina & Bickel 2004) unless given; one too large calls fresh samples copies, as that of the
+    features mostly is. Balls are found on one half of the samples and counted on the other, both
+    ways round, so that a copy is found where each half holds one of its training point: take
+    several samples a training point. The defaults are ours.
     """
     train, fresh, generated = tables(
         ("training features", train),
@@ -107,11 +108,11 @@ def copied_share(
     )
     if len(generated) < 4:
         raise invalid("generated features", f"{len(generated)} images", "4 or more")
-    if not 1 <= neighbours <= len(fresh):
-        raise invalid("copying neighbours", neighbours, f"1 to {len(fresh)}, the fresh images")
-    if dimension < 1 or not ratio > 1 or not 0 < mass < 1:
+    if not 3 <= neighbours <= len(fresh):
+        raise invalid("copying neighbours", neighbours, f"3 to {len(fresh)}, the fresh images")
+    if (dimension is not None and not dimension > 0) or not ratio > 1 or not 0 < mass < 1:
         given = (dimension, ratio, mass)
-        raise invalid("copying dimension, ratio, mass", given, ">= 1, > 1, between 0 and 1")
+        raise invalid("copying dimension, ratio, mass", given, "> 0 or None, > 1, between 0 and 1")
     halves = generated[::2], generated[1::2]
     caught = 0
     for seen, counted in (halves, halves[::-1]):
@@ -134,7 +135,7 @@ def _balls(
     fresh: np.ndarray,
     seen: np.ndarray,
     *,
-    dimension: int,
+    dimension: float | None,
     ratio: float,
     mass: float,
     neighbours: int,
@@ -145,22 +146,30 @@ def _balls(
     least = neighbours / len(fresh)
     for row, (real, made) in enumerate(_sorted_distances(train, fresh, seen)):
         reach = real[neighbours - 1]
+        power = (_dimension(real[:neighbours]) if dimension is None else dimension) / 2
         p = np.searchsorted(real, made, side="right") / len(fresh)
         small = made < reach
-        p[small] = least * (made[small] / reach) ** (dimension / 2)
+        p[small] = least * (made[small] / reach) ** power
         dense = np.flatnonzero((p <= mass) & (shares >= ratio * p))
         if len(dense):
             # The ball grows on until the data in it say stop, always short of the next sample.
             most = min(shares[dense[-1]] / ratio, mass)
-            found[row] = max(made[dense[-1]], _radius(real, most, neighbours, dimension))
+            found[row] = max(made[dense[-1]], _radius(real, most, neighbours, power))
     return found
 
 
-def _radius(real: np.ndarray, p: float, neighbours: int, dimension: int) -> float:
+def _dimension(squared: np.ndarray) -> float:
+    """Maximum likelihood dimension from the k smallest squared distances of a point, sorted."""
+    apart = squared[squared > 0]
+    logs = 0.5 * np.log(apart[-1] / apart).sum() if len(apart) else 0.0
+    return max(len(apart) - 2, 1) / logs if logs > 0 else np.inf
+
+
+def _radius(real: np.ndarray, p: float, neighbours: int, power: float) -> float:
     """The largest squared radius whose ball has an estimated mass of at most p."""
     least = neighbours / len(real)
     if p < least:
-        return float(real[neighbours - 1] * (p / least) ** (2 / dimension))
+        return float(real[neighbours - 1] * (p / least) ** (1 / power))
     return float(np.nextafter(real[int(p * len(real))], 0.0))
 
 
