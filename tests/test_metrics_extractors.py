@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -16,8 +17,8 @@ import safetensors.numpy
 
 from jaxgen.errors import UsageError
 from jaxgen.metrics import feature_scores
-from jaxgen.metrics.extractors import clip, dinov2, load, vit, weights
-from jaxgen.metrics.extractors.network import Network
+from jaxgen.metrics.extractors import clip, dinov2, inception, load, vgg, vit, weights
+from jaxgen.metrics.extractors.network import Network, applied
 
 WIDTH, DEPTH, NAME = 16, 2, "dinov2_vitb14"
 
@@ -124,6 +125,27 @@ def test_dtype_and_batch(file, images):
         load(NAME, file, dtype="float8")
     with pytest.raises(UsageError, match="batch: got 0"):
         load(NAME, file, batch=0)
+
+
+@pytest.mark.parametrize("name", ["inception", NAME, "clip", "vgg"])
+def test_products_of_float32_are_asked_for_in_full(name):
+    # An accelerator would take fewer bits unless told so; a CPU never does, so the program is read.
+    makes = {
+        "inception": (inception.InceptionV3, inception.shapes(), 299),
+        NAME: (dinov2_module, vit.shapes(dinov2_module(), 28), 28),
+        "clip": (clip_module, vit.shapes(clip_module(), 28), 28),
+        "vgg": (vgg.VGG16, vgg.shapes(), 32),
+    }
+    make, params, size = makes[name]
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    program = str(jax.make_jaxpr(applied(make, "float32"))(params, images))
+    products = program.count("dot_general[") + program.count("conv_general_dilated[")
+    assert products >= 1 and program.count("precision=(Precision.HIGHEST") == products
+    assert "Precision.HIGHEST" not in str(jax.make_jaxpr(applied(make, "bfloat16"))(params, images))
+
+
+dinov2_module = functools.partial(dinov2.module, WIDTH, DEPTH, 2)
+clip_module = functools.partial(clip.module, WIDTH, DEPTH, 2, 8)
 
 
 def test_a_file_is_converted_once_and_its_digest_kept(file, home, images, monkeypatch):

@@ -48,7 +48,8 @@ def randomise(module, seed: int) -> dict[str, np.ndarray]:
 
 
 def near(made, expected) -> None:
-    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    # Measured: 2e-6 of the largest at most.
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parity
@@ -99,13 +100,13 @@ def outputs_of_theirs(network, images: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parity
 def test_the_network_is_torch_fidelitys_on_small_images(theirs, monkeypatch):
-    # The smallest that leave something of every map; both see them at this size.
+    # The last maps are 3x3: as small as tells maxima from means. Both see them at this size.
     network, _ = theirs
-    monkeypatch.setattr(network, "INPUT_IMAGE_SIZE", 75)
+    monkeypatch.setattr(network, "INPUT_IMAGE_SIZE", 139)
     images = np.random.default_rng(3).integers(0, 256, (1, 40, 52, 3), np.uint8)
     expected = outputs_of_theirs(network, images)
     params = inception.convert({k: v.numpy() for k, v in network.state_dict().items()})
-    x = (tf1_bilinear(images, (75, 75)) - 128) / 128
+    x = (tf1_bilinear(images, (139, 139)) - 128) / 128
     made = jax.jit(inception.InceptionV3().apply)({"params": params}, x)
     assert set(made) == set(expected)
     for name in expected:

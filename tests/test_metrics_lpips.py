@@ -131,14 +131,14 @@ def test_the_maps_are_torchs(params):
 
 
 def test_lpips_from_files(files, params):
-    found = lpips.load(*files, batch=8)
-    a, b = pairs(11)
+    found = dataclasses.replace(lpips.load(*files, batch=4), devices=jax.devices()[:2])
+    a, b = pairs(5)
     whole = found.distances(a, b)
-    assert whole.shape == (11,) and abs(whole[-1]) < 1e-10 and (whole[:-1] > 1e-3).all()
+    assert whole.shape == (5,) and abs(whole[-1]) < 1e-10 and (whole[:-1] > 1e-3).all()
     direct = LPIPS(params, *(x[:2] / np.float32(127.5) - 1 for x in (a, b)))
     np.testing.assert_allclose(whole[:2], direct, rtol=1e-4)
     np.testing.assert_allclose(found.distances(b, a), whole, rtol=1e-4, atol=1e-10)
-    np.testing.assert_allclose(found.distances(a[3:6], b[3:6]), whole[3:6], rtol=1e-4)
+    np.testing.assert_allclose(found.distances(a[1:4], b[1:4]), whole[1:4], rtol=1e-4)
     assert found.digest.count("unverified") == 2
     with pytest.raises(UsageError, match="one shape for both"):
         found.distances(a, b[:3])

@@ -18,7 +18,7 @@ from jaxgen.errors import invalid
 from jaxgen.metrics.extractors import vit
 from jaxgen.metrics.extractors.network import Network, applied, described
 from jaxgen.metrics.extractors.weights import Origin, State, obtain, taken
-from jaxgen.metrics.resize import pil_bicubic
+from jaxgen.metrics.resize import keys, pil_bicubic
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -130,16 +130,12 @@ def positions(table: np.ndarray, side: int, offset: float) -> np.ndarray:
 
 def _cubic(source: int, target: int, step: float) -> np.ndarray:
     """[target, source]: Keys' kernel with a = -3/4 at places (i + 1/2) step - 1/2."""
-    a = -0.75
     place = (np.arange(target) + 0.5) * step - 0.5
     weights = np.zeros((target, source))
     for tap in range(-1, 3):
         index = np.floor(place).astype(int) + tap
-        x = np.abs(place - index)
-        near = ((a + 2) * x - (a + 3)) * x**2 + 1
-        far = ((x - 5) * x + 8) * x * a - 4 * a
-        rows = np.arange(target)
-        np.add.at(weights, (rows, index.clip(0, source - 1)), np.where(x <= 1, near, far))
+        near = index.clip(0, source - 1)
+        np.add.at(weights, (np.arange(target), near), keys(place - index, -0.75))
     return weights
 
 

@@ -42,7 +42,9 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, width] -> [B, N, width]."""
         h = self._dense(3 * self.width, "qkv")(self._norm("norm1")(x))
-        h = self_attention(h, heads=self.heads)
+        # Kernels round float32 as they like; XLA's products are as exact as they are asked to be.
+        implementation = "xla" if jnp.dtype(self.dtype) == jnp.float32 else "auto"
+        h = self_attention(h, heads=self.heads, implementation=implementation)
         x = x + self._gain("scale1", self._dense(self.width, "proj")(h))
         h = self._dense(4 * self.width, "expand")(self._norm("norm2")(x))
         h = self._dense(self.width, "contract")(GELU[self.gelu](h))
