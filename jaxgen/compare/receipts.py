@@ -83,6 +83,10 @@ def read(path: Path) -> dict[str, Any]:
         raise invalid("RUN", str(path), "a file that can be read", str(error)) from error
     except ValueError as error:
         raise UsageError(f"{path}: not readable as JSON: {error}; allowed: {WANTED}.") from error
+    if isinstance(found, dict) and isinstance(found.get("scores"), dict):
+        # Of files, scores are an object by name; of a model, a list.
+        scores = found["scores"].items()
+        found["scores"] = [{**s, "name": n} if isinstance(s, dict) else s for n, s in scores]
     trouble = next(_troubles(found), None)
     if trouble is not None:
         raise UsageError(f"{path}: {trouble}; allowed: {WANTED}.")
