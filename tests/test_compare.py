@@ -106,14 +106,15 @@ def test_the_best_is_marked_by_each_score_s_direction(runs, tmp_path):
 
 
 def test_intervals_that_meet_are_tied_and_values_that_are_not_numbers_never_win(tmp_path):
-    values = {"a": 1.0, "b": 1.15, "c": 1.25, "d": "nan"}
-    runs = [put(tmp_path / k, made(float(v))) for k, v in values.items()]
-    for run in runs:
-        change(run, lambda r: None)
+    values = {"a": 1.0, "b": 1.15, "c": 1.25, "d": 0.5}
+    runs = [put(tmp_path / k, made(v)) for k, v in values.items()]
     change(runs[3], lambda r: r["scores"][0].update(value="nan", interval=None))
     found = entries(runs)
     # Half widths 0.1: 1.0 meets 1.15, and not 1.25.
     assert best(found, "fd_classifier") == {"a": "best", "b": "tied"}
+    # JSON has no NaN.
+    values = compare(runs, tmp_path / "c.html")["scores"]["fd_classifier"]["values"]
+    assert json.loads(json.dumps(values, allow_nan=False))["d"] == "nan"
 
 
 SETTINGS = [
