@@ -106,14 +106,15 @@ def test_the_best_is_marked_by_each_score_s_direction(runs, tmp_path):
 
 
 def test_intervals_that_meet_are_tied_and_values_that_are_not_numbers_never_win(tmp_path):
-    values = {"a": 1.0, "b": 1.15, "c": 1.25, "d": "nan"}
-    runs = [put(tmp_path / k, made(float(v))) for k, v in values.items()]
-    for run in runs:
-        change(run, lambda r: None)
+    values = {"a": 1.0, "b": 1.15, "c": 1.25, "d": 0.5}
+    runs = [put(tmp_path / k, made(v)) for k, v in values.items()]
     change(runs[3], lambda r: r["scores"][0].update(value="nan", interval=None))
     found = entries(runs)
     # Half widths 0.1: 1.0 meets 1.15, and not 1.25.
     assert best(found, "fd_classifier") == {"a": "best", "b": "tied"}
+    # JSON has no NaN.
+    values = compare(runs, tmp_path / "c.html")["scores"]["fd_classifier"]["values"]
+    assert json.loads(json.dumps(values, allow_nan=False))["d"] == "nan"
 
 
 SETTINGS = [
@@ -297,3 +298,39 @@ def test_receipts_are_not_changed_by_being_compared(runs, tmp_path):
     before = copy.deepcopy([file.read_bytes() for file in files])
     compare(runs, tmp_path / "c.html")
     assert [file.read_bytes() for file in files] == before
+
+
+def of_files(name: str, fid: float, count: int) -> dict:
+    """A receipt in the form of `jaxgen evaluate --samples --reference`: scores by name."""
+    side = {"kind": "features", "count": count, "name": f"{name}.npy", "sha256": name * 16}
+    known = {"kind": "features", "count": 60, "name": "reference.npy", "sha256": "f" * 64}
+    common = {"features": "identity", "digest": None, "samples": count, "reference": 60, "seed": 0}
+    spread = {"interval": [fid - 0.1, fid + 0.1], "interval_draws": 20, "interval_of": "halves"}
+    return {
+        "scores": {
+            "fid": {"value": fid, "better": "lower", "floor": 0.2, "ddof": 1, **spread, **common},
+            "cmmd": {"value": 1.0, "better": "lower", "floor": None, "sigma": 10.0, **common},
+        },
+        "samples": side,
+        "reference": known,
+        "real": None,
+        "seconds": 1.5,
+    }
+
+
+def test_receipts_of_files_are_compared_too(tmp_path):
+    receipts = []
+    for name, fid, count in (("near", 0.5, 50), ("long", 3.0, 50), ("few_", 0.4, 40)):
+        receipts.append(tmp_path / f"{name}.json")
+        receipts[-1].write_text(json.dumps(of_files(name, fid, count)))
+    found = compare(receipts[:2], tmp_path / "c.html")
+    assert found["differences"] == [] and found["scores"]["fid"]["best"] == {"near": "best"}
+    page = (tmp_path / "c.html").read_text()
+    assert "near.npy" in page and "nearnearnear..." in page
+    with pytest.raises(UsageError, match=r"fid, cmmd: samples is 50 \(near, long\); 40 \(few_\)"):
+        compare(receipts, tmp_path / "c.html")
+    # Beside a model's receipt: what only one of them says is a difference.
+    model = put(tmp_path / "model", made())
+    change(model, lambda r: r["scores"].append(score("fid", 0.6, "lower", features="identity")))
+    with pytest.raises(UsageError, match="reference is reference.npy \\(near\\); not said"):
+        compare([receipts[0], model], tmp_path / "c.html")

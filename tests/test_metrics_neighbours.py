@@ -81,6 +81,7 @@ def test_neither_blocks_nor_devices_change_a_count(entries, monkeypatch):
         "coverage": (across < whole["y"][:, 5]).any(0).mean(),
     }
     monkeypatch.setattr(neighbours, "_ENTRIES", entries)
+    monkeypatch.setattr(neighbours, "_TILE", min(entries, 50))
     devices = jax.local_devices()
     for count in (1, 2, 8):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: devices[:count])

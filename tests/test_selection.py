@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxgen.errors import UsageError
 from jaxgen.metrics.frechet import Moments, gaussian_distance, moments
 from jaxgen.metrics.inception_score import inception_score, score_sums
 from jaxgen.selection import (
+    asymptotic_bound,
     choose,
     fourier_ridge,
     kernel_ridge,
@@ -65,6 +67,45 @@ def test_the_frechet_bound_is_never_looser_than_the_papers_cross_term():
         ours = here - there
         theirs = 2 * np.sqrt(apart) * np.sqrt(np.diag(REFERENCE.covariance)).sum()
         assert 0 < ours <= theirs
+
+
+# With equal means only the covariances' error is left.
+@pytest.mark.parametrize("shift", [SHIFT, np.zeros(3)], ids=["apart", "equal means"])
+def test_the_asymptotic_bound_s_bias_and_error_are_those_of_repeated_draws(shift):
+    """Over 4,000 sets of 300 images: the bias within 4 standard errors, the spread in 4 of its own.
+
+    A deviation over n sets is known to 1 / sqrt(2 n), 1.1 %.
+    """
+    wide = np.array([[0.5, 0.6, 0.0], [0.6, 3.0, 0.4], [0.0, 0.4, 0.2]])
+    true = gaussian_distance(shift, wide, REFERENCE.mean, REFERENCE.covariance)
+    drawn = np.random.default_rng(6).multivariate_normal(shift, wide, (4000, 300))
+    sets = [moments(features) for features in drawn]
+    delta = np.exp(-0.5)  # one standard error
+    bounds = [asymptotic_bound(REFERENCE, each, delta=delta) for each in sets]
+    sure = [asymptotic_bound(REFERENCE, each, delta=1 - 1e-15) for each in sets]
+    estimates = np.array([bound.estimate for bound in bounds])
+    centred = np.array([bound.optimistic for bound in sure])
+    error = estimates.std() / np.sqrt(len(sets))
+    assert abs(centred.mean() - true) < 4 * error < abs(estimates.mean() - true)
+    errors = centred - np.array([bound.optimistic for bound in bounds])
+    assert errors.mean() == pytest.approx(estimates.std(), rel=0.045)
+    # For S = R = 1 the covariances' bias is d (d + 1) / (4 n), and the means' d / n.
+    same = Moments(100, np.zeros(5), 99 * np.eye(5))
+    found = asymptotic_bound(same, same, delta=delta)
+    assert found.estimate - found.optimistic == pytest.approx((5 + 7.5) / 100, rel=1e-9)
+
+
+def test_many_features_want_the_asymptotic_bound():
+    """40 features, 3 arms that differ little: the paper's bound is wide as yet, this is not."""
+    reference = np.random.default_rng(7).normal(0, 1, (20_000, 40))
+
+    def wide(mean):
+        return lambda seed, count: np.random.default_rng(seed).normal(mean, 1, (count, 40))
+
+    arms = [wide(0.3), wide(0.05), wide(0.2)]
+    found = select(arms, reference, 100, batch=32, bound=asymptotic_bound)
+    assert found.best == 1 and found.shares[1] > 0.8
+    assert select(arms, reference, 100, batch=32).shares[1] < 0.6
 
 
 def test_the_inception_bound_holds_and_its_estimate_is_the_score():
@@ -181,8 +222,15 @@ def test_optimism_is_worth_eta_widths():
         (lambda r: select([arm(np.nan)], r, 5), "generators\\[0\\]: .*not finite"),
         (lambda r: select([lambda s, n: np.ones((n, 3))], r, 5), "features \\[16, 2\\]"),
         (lambda r: select([lambda s, n: np.ones((n - 1, 2))], r, 5), "features \\[16, d\\]"),
-        (lambda r: select([arm(0)], r, 5, delta=0.0), "delta: got 0.0"),
-        (lambda r: select([arm(0)], r, 5, kappa=-1.0), "kappa: got -1.0"),
+        (
+            lambda r: select([arm(0)], r, 5, bound=partial(frechet_bound, delta=0.0)),
+            "delta: got 0.0",
+        ),
+        (
+            lambda r: select([arm(0)], r, 5, bound=partial(frechet_bound, kappa=-1.0)),
+            "kappa: got -1.0",
+        ),
+        (lambda r: select([arm(0)], r, 5, bound=partial(asymptotic_bound, delta=2.0)), "got 2.0"),
         (lambda r: select_by_inception_score([arm(0)], 5), "no distributions"),
         (lambda r: kernel_ridge(2, gaussian_kernel(1.0), alpha=0.0), "alpha: got 0.0"),
         (lambda r: fourier_ridge(2, 7, 1.0), "features: got 7; allowed: an even"),

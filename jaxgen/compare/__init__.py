@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,9 @@ def _content(
         having = {e.label: e.scores[name] for e in found if name in e.scores}
         scores[name] = {
             "better": next(iter(having.values())).get("better"),
-            "values": {label: score["value"] for label, score in having.items()},
-            "floors": {label: score.get("floor") for label, score in having.items()},
-            "intervals": {label: score.get("interval") for label, score in having.items()},
+            "values": {label: _said(score["value"]) for label, score in having.items()},
+            "floors": {label: _said(score.get("floor")) for label, score in having.items()},
+            "intervals": {label: _said(score.get("interval")) for label, score in having.items()},
             "best": marked(found, name, unlike),
         }
     return {
@@ -138,3 +139,10 @@ def _content(
         "differences": [each._asdict() for each in unlike],
         "notes": notes,
     }
+
+
+def _said(value: Any) -> Any:
+    """What JSON takes: numbers that are not finite as text."""
+    if isinstance(value, list):
+        return [_said(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

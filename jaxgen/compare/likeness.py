@@ -12,11 +12,8 @@ from jaxgen.compare.receipts import Entry
 # What a score found, and by which draws. Everything else that it says is how it was measured: a
 # setting that is not known here is compared, not passed over.
 FOUND = ("name", "value", "error", "also", "threshold", "seed", "seconds")
-# Of the scored samples: how they were read and turned into bytes. Whose they are is compared.
-READ = (
-    *("images", "count", "shape", "dtype", "labels", "label_protocol"),
-    *("resizer", "resize", "quantiser", "quantise"),
-)
+# Of the scored samples: how they were read and turned into bytes. Whose they are may differ.
+READ = ("shape", "dtype", "labels", "resizer", "resize", "quantiser", "quantise")
 # The same data may lie elsewhere.
 PLACES = ("path", "data_dir", "file")
 
@@ -108,7 +105,8 @@ def _references(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     if all(references.values()):
         return {label: _flat("reference", said) for label, said in references.items()}
     if any(references.values()) and not all(data.values()):
-        return {label: {"reference": said} for label, said in references.items()}
+        names = {label: (said or {}).get("name", said) for label, said in references.items()}
+        return {label: {"reference": name} for label, name in names.items()}
     return {
         label: _flat("data", {k: v for k, v in section.items() if k in ("source", "train", "test")})
         for label, section in data.items()

@@ -172,9 +172,16 @@ def made(entry: Entry) -> dict[str, str]:
     top = {k: entry.found.get(k) for k in ("images_seen", "guidance", "images_per_second")}
     versions = {f"version of {k}": v for k, v in (entry.found.get("versions") or {}).items()}
     rows = top | sampling | {f"sampler {k}": v for k, v in options.items()}
+    for side in ("samples", "reference", "real"):
+        said = entry.found.get(side)
+        rows |= {f"{side} {k}": v for k, v in said.items()} if isinstance(said, dict) else {}
     rows |= {"time": entry.found.get("time")} | versions
     return {key: _text(value) for key, value in rows.items() if value is not None}
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) else number(value)
+    """A value as text; of a sha256 its beginning, as the receipt below has it whole."""
+    if isinstance(value, (dict, list)):
+        return json.dumps(value)
+    text = number(value)
+    return f"{text[:12]}..." if len(text) == 64 and " " not in text else text

@@ -84,9 +84,9 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path}: not readable as JSON: {error}; allowed: {WANTED}.") from error
     if isinstance(found, dict) and isinstance(found.get("scores"), dict):
-        # By name, as scores of files are.
-        named = found["scores"].items()
-        found["scores"] = [{"name": k, **v} if isinstance(v, dict) else v for k, v in named]
+        # Of files, scores are an object by name; of a model, a list.
+        scores = found["scores"].items()
+        found["scores"] = [{**s, "name": n} if isinstance(s, dict) else s for n, s in scores]
     trouble = next(_troubles(found), None)
     if trouble is not None:
         raise UsageError(f"{path}: {trouble}; allowed: {WANTED}.")

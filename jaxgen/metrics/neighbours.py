@@ -22,8 +22,10 @@ from jaxgen.errors import invalid
 
 # Entries of a block of distances on all devices together: 256 MiB in float32.
 _ENTRIES = 1 << 26
-# The same on the host, in float64.
+# Entries on the host, in float64.
 _HOST_ENTRIES = 1 << 23
+# Points on a side of a tile, where the nearest ones are looked for.
+_TILE = 4096
 # Candidates beyond the k asked for, so that rounding seldom leaves a neighbour out.
 _SPARE = 3
 
@@ -95,20 +97,54 @@ def smallest(x: np.ndarray, y: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
     pair = _Pair(x, y)
     squared, index = np.empty((len(x), k)), np.empty((len(x), k), np.int64)
     wide = min(k + _SPARE, len(y))
-    for rows, part in pair.blocks(lambda a, b, _: _closest(a, b, wide), []):
-        size = rows.stop - rows.start
-        least, chosen = (np.asarray(a)[:size] for a in part)
-        i = np.arange(rows.start, rows.stop)
+    least, found = _candidates(pair, wide)
+    block = max(1, _HOST_ENTRIES // (x.shape[1] * wide))
+    for start in range(0, len(x), block):
+        i = np.arange(start, min(start + block, len(x)))
+        chosen = found[i]
         exact = pair.exact(i[:, None], chosen)
         order = np.lexsort((chosen, exact))[:, :k]
         exact, chosen = (np.take_along_axis(a, order, 1) for a in (exact, chosen))
         if wide < len(y):
             # What was left out is at least as far as the least that the last candidate can be.
-            left = least[:, -1].astype(np.float64) * pair.scale**2
+            left = least[i].astype(np.float64) * pair.scale**2
             for row in np.nonzero(exact[:, -1] > left)[0]:
                 exact[row], chosen[row] = _row_smallest(pair, int(i[row]), k)
-        squared[rows], index[rows] = exact, chosen
+        squared[i], index[i] = exact, chosen
     return squared, index
+
+
+def _candidates(pair: _Pair, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` rows of y nearest to each row of x as far as float32 can tell: [n, count].
+
+    Before them, the least squared distance float32 [n], scaled, that the last of them can be at.
+    Tile by tile; among the points of one set a tile serves its rows and its columns.
+    """
+    n, m, size = len(pair.x), len(pair.y), pair.tile
+    same = pair.x is pair.y
+    best = np.full((n, count), np.inf, np.float32)
+    where = np.zeros((n, count), np.int64)
+
+    def keep(rows: slice, values: jax.Array, index: jax.Array, first: int) -> None:
+        held = rows.stop - rows.start
+        values, index = np.asarray(values)[:held], np.asarray(index)[:held] + first
+        both = np.concatenate([best[rows], values], 1), np.concatenate([where[rows], index], 1)
+        order = np.argsort(both[0], 1, kind="stable")[:, :count]
+        best[rows], where[rows] = (np.take_along_axis(a, order, 1) for a in both)
+
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        part = pair.put(pair.x32[rows], size, "rows")
+        for first in range(start if same else 0, m, size):
+            columns = slice(first, min(first + size, m))
+            twice = same and first > start
+            of_rows, of_columns = _closest(
+                part, pair.put(pair.y32[columns], size), min(count, size), twice
+            )
+            keep(rows, *of_rows, first)
+            if twice:
+                keep(columns, *of_columns, start)
+    return best[:, -1], where
 
 
 def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> list[Counts]:
@@ -149,12 +185,24 @@ class _Pair:
         self.mesh = Mesh(devices, "rows")
         self.y32 = _shrunk(y, centre, self.scale)
         self.x32 = self.y32 if x is y else _shrunk(x, centre, self.scale)
-        self.block = max(1, _ENTRIES // len(y) // len(devices)) * len(devices)
-        self.block = min(self.block, -(-len(x) // len(devices)) * len(devices))
+
+        def whole(rows: float) -> int:
+            """At most so many rows, as many on each device, and no more than there are."""
+            most = min(int(rows), max(len(x), len(y)))
+            return max(1, -(-most // len(devices))) * len(devices)
+
+        self.block = whole(min(_ENTRIES // len(y), len(x)))
+        self.tile = whole(_TILE)
 
     def exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Squared distances of the pairs x[i], y[j]."""
         return _between(self.x, self.y, i, j)
+
+    def put(self, points: np.ndarray, size: int, spec: str | None = None) -> jax.Array:
+        """Points on the devices, padded with rows of NaN, which are within nothing."""
+        lost = ((0, size - len(points)), (0, 0))
+        padded = np.pad(points, lost, constant_values=np.nan)
+        return jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec(spec)))
 
     def blocks(
         self, reduce: Callable[..., Any], thresholds: Sequence[Threshold]
@@ -168,15 +216,14 @@ class _Pair:
         for start in range(0, len(self.x), self.block):
             rows = slice(start, min(start + self.block, len(self.x)))
             lost = self.block - (rows.stop - rows.start)
-            # Rows of NaN are within nothing.
-            part = np.pad(self.x32[rows], ((0, lost), (0, 0)), constant_values=np.nan)
+            part = self.put(self.x32[rows], self.block, "rows")
             given = [
                 jax.device_put(np.pad(limit[rows], (0, lost))[:, None], by_row)
                 if side == "rows"
                 else jax.device_put(limit[None], whole)
                 for side, limit in zip(sides, limits, strict=True)
             ]
-            yield rows, reduce(jax.device_put(part, by_row), y, given)
+            yield rows, reduce(part, y, given)
 
 
 def _centred_norms(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
@@ -217,12 +264,20 @@ def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> list[tuple[
     return found
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _closest(x: jax.Array, y: jax.Array, count: int) -> tuple[jax.Array, ...]:
-    """The `count` smallest of the squared distances less their rounding, with it, and where."""
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _closest(x: jax.Array, y: jax.Array, count: int, columns: bool) -> tuple[Any, Any]:
+    """The `count` smallest of the squared distances less their rounding in each row, and where.
+
+    columns: the same for each column; otherwise nothing. Rows of NaN are infinitely far.
+    """
     squared, rounding = _distances(x, y)
-    found, index = jax.lax.top_k(rounding - squared, count)
-    return -found, index
+    least = jnp.nan_to_num(rounding - squared, nan=-jnp.inf, posinf=-jnp.inf, neginf=-jnp.inf)
+
+    def top(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found, index = jax.lax.top_k(a, count)
+        return -found, index
+
+    return top(least), top(least.T) if columns else None
 
 
 def _row_smallest(pair: _Pair, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:

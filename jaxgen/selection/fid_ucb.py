@@ -63,20 +63,21 @@ def select(
     rounds: int,
     *,
     batch: int = 16,
-    delta: float = 0.05,
-    kappa: float = 1.0,
+    bound: Callable[[Moments, Moments], Bound] | None = None,
     seed: int = 0,
 ) -> Selection:
     """FD-UCB: the generator with the least Frechet distance to `reference_features` [N, d].
 
     generators: functions (seed, count) -> features [count, d]; `of_model` makes one of a trained
     model and an extractor. rounds: batches asked for in all, one of each generator first. batch:
-    images a round. delta, kappa: of `frechet_bound`. A round costs five eigendecompositions of
-    d x d. Raises UsageError for fewer rounds than generators, and features that are not finite or
-    not [count, d].
+    images a round. bound: (reference, generated) -> `Bound`; None: the paper's, `frechet_bound`,
+    which holds for any number of images and is wide for many features; `asymptotic_bound` is the
+    one for features of a network. A round costs some five eigendecompositions of d x d. Raises
+    UsageError for fewer rounds than generators, and features not finite or not [count, d].
 
         arms = [of_model(jaxgen.load(w), classifier) for w in ("runs/a", "runs/b")]
-        found = select(arms, classifier.features(test_images), rounds=200)
+        real = classifier.features(test_images)
+        found = select(arms, real, rounds=200, bound=asymptotic_bound)
         found.best, found.shares, found.estimates
     """
     reference = moments(_checked(np.asarray(reference_features), "reference_features"))
@@ -89,8 +90,8 @@ def select(
             raise invalid("generators", features.shape, f"features [{batch}, {width}]")
         return moments(features) if found is None else merge([found, moments(features)])
 
-    bound = functools.partial(frechet_bound, reference, delta=delta, kappa=kappa)
-    return play(generators, update, bound, rounds, batch=batch, seed=seed)
+    of_arm = functools.partial(bound or frechet_bound, reference)
+    return play(generators, update, of_arm, rounds, batch=batch, seed=seed)
 
 
 def select_by_inception_score(
@@ -208,6 +209,44 @@ def frechet_bound(
     optimistic = max(distance - mean, 0.0) ** 2 + part - spread
     # A distance is never below 0, but of several that may be 0 the least known is to be asked.
     return Bound(estimate, float(optimistic))
+
+
+def asymptotic_bound(reference: Moments, generated: Moments, *, delta: float = 0.05) -> Bound:
+    """The Frechet distance, and what is left of it less its bias and sqrt(2 ln(1 / delta)) errors.
+
+    Where `frechet_bound` bounds the trace and the cross term apart, whose errors nearly cancel,
+    this takes the delta method's variance of their sum, for n normal features and an exact
+    reference: with T the map that carries N(0, S) to N(0, R) and A = 1 - T,
+
+        variance = (4 m S m + 2 tr (A S A S)) / n,         m the difference of the means,
+        bias = (tr S + sum_i s_i / 4 + sum_ij s_i s_j / (2 (s_i + s_j))) / n,
+
+    s_i the eigenvalues of (R^1/2 S R^1/2)^1/2 (its second-order expansion; for S = R = 1 the second
+    part is d (d + 1) / (4 n)). It needs n well above d: below 2 d + 2 images anything is possible
+    (-inf), and the arm is asked again.
+    """
+    if not 0 < delta < 1:
+        raise invalid("delta", delta, "0 to 1, both excluded")
+    covariance, given = generated.covariance, reference.covariance
+    estimate = gaussian_distance(reference.mean, given, generated.mean, covariance)
+    size, dimension = generated.size, len(generated.mean)
+    if size < 2 * dimension + 2:
+        return Bound(estimate, -np.inf)
+    values, vectors = np.linalg.eigh(given)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    squared, basis = np.linalg.eigh(root @ covariance @ root)
+    cross = np.sqrt(np.maximum(squared, 0))
+    # Directions that the reference hardly has: the map out of them is 0, as is what they add.
+    seen = cross > 1e-7 * cross.max()
+    carried = root @ basis[:, seen]
+    away = covariance - (carried / cross[seen]) @ carried.T @ covariance
+    apart = generated.mean - reference.mean
+    variance = (4 * apart @ covariance @ apart + 2 * np.sum(away * away.T)) / size
+    some = cross[seen]
+    pairs = np.outer(some, some) / (2 * (some[:, None] + some))
+    bias = (np.trace(covariance) + some.sum() / 4 + pairs.sum()) / size
+    error = np.sqrt(2 * np.log(1 / delta) * max(variance, 0.0))
+    return Bound(estimate, float(estimate - bias - error))
 
 
 class Predictions(NamedTuple):
