@@ -13,6 +13,8 @@ from experiments.benchmarks.orders import make, variants
 from jaxgen.families.diffusion import guidance
 from jaxgen.families.diffusion.denoiser import Denoiser
 from jaxgen.families.diffusion.path import linear
+from jaxgen.metrics.extractors import NETWORKS
+from jaxgen.metrics.table import SCORES
 
 PAGE = Path(__file__).parents[1] / "docs" / "guidance.md"
 
@@ -60,3 +62,14 @@ def test_every_solver_is_on_the_page_with_its_order():
         text = ", ".join(f"{k}={v!r}" for k, v in options.items())
         expected[f"{name}({text})"] = str(make(name, options, linear()).order or "none")
     assert found == expected
+
+
+def test_every_score_is_on_the_page_and_the_first_ones_are_the_core():
+    page = PAGE.with_name("scores.md").read_text()
+    table = page.split("## In whose features")[0]
+    found = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(found) == sorted(SCORES)
+    core = [name for name in found if SCORES[name].core]
+    assert found[: len(core)] == core
+    for name in NETWORKS:
+        assert name.removesuffix("_unit") in page

@@ -65,12 +65,17 @@ def gaussian_distance(
 ) -> float:
     """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), by eigenvalues of symmetric matrices in
-    float64: never complex, and right for singular covariances.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (R^T C2 R)^1/2) for any R with R R^T = C1, by eigenvalues of
+    symmetric matrices in float64: never complex, and right for singular covariances. R is the
+    Cholesky factor of C1, or its symmetric root where it is singular.
     """
-    values, vectors = np.linalg.eigh(np.asarray(covariance1, np.float64))
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    product = root @ np.asarray(covariance2, np.float64) @ root
+    known = np.asarray(covariance1, np.float64)
+    try:
+        root = np.linalg.cholesky(known)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(known)
+        root = vectors * np.sqrt(np.maximum(values, 0))
+    product = root.T @ np.asarray(covariance2, np.float64) @ root
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)).sum()
     apart = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
     return float(apart @ apart + np.trace(covariance1) + np.trace(covariance2) - 2 * cross)

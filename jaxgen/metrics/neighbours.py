@@ -125,12 +125,13 @@ def _candidates(pair: _Pair, count: int) -> tuple[np.ndarray, np.ndarray]:
     best = np.full((n, count), np.inf, np.float32)
     where = np.zeros((n, count), np.int64)
 
-    def keep(rows: slice, values: jax.Array, index: jax.Array, first: int) -> None:
-        held = rows.stop - rows.start
-        values, index = np.asarray(values)[:held], np.asarray(index)[:held] + first
-        both = np.concatenate([best[rows], values], 1), np.concatenate([where[rows], index], 1)
-        order = np.argsort(both[0], 1, kind="stable")[:, :count]
-        best[rows], where[rows] = (np.take_along_axis(a, order, 1) for a in both)
+    def keep(rows: slice, top: tuple[jax.Array, jax.Array], first: int) -> None:
+        values, index = (np.asarray(a)[: rows.stop - rows.start] for a in top)
+        both = np.concatenate([best[rows], values], 1)
+        among = np.concatenate([where[rows], index + first], 1)
+        order = np.argsort(both, 1, kind="stable")[:, :count]
+        best[rows] = np.take_along_axis(both, order, 1)
+        where[rows] = np.take_along_axis(among, order, 1)
 
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
@@ -141,9 +142,9 @@ def _candidates(pair: _Pair, count: int) -> tuple[np.ndarray, np.ndarray]:
             of_rows, of_columns = _closest(
                 part, pair.put(pair.y32[columns], size), min(count, size), twice
             )
-            keep(rows, *of_rows, first)
+            keep(rows, of_rows, first)
             if twice:
-                keep(columns, *of_columns, start)
+                keep(columns, of_columns, start)
     return best[:, -1], where
 
 
