@@ -19,7 +19,7 @@ from jaxgen.classify import classify as classify_images
 from jaxgen.data import Source, normalise, to_host, whole
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import Spec, fold
-from jaxgen.metrics import Sampling, Training, cached, sets
+from jaxgen.metrics import Sampling, Training, cached, extractors, sets
 from jaxgen.metrics.evaluate import Extractor
 from jaxgen.metrics.evaluate import evaluate as score
 from jaxgen.metrics.files import evaluate_sets
@@ -43,15 +43,19 @@ def evaluate(
     guidance: Sequence[float] | None = None,
     ema: str | None = None,
     seed: int | None = None,
+    features: str | None = None,
+    weights: str | Path | None = None,
     check: Check = lambda: None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Scores of balanced samples at each guidance scale, with floors and receipts.
 
-    None: as the config's `evaluate` section says; no scales: once, as `sample` says. changes:
-    keywords of the method's sampler. Of a tokenizer, its reconstructions of the test half are
-    scored; of a target, what the family can measure. Writes `receipts/evaluate[_guidance_W].json`;
-    returns {"receipts": [...], "classifier_test_accuracy": None where nothing was classified}.
+    None: as the config's `evaluate` section says; no scales: once, as `sample` says. features: the
+    name of an extractor beside the classifier, and its weights (`metrics.extractors.load`).
+    changes: keywords of the method's sampler. Of a tokenizer, its reconstructions of the test half
+    are scored; of a target, what the family can measure. Writes
+    `receipts/evaluate[_guidance_W].json`; returns {"receipts": [...], "classifier_test_accuracy":
+    None where nothing was classified}.
     Many processes sample together; the first one scores.
     """
     parts, options = model.parts, model.parts.evaluate
@@ -59,6 +63,7 @@ def evaluate(
     if count < 1:
         raise invalid("--samples", count, "images >= 1")
     seed = options.seed if seed is None else seed
+    others = [extractors.load(features, weights)] if features not in (None, "classifier") else []
     check()
     accuracy = None
     if parts.spec.target is None:
@@ -94,7 +99,7 @@ def evaluate(
                 speed["images_per_second"] = made.images_per_second
             check()
             if hosts.first():
-                scores |= score(images, labels, train, test, network, seed=seed)
+                scores |= score(images, labels, train, test, network, extractors=others, seed=seed)
         else:
             how = Sampling(seed=seed, ema=ema or model.ema)
         if parts.method.scores is not None:
@@ -167,8 +172,6 @@ def evaluate_files(
 def _extractor(
     features: str | None, weights: str | Path | None, samples: Set, reference: Set
 ) -> str | Extractor:
-    from jaxgen.metrics import extractors
-
     if features in ("identity", "classifier"):
         return features
     if features is None:

@@ -89,8 +89,14 @@ def test_folder_of_pngs_names_index_and_label(trained, tmp_path):
     assert Image.open(out / names[0]).size == (8, 8)
 
 
+def corners(images):
+    """Features of one's own: four pixels near the middle."""
+    return images[:, 3:5, 3:5, 0].reshape(len(images), -1)
+
+
 def test_evaluate_writes_a_receipt_with_every_score(trained, capsys):
     arguments = ["--samples", "120", "--guidance", "1.5", "--ema", "std_0.100", "--json"]
+    arguments += ["--features", "tests.test_cli:corners"]
     assert main(["evaluate", "--workdir", str(trained), *arguments]) == 0
     found = json.loads(lines(capsys)[0])["receipts"][0]
     stored = json.loads((trained / "receipts" / "evaluate_guidance_1.5.json").read_text())
@@ -98,6 +104,7 @@ def test_evaluate_writes_a_receipt_with_every_score(trained, capsys):
     names = {s["name"]: s for s in found["scores"]}
     for name in ("fd_classifier", "kid_classifier", "precision_k3", "recall_k3", "density_k5"):
         assert np.isfinite(names[name]["value"]) and np.isfinite(names[name]["floor"])
+    assert names["fd_corners"]["features"] == "corners" and names["recall_k3_corners"]["k"] == 3
     for name in ("coverage_k5", "accuracy_classifier", "memorised_p1"):
         assert 0 <= names[name]["value"] <= 1
     sampling = found["sampling"]

@@ -18,6 +18,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", default=None, help="how many (with --workdir), or where they are"
     )
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--features",
+        default=None,
+        help="inception, dinov2_vitl14, clip_vitl14_336, ..., module:function, classifier (trained "
+        "on the reference), identity (arrays are features)",
+    )
+    parser.add_argument("--weights", default=None, help="file of the features' network")
     model = parser.add_argument_group("samples of a model (--workdir)")
     model.add_argument(
         "--guidance", type=float, action="append", default=None, help="may be repeated"
@@ -32,13 +39,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--train", default=None, help="what the generator learnt from: floors, and copying"
     )
-    files.add_argument(
-        "--features",
-        default=None,
-        help="inception, dinov2_vitl14, clip_vitl14_336, ..., module:function, classifier (trained "
-        "on the reference), identity (arrays are features)",
-    )
-    files.add_argument("--weights", default=None, help="file of the features' network")
     files.add_argument(
         "--scores",
         default=None,
@@ -66,7 +66,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
 
-    for option in ("train", "features", "weights", "scores", "range", "intervals", "out"):
+    for option in ("train", "scores", "range", "intervals", "out"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --reference")
     try:
@@ -81,6 +81,8 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
         guidance=args.guidance,
         ema=args.ema,
         seed=args.seed,
+        features=args.features,
+        weights=args.weights,
         **sampler_options(args),
     )
 
