@@ -9,7 +9,9 @@ distances exists at a time.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from jaxgen.errors import invalid
 _ENTRIES = 1 << 26
 # Entries on the host, in float64.
 _HOST_ENTRIES = 1 << 23
+# Entries of differences at a time, in a core's cache.
+_CACHED = 1 << 17
 # Points on a side of a tile, where the nearest ones are looked for.
 _TILE = 4096
 # Candidates beyond the k asked for, so that rounding seldom leaves a neighbour out.
@@ -292,9 +296,18 @@ def _between(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.n
     i, j = np.broadcast_arrays(i, j)
     found, shape = np.empty(i.size), i.shape
     i, j = i.ravel(), j.ravel()
-    block = max(1, _HOST_ENTRIES // x.shape[1])
-    for start in range(0, len(i), block):
+    block = max(1, _CACHED // x.shape[1])
+
+    def fill(start: int) -> None:
         part = slice(start, start + block)
-        apart = x[i[part]].astype(np.float64) - y[j[part]]
+        apart = np.subtract(x[i[part]], y[j[part]], dtype=np.float64)
         found[part] = np.einsum("nd,nd->n", apart, apart)
+
+    starts = range(0, len(i), block)
+    if len(starts) < 4:
+        for start in starts:
+            fill(start)
+    else:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, starts))
     return found.reshape(shape)
