@@ -191,13 +191,13 @@ class _Pair:
         self.y32 = _shrunk(y, centre, self.scale)
         self.x32 = self.y32 if x is y else _shrunk(x, centre, self.scale)
 
-        def whole(rows: float) -> int:
-            """At most so many rows, as many on each device, and no more than there are."""
-            most = min(int(rows), max(len(x), len(y)))
-            return max(1, -(-most // len(devices))) * len(devices)
+        def even(points: int, most: float) -> int:
+            """The size of equal parts, at most `most` and a multiple of the devices."""
+            part = -(-points // max(1, -(-points // max(1, int(most)))))
+            return max(1, -(-part // len(devices))) * len(devices)
 
-        self.block = whole(min(_ENTRIES // len(y), len(x)))
-        self.tile = whole(_TILE)
+        self.block = even(len(x), _ENTRIES / len(y))
+        self.tile = even(max(len(x), len(y)), _TILE)
 
     def exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Squared distances of the pairs x[i], y[j]."""
