@@ -20,8 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from jaxgen.errors import UsageError
 from jaxgen.metrics.budget import expected_best, f_score
 from jaxgen.metrics.copying import copied_share, copying_statistic, rank_statistic
-from jaxgen.metrics.inception_score import inception_score, score_sums
-from jaxgen.metrics.label_information import entropies, label_information
+from jaxgen.metrics.inception_score import entropies, inception_score, label_information, score_sums
 from jaxgen.metrics.likelihood_divergence import fit, likelihood_divergence, mean_log_likelihood
 from jaxgen.metrics.mauve import frontier, frontier_integral, histograms, mauve
 from jaxgen.metrics.pareto import front

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.check import Check, below, control, mean_above, mean_below, mean_near, near
-from jaxgen.metrics.inception_score import inception_score, inception_score_splits, score_sums
-from jaxgen.metrics.label_information import entropies, label_information
+from jaxgen.metrics.inception_score import (
+    entropies,
+    inception_score,
+    inception_score_splits,
+    label_information,
+    score_sums,
+)
 
 PAPER = "A Note on the Inception Score"
-ENTRY = "jaxgen.metrics.label_information.label_information"
+ENTRY = "jaxgen.metrics.inception_score.label_information"
 SEEDS = 5
 # Unequal classes on a line, as an exact classifier sees them: N(mean, 1), weights below.
 MEANS, WEIGHTS = np.array([-3.0, 0.0, 1.5, 5.0]), np.array([0.1, 0.4, 0.2, 0.3])

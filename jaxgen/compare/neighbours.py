@@ -14,7 +14,7 @@ from jaxgen.data import Source, Target
 from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.memorisation import flat
-from jaxgen.metrics.neighbours import distance_blocks
+from jaxgen.metrics.neighbours import smallest
 from jaxgen.metrics.quantise import quantise
 from jaxgen.model import saved_config
 from jaxgen.pictures import cut, grid
@@ -106,12 +106,9 @@ def search(images: np.ndarray, train: Source, most: int) -> tuple[np.ndarray, np
     for start in range(0, most, step):
         part = chosen[start : start + step]
         others = flat(quantise(train.images(part)))
-        for rows, block in distance_blocks(points, others):
-            first = block.argmin(1)
-            value = block[np.arange(len(block)), first]
-            closer = value < squared[rows]
-            place[rows] = np.where(closer, part[first], place[rows])
-            squared[rows] = np.where(closer, value, squared[rows])
+        value, first = (a[:, 0] for a in smallest(points, others, 1))
+        place = np.where(value < squared, part[first], place)
+        squared = np.minimum(value, squared)
     return place, np.sqrt(squared)
 
 

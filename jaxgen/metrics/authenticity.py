@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxgen.metrics.inputs import tables
-from jaxgen.metrics.neighbours import distance_blocks, radii
+from jaxgen.metrics.neighbours import radii, smallest
 
 
 def authentic(train: np.ndarray, generated: np.ndarray) -> np.ndarray:
@@ -17,12 +17,8 @@ def authentic(train: np.ndarray, generated: np.ndarray) -> np.ndarray:
     It is not where its nearest training point is as near to it as to any other training point.
     """
     train, generated = tables(("training features", train), ("generated features", generated))
-    alone = radii(train, 1)
-    found = np.empty(len(generated), bool)
-    for rows, squared in distance_blocks(generated, train):
-        closest = squared.argmin(1)
-        found[rows] = squared[np.arange(len(squared)), closest] > alone[closest]
-    return found
+    squared, closest = smallest(generated, train, 1)
+    return squared[:, 0] > radii(train, 1)[closest[:, 0]]
 
 
 def authenticity(train: np.ndarray, generated: np.ndarray) -> float:

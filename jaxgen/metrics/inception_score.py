@@ -1,7 +1,7 @@
 """Inception score (Salimans et al. 2016): exp of the mean KL(p(y|x) || p(y)), of any classifier.
 
-probabilities -> `score_sums` (mergeable) -> `inception_score`. With a classifier other than
-Inception it is called by that classifier's name.
+probabilities -> `score_sums` (mergeable) -> `entropies` -> `inception_score`. With a classifier
+other than Inception it is called by that classifier's name.
 """
 
 from __future__ import annotations
@@ -35,13 +35,35 @@ def merge_scores(parts: Iterable[ScoreSums]) -> ScoreSums:
     return functools.reduce(lambda a, b: ScoreSums(a[0] + b[0], a[1] + b[1], a[2] + b[2]), parts)
 
 
-def inception_score(sums: ScoreSums) -> float:
-    """exp(H(mean p) - mean H(p)): 1 for equal predictions, C for balanced certain ones."""
+class Entropies(NamedTuple):
+    """In nats. marginal: H(y), the variety of labels. conditional: E H(y|x), doubt about each."""
+
+    marginal: float
+    conditional: float
+
+
+def entropies(sums: ScoreSums) -> Entropies:
+    """Both entropies of the predictions that were summed."""
     if sums.size < 1:
         raise invalid("probabilities", f"{sums.size} images", "1 or more for an inception score")
     mean = sums.marginal / sums.size
-    marginal = float((mean * np.log(np.where(mean > 0, mean, 1.0))).sum())
-    return float(np.exp(sums.negative_entropy / sums.size - marginal))
+    some = mean[mean > 0]
+    return Entropies(float(-(some * np.log(some)).sum()), -sums.negative_entropy / sums.size)
+
+
+def label_information(sums: ScoreSums) -> float:
+    """I(y; x) = H(y) - E H(y|x), 0 to ln C nats (Barratt & Sharma 2018); its parts say why.
+
+    The marginal must be that of all images: in splits of n it is only that of n, which bounds the
+    score by n.
+    """
+    found = entropies(sums)
+    return found.marginal - found.conditional
+
+
+def inception_score(sums: ScoreSums) -> float:
+    """exp of the `label_information`: 1 for equal predictions, C for balanced certain ones."""
+    return float(np.exp(label_information(sums)))
 
 
 def inception_score_splits(

@@ -18,8 +18,8 @@ from jaxgen.metrics.classwise import class_moments, classwise_frechet
 from jaxgen.metrics.copying import copying_statistic
 from jaxgen.metrics.frechet import Moments, frechet_distance, moments
 from jaxgen.metrics.inception_score import (
-    inception_score,
     inception_score_splits,
+    label_information,
     score_sums,
 )
 from jaxgen.metrics.infinity import fd_infinity
@@ -216,8 +216,8 @@ def _inception_score(pair: Pair) -> Mapping[str, Any]:
     p = pair.made.probabilities
     assert p is not None
     value, deviation = inception_score_splits(p, splits=SPLITS, seed=pair.seed)
-    whole = inception_score(score_sums(p))
-    also = {"deviation": deviation, "whole": whole, "information": float(np.log(whole))}
+    information = label_information(score_sums(p))
+    also = {"deviation": deviation, "whole": np.exp(information), "information": information}
     return {"value": value, "also": also}
 
 
