@@ -37,9 +37,11 @@ def test_the_smallest_are_those_of_all_distances(name, dtype, offset):
     np.testing.assert_allclose(found, np.take_along_axis(whole, order, 1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("entries", [1 << 26, 2000])
 @pytest.mark.parametrize("strict", [True, False])
-def test_counts_at_the_very_distances_are_right_on_either_side(strict):
+def test_counts_at_the_very_distances_are_right_on_either_side(strict, entries, monkeypatch):
     """Radii that are distances of the pairs: every one of them is undecided in float32."""
+    monkeypatch.setattr(neighbours, "_ENTRIES", entries)
     x, y = points("wide")
     whole = exact(x, y)
     by_column, by_row = whole[7], whole[:, 11]
