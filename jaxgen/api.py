@@ -168,7 +168,7 @@ def reconstruct_ema(
 
 
 def write_samples(path: str | Path, samples: Samples, columns: int, source: Source) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, codes) or a folder of PNGs."""
+    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs."""
     path = Path(path)
     if not hosts.first():
         return path
@@ -177,7 +177,9 @@ def write_samples(path: str | Path, samples: Samples, columns: int, source: Sour
         pictures.save_png(path, pictures.picture(source, samples.images, columns))
     elif path.suffix == ".npz":
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
-        np.savez(path, images=samples.images, labels=samples.labels, seed=samples.seed, **codes)
+        # Values a little beyond are what samplers give; who shows or scores images clips them.
+        about = {"labels": samples.labels, "seed": samples.seed, "clip": np.array([-1.0, 1.0])}
+        np.savez(path, images=samples.images, **about, **codes)
     elif path.suffix == "":
         for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
             picture = pictures.grid(image[None], 1, scale=1, gap=0)

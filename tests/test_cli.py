@@ -102,10 +102,11 @@ def test_evaluate_writes_a_receipt_with_every_score(trained, capsys):
     stored = json.loads((trained / "receipts" / "evaluate_guidance_1.5.json").read_text())
     assert stored == found
     names = {s["name"]: s for s in found["scores"]}
-    for name in ("fd_classifier", "kid_classifier", "precision_k3", "recall_k3", "density_k5"):
+    plain = ("kid", "precision_k3", "recall_k3", "density_k5", "inception_score")
+    for name in ("fd_classifier", *(f"{name}_classifier" for name in plain)):
         assert np.isfinite(names[name]["value"]) and np.isfinite(names[name]["floor"])
     assert names["fd_corners"]["features"] == "corners" and names["recall_k3_corners"]["k"] == 3
-    for name in ("coverage_k5", "accuracy_classifier", "memorised_p1"):
+    for name in ("coverage_k5_classifier", "accuracy_classifier", "memorised_p1"):
         assert 0 <= names[name]["value"] <= 1
     sampling = found["sampling"]
     assert sampling["nfe"] == 6 and sampling["ema"] == "std_0.100" and sampling["steps"] == 3

@@ -165,7 +165,9 @@ def test_a_reference_is_compared_by_what_it_holds_and_not_by_where_it_lies(runs)
     # The data that a run was trained on are no matter where a reference is named.
     change(runs[1], lambda r: r["data"]["source"].update(name="idx.idx"))
     assert differences(entries(runs)) == []
-    for key, other in (("name", "cifar100"), ("sha256", "2" * 64), ("images", 10000)):
+    change(runs[1], lambda r: r["reference"].update(name="the same by another name"))
+    assert differences(entries(runs)) == []
+    for key, other in (("sha256", "2" * 64), ("images", 10000)):
         before = (Path(runs[1]) / "receipts" / "evaluate.json").read_text()
         change(runs[1], lambda r, key=key, other=other: r["reference"].update({key: other}))
         (found,) = differences(entries(runs))

@@ -13,7 +13,8 @@ from jaxgen.data import whole
 from jaxgen.data.digits import digits
 from jaxgen.errors import UsageError
 from jaxgen.metrics import Sampling, Training, cached, classifier, fit
-from jaxgen.metrics.evaluate import evaluate
+from jaxgen.metrics.evaluate import evaluate, look
+from jaxgen.metrics.manifold import KINDS
 from jaxgen.metrics.quantise import quantise
 from jaxgen.metrics.receipt import receipt, write
 
@@ -145,18 +146,19 @@ NAMES = {
     "fd_classifier",
     "fd_classifier_matched",
     "kid_classifier",
-    "precision_k3",
-    "recall_k3",
-    "density_k5",
-    "coverage_k5",
+    "precision_k3_classifier",
+    "recall_k3_classifier",
+    "density_k5_classifier",
+    "coverage_k5_classifier",
     "accuracy_classifier",
     "inception_score_classifier",
     "memorised_p1",
 }
 
 
-def score(halves, brief, samples, labels, **options):
-    return evaluate(samples, labels, *halves, brief, kid_subsets=5, **options)
+def score(halves, brief, samples, labels, extractors=(), intervals=0, **options):
+    seen = look(samples, labels, *halves, brief, extractors)
+    return evaluate(seen, intervals=intervals, **options)
 
 
 def test_fresh_real_images_score_at_the_floor(halves, brief):
@@ -166,13 +168,14 @@ def test_fresh_real_images_score_at_the_floor(halves, brief):
     assert set(scores) == NAMES
     assert all("floor" in s and s["better"] in ("lower", "higher") for s in scores.values())
     assert scores["fd_classifier"]["value"] < 1e-6 < scores["fd_classifier"]["floor"]
-    assert scores["precision_k3"]["value"] == scores["recall_k3"]["value"] == 1
+    assert all(scores[f"{name}_k3_classifier"]["value"] == 1 for name in ("precision", "recall"))
     accuracy = scores["accuracy_classifier"]
     assert accuracy["value"] == accuracy["floor"] > 0.8
     assert scores["memorised_p1"]["value"] == scores["memorised_p1"]["floor"] <= 0.011
     # The training half as samples: value and floor are the same, and all of it is memorised.
     scores = score(halves, brief, train["image"], train["label"])
-    for name in ("fd_classifier", "precision_k3", "recall_k3", "density_k5", "coverage_k5"):
+    of_neighbours = [f"{kind}_k{k}_classifier" for kind, (k, _) in KINDS.items()]
+    for name in ("fd_classifier", *of_neighbours):
         assert scores[name]["value"] == pytest.approx(scores[name]["floor"], rel=1e-9)
     assert scores["memorised_p1"]["value"] == 1
 
@@ -189,7 +192,8 @@ def test_bad_samples_score_far_from_the_floor(halves, brief):
     ones = np.flatnonzero(test["label"] == 1)
     chosen = np.resize(ones, 400)
     scores = score(halves, brief, test["image"][chosen], test["label"][chosen])
-    assert scores["precision_k3"]["value"] == 1 and scores["recall_k3"]["value"] < 0.25
+    assert scores["precision_k3_classifier"]["value"] == 1
+    assert scores["recall_k3_classifier"]["value"] < 0.25
     assert scores["inception_score_classifier"]["value"] < 2
 
 
@@ -198,8 +202,12 @@ def test_scores_depend_on_bytes_and_not_on_the_order_of_samples(halves, brief):
     order = np.random.default_rng(1).permutation(len(test["image"]))
     plain = score(halves, brief, test["image"][::-1], test["label"][::-1])
     bytes_ = score(halves, brief, quantise(test["image"])[order], test["label"][order])
-    for name in NAMES - {"kid_classifier", "fd_classifier", "fd_classifier_matched"}:
+    # Drawn subsets and splits are others in another order.
+    drawn = {"kid_classifier", "fd_classifier", "fd_classifier_matched"}
+    for name in NAMES - drawn - {"inception_score_classifier"}:
         assert plain[name]["value"] == pytest.approx(bytes_[name]["value"]), name
+    whole = [s["inception_score_classifier"]["also"]["whole"] for s in (plain, bytes_)]
+    assert whole[0] == pytest.approx(whole[1])
 
 
 def test_counts_are_matched_to_the_floor(halves, brief):

@@ -19,6 +19,8 @@ from jaxgen.errors import UsageError
 from jaxgen.metrics import feature_scores
 from jaxgen.metrics.extractors import clip, dinov2, inception, load, vgg, vit, weights
 from jaxgen.metrics.extractors.network import Network, applied
+from jaxgen.metrics.sets import of_bytes
+from jaxgen.metrics.side import side
 
 WIDTH, DEPTH, NAME = 16, 2, "dinov2_vitb14"
 
@@ -335,9 +337,10 @@ def test_names_are_checked():
 def test_scores_carry_the_name_and_the_digest(file):
     rng = np.random.default_rng(0)
     sets = [rng.integers(0, 256, (40, 3, 4, 3), np.uint8) for _ in range(3)]
-    labels = {"samples": np.arange(40) % 2, "train": np.arange(40) % 2}
+    made = [of_bytes(images, np.arange(40) % 2, "images") for images in sets]
     for extractor in (load("identity"), load(NAME, file, batch=40)):
-        scores = feature_scores(extractor, *sets, labels, kid_subsets=3)
+        sides = [side(data, extractor, data.name) for data in made]
+        scores = feature_scores(extractor, *sides, scores=["fid"], intervals=0)
         entry = json.loads(json.dumps(scores[f"fd_{extractor.name}"]))
         assert entry["digest"] == extractor.digest and np.isfinite(entry["value"])
     assert "unverified" in entry["digest"]

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
-from jaxgen.api import load, tokenize, train
-from jaxgen.data import batches
+from jaxgen.api import evaluate, load, tokenize, train
+from jaxgen.data import batches, whole
 from jaxgen.data.codes import codes
 from jaxgen.errors import UsageError
+from jaxgen.metrics.quantise import quantise
 from jaxgen.setup import setup
 
 TINY = dict(
@@ -186,3 +188,25 @@ def test_the_kl_is_that_of_gaussians():
     mean, std = np.split(np.asarray(parts.method.encode(state.params, image)), 2, axis=-1)
     nats = (0.5 * (mean**2 + std**2 - 1) - np.log(std)).sum((1, 2, 3)).mean()
     np.testing.assert_allclose(metrics["kl"], nats, rtol=1e-4)
+
+
+def test_reconstructions_have_scores_of_their_own_names(stage, monkeypatch):
+    _, model, workdir = stage
+    asked = {}
+
+    def distances(a, b):
+        asked.update(a=a, b=b)
+        return np.abs(a.astype(np.float32) - b).mean((1, 2, 3))
+
+    # Images of 8 by 8 are too small for the network itself.
+    fake = SimpleNamespace(name="lpips_vgg", digest="abc", distances=distances)
+    monkeypatch.setattr("jaxgen.metrics.extractors.lpips.load", lambda weights: fake)
+    (found,) = evaluate(model, workdir, features="lpips", intervals=0)["receipts"]
+    scores = {s["name"]: s for s in found["scores"]}
+    assert {"rfd_classifier", "rfd_classifier_matched", "psnr", "ssim", "mse"} <= set(scores)
+    assert "fd_classifier" not in scores and "kid_classifier" in scores
+    originals = whole(model.parts.test_source)["image"]
+    np.testing.assert_array_equal(asked["b"], quantise(originals))
+    np.testing.assert_array_equal(asked["a"], quantise(model.decode(model.encode(originals))))
+    assert scores["lpips_vgg"]["value"] == pytest.approx(distances(**asked).mean(), rel=1e-6)
+    assert scores["lpips_vgg"]["digest"] == "abc"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from jaxgen.metrics import Training, cached
 from jaxgen.metrics.classifier import Classifier
 from jaxgen.metrics.evaluate import feature_scores
 from jaxgen.metrics.quantise import finite, quantise
+from jaxgen.metrics.sets import of_bytes
+from jaxgen.metrics.side import side, title
+from jaxgen.metrics.table import Side
 from jaxgen.model import Model, balanced_labels
 from jaxgen.setup import make_sampler, sample_options
 
@@ -64,33 +68,39 @@ class Subject:
         labels, good = balanced_labels(len(images), self.classes), finite(images)
         if good.mean() < 0.5:
             return dict(frechet=np.nan, precision=np.nan, recall=np.nan, accuracy=0.0)
-        made = quantise(images[good])
-        reals = [quantise(half["image"]) for half in (self.train, self.test)]
-        halves = {"samples": labels[good], "train": self.train["label"]}
-        found = feature_scores(self.scorer, made, *reals, halves, kid_subsets=2)
-        right = (self.scorer.probabilities(made).argmax(1) == labels[good]).sum() / len(images)
-        return {
-            "frechet": found["fd_classifier"]["value"],
-            "precision": found["precision_k3"]["value"],
-            "recall": found["recall_k3"]["value"],
-            "accuracy": float(right),
-        }
+        made = self._side(images[good], labels[good])
+        found = self._scores(made)
+        assert made.probabilities is not None
+        right = (made.probabilities.argmax(1) == labels[good]).sum() / len(images)
+        return found | {"accuracy": float(right)}
 
     def floor(self, count: int) -> Row:
         """The scores that `count` images of the training half have against the test half."""
         order = np.argsort(self.train["label"], kind="stable")
         rows = np.random.default_rng(0).permutation(order)[:count]
-        made, labels = quantise(self.train["image"][rows]), self.train["label"][rows]
-        reals = [quantise(half["image"]) for half in (self.train, self.test)]
-        halves = {"samples": labels, "train": self.train["label"]}
-        found = feature_scores(self.scorer, made, *reals, halves, kid_subsets=2)
-        right = self.scorer.probabilities(quantise(self.test["image"])).argmax(1)
+        found = self._scores(self._side(self.train["image"][rows], self.train["label"][rows]))
+        images, labels = quantise(self.test["image"]), self.test["label"]
+        return found | {"accuracy": self.scorer.accuracy(images, labels)}
+
+    def _scores(self, made: Side) -> Row:
+        names = {"fid": "frechet", "precision_k3": "precision", "recall_k3": "recall"}
+        found = feature_scores(
+            self.scorer, made, self._learnt, self._known, scores=[*names], intervals=0
+        )
         return {
-            "frechet": found["fd_classifier"]["value"],
-            "precision": found["precision_k3"]["value"],
-            "recall": found["recall_k3"]["value"],
-            "accuracy": float((right == self.test["label"]).mean()),
+            said: found[title(name, self.scorer, None)]["value"] for name, said in names.items()
         }
+
+    def _side(self, images: np.ndarray, labels: np.ndarray) -> Side:
+        return side(of_bytes(quantise(images), labels, "images"), self.scorer, "images")
+
+    @functools.cached_property
+    def _learnt(self) -> Side:
+        return self._side(self.train["image"], self.train["label"])
+
+    @functools.cached_property
+    def _known(self) -> Side:
+        return self._side(self.test["image"], self.test["label"])
 
 
 def subject(workdir: str | Path) -> Subject:

@@ -22,9 +22,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         default=None,
         help="inception, dinov2_vitl14, clip_vitl14_336, ..., module:function, classifier (trained "
-        "on the reference), identity (arrays are features)",
+        "on the reference), identity (arrays are features); with --workdir several, with commas, "
+        "and lpips of a tokenizer",
     )
     parser.add_argument("--weights", default=None, help="file of the features' network")
+    parser.add_argument(
+        "--scores",
+        default=None,
+        help="names, e.g. fid,precision_k3 or all (default: the core ones)",
+    )
+    parser.add_argument(
+        "--intervals", type=int, default=None, help="random halves for intervals; 0 for none"
+    )
     model = parser.add_argument_group("samples of a model (--workdir)")
     model.add_argument(
         "--guidance", type=float, action="append", default=None, help="may be repeated"
@@ -39,15 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--train", default=None, help="what the generator learnt from: floors, and copying"
     )
-    files.add_argument(
-        "--scores",
-        default=None,
-        help="names, e.g. fid,precision_k3 or all (default: the core ones)",
-    )
     files.add_argument("--range", default=None, help="of float images: -1,1 or 0,1 or 0,255")
-    files.add_argument(
-        "--intervals", type=int, default=None, help="random halves for intervals; 0 for none"
-    )
     files.add_argument("--out", default=None, help="write the receipt here too (.json)")
 
 
@@ -66,7 +67,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
 
-    for option in ("train", "scores", "range", "intervals", "out"):
+    for option in ("train", "range", "out"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --reference")
     try:
@@ -83,6 +84,8 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         features=args.features,
         weights=args.weights,
+        scores=None if args.scores is None else args.scores.split(","),
+        intervals=args.intervals,
         **sampler_options(args),
     )
 

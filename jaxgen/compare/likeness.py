@@ -13,7 +13,9 @@ from jaxgen.compare.receipts import Entry
 # setting that is not known here is compared, not passed over.
 FOUND = ("name", "value", "error", "also", "threshold", "seed", "seconds")
 # Of the scored samples: how they were read and turned into bytes. Whose they are may differ.
-READ = ("shape", "dtype", "labels", "resizer", "resize", "quantiser", "quantise")
+READ = ("shape", "dtype", "resizer", "resize", "quantiser", "quantise")
+# Only known of samples that a receipt says the making of.
+OF_MAKING = ("sampling.dtype",)
 # The same data may lie elsewhere.
 PLACES = ("path", "data_dir", "file")
 
@@ -51,6 +53,8 @@ def differences(entries: Sequence[Entry]) -> list[Difference]:
         said = {e.label: _settings(e, name) | about[e.label] for e in holders}
         for setting in dict.fromkeys(key for each in said.values() for key in each):
             values = {label: each.get(setting) for label, each in said.items()}
+            if setting in OF_MAKING:
+                values = {label: value for label, value in values.items() if value is not None}
             if len({_canonical(value) for value in values.values()}) > 1:
                 key = _canonical([setting, values])
                 scores = found[key].scores if key in found else ()
@@ -94,7 +98,8 @@ def _settings(entry: Entry, name: str) -> dict[str, Any]:
         if key not in FOUND and not key.startswith(("floor", "interval"))
     }
     sampling, samples = entry.found.get("sampling") or {}, entry.found.get("samples") or {}
-    found |= {f"sampling.{key}": sampling.get(key) for key in ("labels", "dtype")}
+    found["sampling.labels"] = sampling.get("labels", samples.get("labels"))
+    found["sampling.dtype"] = sampling.get("dtype")
     return found | {f"samples.{key}": samples[key] for key in READ if key in samples}
 
 
@@ -103,7 +108,14 @@ def _references(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     references = {e.label: e.found.get("reference") for e in entries}
     data = {e.label: e.found.get("data") or {} for e in entries}
     if all(references.values()):
-        return {label: _flat("reference", said) for label, said in references.items()}
+        # What has one digest is one set, whatever it is called where it lies.
+        return {
+            label: _flat("reference", {k: v for k, v in said.items() if k != "name"})
+            if "sha256" in said
+            else _flat("reference", said)
+            for label, said in references.items()
+            if said
+        }
     if any(references.values()) and not all(data.values()):
         names = {label: (said or {}).get("name", said) for label, said in references.items()}
         return {label: {"reference": name} for label, name in names.items()}

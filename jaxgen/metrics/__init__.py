@@ -2,14 +2,15 @@
 
     from jaxgen.metrics.evaluate import evaluate
     network = cached("classifier.safetensors", train["image"], train["label"], 10)
-    scores = evaluate(samples, labels, train, test, network)
+    scores, about = evaluate(samples, labels, train, test, network)
 
 Functions that are named as their module (`evaluate.evaluate`, `quantise.quantise`,
 `receipt.receipt`) are imported from there.
 """
 
 from jaxgen.metrics.classifier import Classifier, Training, cached, fit
-from jaxgen.metrics.evaluate import Extractor, feature_scores
+from jaxgen.metrics.evaluate import feature_scores
 from jaxgen.metrics.receipt import Sampling
+from jaxgen.metrics.side import Extractor
 
 __all__ = ["Classifier", "Extractor", "Sampling", "Training", "cached", "feature_scores", "fit"]

@@ -107,6 +107,10 @@ class Classifier:
         """p(label | image) float32 [N, num_classes]."""
         return self._apply(images)[1]
 
+    def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Both from one pass."""
+        return dict(zip(("features", "probabilities"), self._apply(images), strict=True))
+
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """The share of images whose most probable class is their label."""
         return float((self.probabilities(images).argmax(1) == labels).mean())

@@ -7,19 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.classifier import Classifier, fit
-from jaxgen.metrics.evaluate import Extractor
-from jaxgen.metrics.extractors.inception import Inception
+from jaxgen.metrics.classifier import fit
 from jaxgen.metrics.receipt import plain, versions
 from jaxgen.metrics.sets import Set
+from jaxgen.metrics.side import DRAWS, Extractor, draws, side, source, title
 from jaxgen.metrics.table import Floor, Pair, Score, Side, compute
-
-# A pass over the distances of 3,000 images with 2,048 features to 3,000 others.
-_CHEAP = 2e10
-_DRAWS = 20
 
 
 def evaluate_sets(
@@ -86,20 +80,19 @@ def evaluate_sets(
         return Floor(Pair(known, learnt, learnt, seed), f"{train.name}, {train.size} images")
 
     if intervals is None:
-        intervals = _DRAWS if _cost(pair) <= _CHEAP else 0
+        intervals = draws(pair)
         if not intervals:
-            say(f"no intervals for so many images unless asked: --intervals {_DRAWS}")
+            say(f"no intervals for so many images unless asked: --intervals {DRAWS}")
     found = compute(pair, scores, floor=floor, intervals=intervals)
     common: dict[str, Any] = {
-        "features": "identity" if extractor is None else extractor.name,
-        "digest": None if extractor is None else extractor.digest,
+        **source(extractor),
         "samples": samples.size,
         "reference": reference.size,
         "seed": seed,
     }
     return plain(
         {
-            "scores": {_title(k, extractor, samples): v | common for k, v in found.items()},
+            "scores": {title(k, extractor, samples.size): v | common for k, v in found.items()},
             "samples": samples.describe(),
             "reference": reference.describe(),
             "train": None if train is None else train.describe(),
@@ -108,23 +101,6 @@ def evaluate_sets(
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
     )
-
-
-def _title(score: str, extractor: Extractor | None, samples: Set) -> str:
-    """What a score is called, so that two of one name can be compared."""
-    if extractor is None:
-        return score
-    if extractor.name != "inception":
-        return (
-            score.replace("fid", f"fd_{extractor.name}")
-            if "fid" in score
-            else (f"{score}_{extractor.name}")
-        )
-    if "fid" not in score:
-        return score if score == "inception_score" else f"{score}_inception"
-    count = samples.size or 0
-    short = f"{count // 1000}k" if count % 1000 == 0 else str(count)
-    return score if count == 50_000 else score.replace("fid", f"fid_{short}")
 
 
 def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[str], None]) -> Side:
@@ -139,14 +115,7 @@ def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[st
         return Side(data.features, data.labels, name=name)
     assert data.images is not None
     say(f"{extractor.name}: features of {len(data.images)} images of {data.name}")
-    if isinstance(extractor, Classifier):
-        p = extractor.probabilities(data.images)
-        return Side(extractor.features(data.images), data.labels, name=name, probabilities=p)
-    if isinstance(extractor, Inception):
-        parts = extractor.outputs(data.images, "features", "spatial", "logits")
-        p = scipy.special.softmax(parts["logits"].astype(np.float64), 1)
-        return Side(parts["features"], data.labels, None, name, parts["spatial"], p)
-    return Side(np.asarray(extractor.features(data.images)), data.labels, name=name)
+    return side(data, extractor, name)
 
 
 def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
@@ -183,10 +152,3 @@ def _halves(known: Side, learnt: Side | None, seed: int) -> Floor | None:
     one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
     pair = Pair(known.rows(one), known.rows(other), learnt, seed)
     return Floor(pair, f"one half of the reference against the other, {middle} images each")
-
-
-def _cost(pair: Pair) -> float:
-    sizes = [
-        len(s.given) if s.given is not None else s.moments.size for s in (pair.real, pair.made)
-    ]
-    return float(max(sizes)) ** 2 * pair.made.width

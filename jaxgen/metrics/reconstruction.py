@@ -1,4 +1,4 @@
-"""How well a tokenizer's reconstructions keep the images: PSNR, SSIM and mean squared error."""
+"""How well a tokenizer's reconstructions keep the images: PSNR, SSIM, mean squared error, LPIPS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.quantise import quantise
 
 RANGE = 255.0
@@ -38,17 +39,25 @@ def ssim(real: np.ndarray, made: np.ndarray, *, sigma: float = 1.5) -> np.ndarra
     return value.reshape(len(x), -1).mean(1)
 
 
-def reconstruction(made: np.ndarray, real: np.ndarray) -> dict[str, dict[str, Any]]:
+def reconstruction(
+    made: np.ndarray, real: np.ndarray, perceptual: LPIPS | None = None
+) -> dict[str, dict[str, Any]]:
     """Scores of reconstructions against their originals, both [N, H, W, C], bytes or [-1, 1].
 
-    PSNR is the mean over images of each one's, over those that are not perfect.
+    perceptual: for LPIPS, too, the mean over images. PSNR is the mean over images of each one's,
+    over those that are not perfect.
     """
     a, b = quantise(real), quantise(made)
     error = ((a.astype(np.float64) - b) ** 2).mean() / (RANGE / 2) ** 2
     ratios = psnr(a, b)
     whole = np.isfinite(ratios)
     mean = float(ratios[whole].mean()) if whole.any() else float("inf")
-    return {
+    found: dict[str, dict[str, Any]] = {}
+    if perceptual is not None:
+        apart = float(perceptual.distances(b, a).astype(np.float64).mean())
+        about = {"digest": perceptual.digest, "samples": len(a)}
+        found[perceptual.name] = {"value": apart, "floor": None, "better": "lower", **about}
+    return found | {
         "psnr": {"value": mean, "floor": None, "better": "higher", "perfect": int((~whole).sum())},
         "ssim": {"value": float(ssim(a, b).mean()), "floor": None, "better": "higher"},
         "mse": {"value": float(error), "floor": None, "better": "lower"},

@@ -63,6 +63,9 @@ class Set:
             found |= {"shape": list(self.images.shape[1:]), "quantiser": "round half up"}
         if self.lost:
             found["not_finite"] = self.lost
+        if self.labels is not None:
+            counts = np.unique(self.labels, return_counts=True)[1]
+            found["labels"] = "balanced" if np.ptp(counts) <= 1 else "not balanced"
         return {**found, "kind": kind}
 
 
@@ -89,7 +92,7 @@ def load(path: str | Path, *, option: str, range: str | None = None) -> Set:
             arrays: Mapping[str, np.ndarray] = {"arr_0": np.load(path, allow_pickle=False)}
         else:
             with np.load(path, allow_pickle=False) as file:
-                wanted = (*_IMAGES, *_LABELS, *_FEATURES, "mu", "sigma", "size")
+                wanted = (*_IMAGES, *_LABELS, *_FEATURES, "mu", "sigma", "size", "clip")
                 arrays = {k: file[k] for k in file.files if k in wanted}
                 held = list(file.files)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -102,7 +105,13 @@ def load(path: str | Path, *, option: str, range: str | None = None) -> Set:
         allowed = f"one of the arrays {', '.join((*_IMAGES, *_FEATURES))}, or mu and sigma"
         raise invalid(option, f"{name} with {', '.join(held) or 'nothing'}", allowed)
     labels = next((arrays[k] for k in _LABELS if k in arrays), None)
-    return of_array(arrays[key], labels, name=name, option=option, range=range)
+    array = arrays[key]
+    if "clip" in arrays and array.dtype.kind == "f":
+        # Our own samples: the ends of the range, beyond which whoever made them meant the ends.
+        if arrays["clip"].tolist() != [-1.0, 1.0]:
+            raise invalid(option, f"{name} with clip {arrays['clip'].tolist()}", "clip [-1.0, 1.0]")
+        array, range = np.clip(array, -1.0, 1.0), "-1,1"
+    return of_array(array, labels, name=name, option=option, range=range)
 
 
 def of_array(
@@ -138,7 +147,11 @@ def of_array(
     if lost:
         images = images[good]
         labels = None if labels is None else labels[good]
-    images = _bytes(images, name, option, range)
+    return of_bytes(_bytes(images, name, option, range), labels, name, lost)
+
+
+def of_bytes(images: np.ndarray, labels: np.ndarray | None, name: str, lost: int = 0) -> Set:
+    """A set of images uint8 [N, H, W, C]. lost: those left out for not being finite."""
     return Set(name, _digest(images), images=images, labels=labels, lost=lost)
 
 

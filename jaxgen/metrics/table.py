@@ -264,7 +264,9 @@ SCORES: dict[str, Score] = {
     "fid": Score(_fid, "lower", {"ddof": 1}, (0.0, np.inf), needs=frozenset()),
     "kid": Score(_kid, "lower", {"degree": 3}),
     **{f"{kind}_k{k}": _manifold(kind) for kind, (k, _) in KINDS.items()},
-    "cmmd": Score(_cmmd, "lower", {"sigma": CMMD_SIGMA, "scale": 1000, "estimator": "biased"}),
+    "cmmd": Score(
+        _cmmd, "lower", {"sigma": CMMD_SIGMA, "scale": 1000, "estimator": "biased"}, (0.0, np.inf)
+    ),
     "vendi": Score(_vendi, "higher", {"kernel": "cosine", "order": 1}, (1.0, np.inf)),
     "sfid": Score(
         _sfid, "lower", {"ddof": 1}, (0.0, np.inf), needs=frozenset({"features", "spatial"})

@@ -28,6 +28,12 @@ def part(parts: Setup, split: str, limit: int, seed: int) -> tuple[Source, np.nd
     return source, np.random.default_rng(seed).permutation(len(source))[: limit or None]
 
 
+def check_draws(intervals: int | None) -> None:
+    """Refuse a number of random halves that no interval is from."""
+    if intervals is not None and (intervals < 0 or intervals == 1):
+        raise invalid("--intervals", intervals, "0, or 2 and more")
+
+
 def local(params: Any) -> Any:
     """Parameters for a program of this process alone."""
     return params if jax.process_count() == 1 else to_host(params)

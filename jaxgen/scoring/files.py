@@ -9,9 +9,10 @@ from typing import Any
 
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics import extractors, sets
-from jaxgen.metrics.evaluate import Extractor
 from jaxgen.metrics.files import evaluate_sets
 from jaxgen.metrics.sets import Set
+from jaxgen.metrics.side import Extractor
+from jaxgen.scoring.common import check_draws
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import say
 
@@ -36,8 +37,7 @@ def evaluate_files(
     Inception network if its weights are here, and otherwise a classifier trained on the
     reference's labels. out: a file for the receipt, too.
     """
-    if intervals is not None and (intervals < 0 or intervals == 1):
-        raise invalid("--intervals", intervals, "0, or 2 and more")
+    check_draws(intervals)
     if out is not None and Path(out).suffix != ".json":
         raise invalid("--out", str(out), "a name that ends in .json")
     made = sets.load(samples, option="--samples", range=range)

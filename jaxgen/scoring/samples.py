@@ -13,12 +13,17 @@ import numpy as np
 from jaxgen import config as configs
 from jaxgen.data import whole
 from jaxgen.errors import invalid
-from jaxgen.metrics import Sampling, Training, cached, extractors
+from jaxgen.method import Method
+from jaxgen.metrics import Classifier, Extractor, Sampling, Training, cached, extractors
 from jaxgen.metrics.evaluate import evaluate as score
+from jaxgen.metrics.evaluate import look
+from jaxgen.metrics.extractors import lpips
+from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.receipt import receipt
 from jaxgen.metrics.reconstruction import reconstruction
 from jaxgen.model import Model, Samples, balanced_labels
-from jaxgen.scoring.common import Check, local, write
+from jaxgen.scoring.common import Check, check_draws, local, write
+from jaxgen.scoring.shared import Shared
 from jaxgen.training import hosts
 from jaxgen.training.log import say
 
@@ -33,83 +38,128 @@ def evaluate(
     seed: int | None = None,
     features: str | None = None,
     weights: str | Path | None = None,
+    scores: Sequence[str] | None = None,
+    intervals: int | None = None,
     check: Check = lambda: None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Scores of balanced samples at each guidance scale, with floors and receipts.
 
-    None: as the config's `evaluate` section says; no scales: once, as `sample` says. features: the
-    name of an extractor beside the classifier, and its weights (`metrics.extractors.load`).
-    changes: keywords of the method's sampler. Of a tokenizer, its reconstructions of the test half
-    are scored; of a target, what the family can measure. Writes
+    None: as the config's `evaluate` section says; no scales: once, as `sample` says. features:
+    names of extractors beside the classifier, with commas between, and weights for a single one
+    (`metrics.extractors.load`). scores, intervals: see `metrics.table.compute`. changes: keywords
+    of the method's sampler. Of a tokenizer, its reconstructions of the test half are scored, and
+    `lpips` is one of the names; of a target, what the family can measure. Writes
     `receipts/evaluate[_guidance_W].json`; returns {"receipts": [...], "classifier_test_accuracy":
     None where nothing was classified}.
-    Many processes sample together; the first one scores.
+    Many processes sample together and look at a part of the images each; the first one compares.
     """
     parts, options = model.parts, model.parts.evaluate
     count = options.samples if samples is None else samples
     if count < 1:
         raise invalid("--samples", count, "images >= 1")
+    check_draws(intervals)
     seed = options.seed if seed is None else seed
-    others = [extractors.load(features, weights)] if features not in (None, "classifier") else []
-    check()
-    accuracy = None
-    if parts.spec.target is None:
-        real = model.tokenizer.parts if model.tokenizer is not None else parts
-        train, test = whole(real.source), whole(real.test_source)
-        say("classifier for the scores: training, or from the cache")
-        if hosts.first():
-            network = cached(
-                Path(workdir) / "classifier.safetensors",
-                train["image"],
-                train["label"],
-                parts.spec.num_classes,
-                training=Training(flip=parts.data.flip),
-            )
-            accuracy = float(network.accuracy(test["image"], test["label"]))
-        accuracy = hosts.tell(accuracy)
-        say(f"classifier: {100 * accuracy:.2f} % of the test half right")
+    judge = _judge(model, workdir, features, weights, check)
     scales: Sequence[float | None] = (options.guidance if guidance is None else guidance) or (None,)
     receipts = []
     for scale in scales:
         check()
         asked = {**changes, **({} if scale is None else {"guidance": scale})}
-        scores: dict[str, Any] = {}
-        speed: dict[str, Any] = {}
-        if parts.spec.target is None:
+        found: dict[str, Any] = {}
+        about: dict[str, Any] = {}
+        how = Sampling(seed=seed, ema=ema or model.ema)
+        if judge is not None:
+            test = judge.test
             if parts.method.sampler is None:
                 images, labels, how = _reconstructions(model, test, ema)
-                scores |= reconstruction(images, test["image"])
+                found |= reconstruction(images, test["image"], judge.perceptual)
             else:
                 labels = balanced_labels(count, parts.spec.num_classes)
                 made = model.sample(labels, seed=seed, ema=ema, check=check, show=True, **asked)
                 images, how = made.images, _sampling(made, seed)
-                speed["images_per_second"] = made.images_per_second
+                about["images_per_second"] = made.images_per_second
             check()
+            seen = look(images, labels, judge.train, test, *judge.extractors)
             if hosts.first():
-                scores |= score(images, labels, train, test, network, extractors=others, seed=seed)
-        else:
-            how = Sampling(seed=seed, ema=ema or model.ema)
+                seen_scores = score(seen, scores=scores, intervals=intervals, seed=seed)
+                found |= {_named(k, parts.method): v for k, v in seen_scores.items()}
+            about |= seen.describe()
         if parts.method.scores is not None:
             own = parts.method.scores(local(model.weights(ema)), jax.random.key(seed))
-            scores |= {k: {"value": float(v), "floor": None} for k, v in own.items()}
-        found = receipt(
-            scores,
+            found |= {k: {"value": float(v), "floor": None} for k, v in own.items()}
+        result = receipt(
+            found,
             dataclasses.replace(how, dtype=_dtype(parts.config.get("model", {}))),
             data=configs.to_dict(parts.config.data),
             extra={
                 "guidance": scale,
                 "images_seen": model.images_seen,
-                "classifier_test_accuracy": accuracy,
-                **speed,
+                "classifier_test_accuracy": None if judge is None else judge.accuracy,
+                **about,
             },
         )
-        found = hosts.tell(found)
+        result = hosts.tell(result)
         name = "evaluate" if scale is None else f"evaluate_guidance_{scale:g}"
-        write(workdir, name, found)
-        receipts.append(found)
-        say(f"{title(found)}: {one_line(found)}")
+        write(workdir, name, result)
+        receipts.append(result)
+        say(f"{title(result)}: {one_line(result)}")
+    accuracy = None if judge is None else judge.accuracy
     return {"receipts": receipts, "classifier_test_accuracy": accuracy}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Judge:
+    """The two halves, who looks at images, and how often the classifier is right of the test half.
+
+    extractors: the classifier, and a list of others, as `metrics.evaluate.look` takes them.
+    """
+
+    train: Mapping[str, np.ndarray]
+    test: Mapping[str, np.ndarray]
+    extractors: tuple[Extractor, list[Extractor]]
+    perceptual: LPIPS | None
+    accuracy: float
+
+
+def _judge(
+    model: Model, workdir: str | Path, features: str | None, weights: Any, check: Check
+) -> _Judge | None:
+    """Who scores images; None of a target, which has none."""
+    names = [name for name in (features or "").split(",") if name not in ("", "classifier")]
+    if weights is not None and len(names) != 1:
+        raise invalid("--weights", str(weights), "weights for a single network of --features")
+    perceptual = None
+    if "lpips" in names:
+        if model.parts.method.sampler is not None:
+            allowed = "extractors of features: lpips compares images with their reconstructions"
+            raise invalid("--features", "lpips of samples", allowed)
+        names.remove("lpips")
+        perceptual = lpips.load(weights)
+    others = [Shared(extractors.load(name, weights)) for name in names]
+    check()
+    if model.parts.spec.target is not None:
+        return None
+    real = model.tokenizer.parts if model.tokenizer is not None else model.parts
+    train, test = whole(real.source), whole(real.test_source)
+    say("classifier for the scores: training, or from the cache")
+
+    def network() -> Classifier:
+        return cached(
+            Path(workdir) / "classifier.safetensors",
+            train["image"],
+            train["label"],
+            model.parts.spec.num_classes,
+            training=Training(flip=model.parts.data.flip),
+        )
+
+    accuracy = None
+    if hosts.first():
+        accuracy = float(network().accuracy(test["image"], test["label"]))
+    accuracy = hosts.tell(accuracy)
+    say(f"classifier: {100 * accuracy:.2f} % of the test half right")
+    # By now it is in the cache, which all processes can read.
+    return _Judge(train, test, (Shared(network()), [*others]), perceptual, accuracy)
 
 
 def _sampling(made: Samples, seed: int) -> Sampling:
@@ -149,6 +199,12 @@ def one_line(found: Mapping[str, Any]) -> str:
         for s in found["scores"]
         if isinstance(s["value"], (int, float))
     )
+
+
+def _named(score: str, method: Method) -> str:
+    """A score's name; a distance of reconstructions is rFID, not FID."""
+    distance = score.startswith(("fid", "fd_"))
+    return f"r{score}" if distance and method.sampler is None else score
 
 
 def _dtype(model: Any) -> str:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.evaluate import Extractor
 from jaxgen.metrics.frechet import Moments, gaussian_distance, merge, moments
 from jaxgen.metrics.quantise import quantise
+from jaxgen.metrics.side import Extractor
 from jaxgen.model import Model
 
 # (seed, count) -> features or predictions [count, d]; no seed is given twice.

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from jaxgen.errors import invalid
 from jaxgen.metrics.extractors.network import Network, applied, described
@@ -237,6 +238,12 @@ class Inception(Network):
     def spatial(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, 2023]: sFID's features."""
         return self.outputs(images, "spatial")["spatial"]
+
+    def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Features, spatial ones and float64 probabilities, from one pass."""
+        found = self.outputs(images, "features", "spatial", "logits")
+        logits = found.pop("logits").astype(np.float64)
+        return {**found, "probabilities": scipy.special.softmax(logits, 1)}
 
 
 def extractor(

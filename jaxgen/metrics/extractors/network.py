@@ -26,7 +26,7 @@ ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 class Network:
     """What `features` needs, and nothing else: weights and two pure functions.
 
-    name, digest: see `jaxgen.metrics.evaluate.Extractor`. prepare: images [B, H, W, 3] uint8 -> the
+    name, digest: see `jaxgen.metrics.side.Extractor`. prepare: images [B, H, W, 3] uint8 -> the
     network's input. apply: (params, input) -> outputs by name, each [B, d]; "features" is one.
     batch: images at a time, over all devices. devices: None for all of this process's.
     """
