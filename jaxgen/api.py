@@ -178,7 +178,11 @@ def write_samples(path: str | Path, samples: Samples, columns: int, source: Sour
     elif path.suffix == ".npz":
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         # Values a little beyond are what samplers give; who shows or scores images clips them.
-        about = {"labels": samples.labels, "seed": samples.seed, "clip": np.array([-1.0, 1.0])}
+        about: dict[str, Any] = {
+            "labels": samples.labels,
+            "seed": samples.seed,
+            "clip": np.array([-1.0, 1.0]),
+        }
         np.savez(path, images=samples.images, **about, **codes)
     elif path.suffix == "":
         for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):

@@ -60,6 +60,49 @@ def test_counts_at_the_very_distances_are_right_on_either_side(strict, entries, 
     assert found[0].rows[7] == (0 if strict else len(y))
 
 
+def test_limits_of_more_than_a_byte_and_sizes_of_no_whole_words():
+    """Eleven limits, of both sides, of 50 columns; some pairs are on a rim, others are far off."""
+    x, y = points("few")
+    pairs = neighbours._between(x, y, np.arange(len(x))[:, None], np.arange(len(y))[None])
+    limits = [
+        Threshold(pairs[:, i] if i % 2 else pairs[i], "rows" if i % 2 else "columns", i % 3 == 0)
+        for i in range(11)
+    ]
+    for limit, counts in zip(limits, within(x, y, limits), strict=True):
+        radii = limit.radii[:, None] if limit.around == "rows" else limit.radii[None]
+        inside = pairs < radii if limit.strict else pairs <= radii
+        np.testing.assert_array_equal(counts.rows, inside.sum(1))
+        np.testing.assert_array_equal(counts.columns, inside.sum(0))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_squares_beyond_float32_are_no_trouble(scale):
+    x, y = (a * np.float32(scale) for a in points("few", dtype=np.float32))
+    found, index = smallest(x, y, 4)
+    whole = exact(x, y)
+    order = np.argsort(whole, 1, kind="stable")[:, :4]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_allclose(found, np.take_along_axis(whole, order, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 9, 17])
+def test_the_largest_by_way_of_groups_are_the_largest(count):
+    """17 is too many for 64 groups of 64, which are then not formed."""
+    chance = np.random.default_rng(count)
+    a = chance.normal(size=(6, 4096)).astype(np.float32)
+    # All of the largest in one group, in as many groups, and equal.
+    a[0, :: neighbours._GROUP] += 10
+    a[1, 5 :: 4096 // neighbours._GROUP] += 10
+    a[2] = 3.0
+    a[3, 20:] = -np.inf
+    values, where = (
+        np.asarray(v) for v in jax.jit(neighbours._largest, static_argnums=1)(a, count)
+    )
+    np.testing.assert_array_equal(-values, np.sort(a, 1)[:, ::-1][:, :count])
+    np.testing.assert_array_equal(np.take_along_axis(a, where, 1), -values)
+    assert all(len(set(row)) == count for row in where)
+
+
 def test_clusters_finer_than_float32_fall_back_and_stay_exact():
     chance = np.random.default_rng(3)
     centres = chance.normal(size=(4, 30)) * 10
@@ -99,7 +142,7 @@ def test_a_bound_that_forgets_rounding_miscounts(monkeypatch):
     threshold = Threshold(limit, "rows", False)
     right = within(x, y, [threshold])[0].rows
     true = neighbours._distances
-    careless = lambda a, b: (true(a, b)[0], np.float32(-1.0))
+    careless = lambda a, b: (true(a, b)[0], np.float32(0.0))
     monkeypatch.setattr(neighbours, "_distances", careless)
     neighbours._decided.clear_cache()
     wrong = within(x, y, [threshold])[0].rows

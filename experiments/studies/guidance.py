@@ -66,9 +66,15 @@ STUDIED: dict[str, tuple[Callable[[float], Sections], Sequence[float]]] = {
     "autoguidance": (alone("autoguidance.autoguidance"), CFG),
 }
 
-SAMPLED: dict[str, dict[str, Any]] = {"cfgpp": dict(solver="ddim", steps=19)}
-"""Guidance that is stated for one solver, at as many network calls as the others; the rest is
-sampled as the model's config says."""
+
+def sampled(name: str, steps: int) -> dict[str, Any]:
+    """How a guidance is sampled: by Heun, but where it is stated for one solver, by as many calls.
+
+    steps: of Heun's method, two network calls each but for the last.
+    """
+    if name == "cfgpp":
+        return dict(solver="ddim", steps=2 * steps - 1)
+    return dict(solver="heun", steps=steps)
 
 
 def branches(it: Subject) -> dict[str, Any]:
@@ -89,7 +95,9 @@ def branches(it: Subject) -> dict[str, Any]:
     return {"logits": lambda params, labels: logits, "log_prob": of_label, "evaluate": of_label}
 
 
-def study(it: Subject, samples: int, weak: Any = None, names: Sequence[str] = ()) -> list[Row]:
+def study(
+    it: Subject, samples: int, weak: Any = None, names: Sequence[str] = (), steps: int = 10
+) -> list[Row]:
     """A row for each guidance and scale; `weak`: parameters, or None to leave autoguidance out."""
     rows = []
     params = it.model.weights(None)
@@ -100,7 +108,7 @@ def study(it: Subject, samples: int, weak: Any = None, names: Sequence[str] = ()
             continue
         for scale in scales:
             start = time.monotonic()
-            options = dict(guidance=make(scale), branches=branches(it), **SAMPLED.get(name, {}))
+            options = dict(guidance=make(scale), branches=branches(it), **sampled(name, steps))
             images, calls = it.draw(samples, params=params, **options)
             rows.append(dict(guidance=name, scale=scale, calls=calls) | it.scores(images))
             print(rows[-1], f"{time.monotonic() - start:.1f} s", flush=True)
@@ -141,11 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
     asked = parser(__doc__ or "", "guidance.png")
     asked.add_argument("--weak", help="workdir of a worse model of the same network")
+    asked.add_argument("--steps", type=int, default=10, help="of Heun's method")
     asked.add_argument("--only", nargs="*", default=(), choices=list(STUDIED), help="these rows")
     given = asked.parse_args(arguments)
     it = subject(given.workdir)
     weak = None if given.weak is None else api.load(given.weak).weights(None)
-    rows = study(it, given.samples, weak, given.only)
+    rows = study(it, given.samples, weak, given.only, given.steps)
     floor = it.floor(given.samples)
     rows.append(dict(guidance="(training images)", scale="", calls="") | floor)
     title = f"{given.workdir.rstrip('/').split('/')[-1]}, {given.samples} images a point"

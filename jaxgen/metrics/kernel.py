@@ -6,11 +6,14 @@ rows) -> `rbf_mmd`.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import threadpoolctl
 
 from jaxgen.errors import invalid
 
@@ -58,15 +61,19 @@ def kid_estimates(
     if not 2 <= subset_size <= least:
         raise invalid("kid subset_size", subset_size, f"2 to {least}, the smaller set of images")
     chance = np.random.default_rng(seed)
-    return np.array(
-        [
-            polynomial_mmd(
-                real[chance.choice(len(real), subset_size, replace=False)],
-                generated[chance.choice(len(generated), subset_size, replace=False)],
-            )
-            for _ in range(subsets)
-        ]
-    )
+
+    def draw(images: int) -> np.ndarray:
+        return chance.choice(images, subset_size, replace=False)
+
+    pairs = [(draw(len(real)), draw(len(generated))) for _ in range(subsets)]
+    # A subset a thread: its gathering and its powers take a third of the time, and one thread each.
+    with (
+        threadpoolctl.threadpool_limits(1, user_api="blas"),
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        return np.array(
+            list(pool.map(lambda rows: polynomial_mmd(real[rows[0]], generated[rows[1]]), pairs))
+        )
 
 
 def kid(estimates: np.ndarray) -> tuple[float, float]:

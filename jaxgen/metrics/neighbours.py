@@ -30,6 +30,13 @@ _HOST_ENTRIES = 1 << 23
 _CACHED = 1 << 17
 # Points on a side of a tile, where the nearest ones are looked for.
 _TILE = 4096
+# Points of a group, of which only the nearest is looked at at first.
+_GROUP = 64
+# Points that are centred at a time.
+_SLICE = 256
+# Limits in a byte: a bit each for what is surely within, and for what is not sure.
+_PACKED = 4
+_UNSURE = 0xF0
 # Candidates beyond the k asked for, so that rounding seldom leaves a neighbour out.
 _SPARE = 3
 
@@ -156,19 +163,32 @@ def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> lis
     """How many pairs of x [n, d] and y [m, d] are within each threshold, by row and by column."""
     pair = _Pair(x, y)
     found = [Counts(np.zeros(len(x), np.int64), np.zeros(len(y), np.int64)) for _ in thresholds]
-    for rows, part in pair.blocks(_decided, thresholds):
-        for t, counts, (row, column, mask) in zip(thresholds, found, part, strict=True):
-            size = rows.stop - rows.start
-            counts.rows[rows] += np.asarray(row)[:size]
-            counts.columns[:] += np.asarray(column)
-            i, j = np.nonzero(np.asarray(mask)[:size])
-            i += rows.start
+    for rows, (of_rows, of_columns, codes) in pair.blocks(_decided, thresholds):
+        unsure = [_bits(np.asarray(code), rows.stop - rows.start) for code in codes]
+        for place, (t, counts) in enumerate(zip(thresholds, found, strict=True)):
+            counts.rows[rows] += np.asarray(of_rows[place])[: rows.stop - rows.start]
+            counts.columns[:] += np.asarray(of_columns[place])[: len(y)]
+            i, j, code = unsure[place // _PACKED]
+            chosen = (code >> (place % _PACKED + _PACKED)) & 1 > 0
+            i, j = i[chosen] + rows.start, j[chosen]
             squared = pair.exact(i, j)
             against = t.radii[i if t.around == "rows" else j]
             inside = squared < against if t.strict else squared <= against
             np.add.at(counts.rows, i[inside], 1)
             np.add.at(counts.columns, j[inside], 1)
     return found
+
+
+def _bits(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where, in the first `size` rows of uint8 [n, m], there is an unsure pair; and its code."""
+    # Almost all are 0: eight at a time.
+    words = np.ascontiguousarray(codes[:size]).view(np.uint64)
+    i, j = np.nonzero(words & np.uint64(_UNSURE * 0x0101010101010101))
+    j = (8 * j[:, None] + np.arange(8)).ravel()
+    i = np.repeat(i, 8)
+    code = codes[i, j]
+    there = code & _UNSURE > 0
+    return i[there], j[there], code[there]
 
 
 class _Pair:
@@ -182,10 +202,16 @@ class _Pair:
         if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(y):
             raise invalid("features", (x.shape, y.shape), "shapes [N, d] and [M, d] with one d")
         self.x, self.y = x, y
-        centre = np.asarray(y, np.float64).mean(0)
-        # Squared norms in float64, in slices: no copy of the points in float64 is ever whole.
-        largest = max(_centred_norms(x, centre).max(initial=0), _centred_norms(y, centre).max())
-        self.scale = float(np.sqrt(largest)) or 1.0
+        centre = y.mean(0, dtype=np.float64)
+        if x.dtype == y.dtype == np.float32:
+            centre = centre.astype(np.float32)
+        largest = max(_largest_norm(x, centre), _largest_norm(y, centre))
+        if centre.dtype == np.float32 and not 1e-30 < largest < 1e30:
+            # Squares that leave float32's range.
+            centre = centre.astype(np.float64)
+            largest = max(_largest_norm(x, centre), _largest_norm(y, centre))
+        # A power of two, division by which does not round.
+        self.scale = float(np.exp2(np.ceil(np.log2(largest) / 2))) if largest else 1.0
         devices = np.array(jax.local_devices())
         self.mesh = Mesh(devices, "rows")
         self.y32 = _shrunk(y, centre, self.scale)
@@ -197,7 +223,9 @@ class _Pair:
             return max(1, -(-part // len(devices))) * len(devices)
 
         self.block = even(len(x), _ENTRIES / len(y))
-        self.tile = even(max(len(x), len(y)), _TILE)
+        # Of whole groups, in which the nearest are looked for first.
+        unit = int(np.lcm(_GROUP, len(devices)))
+        self.tile = -(-even(max(len(x), len(y)), _TILE) // unit) * unit
 
     def exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Squared distances of the pairs x[i], y[j]."""
@@ -215,7 +243,9 @@ class _Pair:
         """(rows, what `reduce` makes of their distances), a block of rows at a time, padded."""
         by_row = NamedSharding(self.mesh, PartitionSpec("rows"))
         whole = NamedSharding(self.mesh, PartitionSpec())
-        y = jax.device_put(self.y32, whole)
+        # To whole words of codes.
+        spare = -len(self.y) % 8
+        y = self.put(self.y32, len(self.y) + spare)
         sides = [t.around for t in thresholds]
         limits = [(t.radii / self.scale**2).astype(np.float32) for t in thresholds]
         for start in range(0, len(self.x), self.block):
@@ -225,21 +255,23 @@ class _Pair:
             given = [
                 jax.device_put(np.pad(limit[rows], (0, lost))[:, None], by_row)
                 if side == "rows"
-                else jax.device_put(limit[None], whole)
+                else jax.device_put(np.pad(limit, (0, spare))[None], whole)
                 for side, limit in zip(sides, limits, strict=True)
             ]
             yield rows, reduce(part, y, given)
 
 
-def _centred_norms(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    parts = (x[i : i + 1024] - centre for i in range(0, len(x), 1024))
-    return np.concatenate([np.einsum("nd,nd->n", a, a) for a in parts] or [np.zeros(0)])
+def _largest_norm(x: np.ndarray, centre: np.ndarray) -> float:
+    """The largest squared norm about the centre, in its precision; a slice at a time."""
+    parts = (x[i : i + _SLICE] - centre for i in range(0, len(x), _SLICE))
+    with np.errstate(over="ignore"):
+        return max((float(np.einsum("nd,nd->n", a, a).max()) for a in parts), default=0.0)
 
 
 def _shrunk(x: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
     found = np.empty(x.shape, np.float32)
-    for i in range(0, len(x), 1024):
-        found[i : i + 1024] = (x[i : i + 1024] - centre) / scale
+    for i in range(0, len(x), _SLICE):
+        found[i : i + _SLICE] = (x[i : i + _SLICE] - centre) / centre.dtype.type(scale)
     return found
 
 
@@ -258,15 +290,28 @@ def _distances(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
-    """For each limit on squared distances: sure pairs by row and by column, and the unsure ones."""
+def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> tuple[list[jax.Array], ...]:
+    """For each limit on squared distances sure pairs by row and by column; and codes uint8 [n, m].
+
+    A code is of up to four limits: bit i says that the pair is surely within limit i, bit 4 + i
+    that it is not sure. The distances are read once, and the codes are a quarter of their size.
+    """
     squared, rounding = _distances(x, y)
-    found: list[tuple[jax.Array, ...]] = []
-    for limit in limits:
-        unsure = jnp.abs(squared - limit) <= rounding
-        inside = (squared < limit) & ~unsure
-        found.append((inside.sum(1), inside.sum(0), unsure))
-    return found
+    rows, columns, codes = [], [], []
+    for first in range(0, len(limits), _PACKED):
+        some = limits[first : first + _PACKED]
+        code = jnp.zeros(squared.shape, jnp.uint8)
+        for place, limit in enumerate(some):
+            above = squared - limit
+            code |= (above < -rounding).astype(jnp.uint8) << place
+            code |= (jnp.abs(above) <= rounding).astype(jnp.uint8) << (place + _PACKED)
+        code = jax.lax.optimization_barrier(code)
+        for place in range(len(some)):
+            inside = ((code >> place) & 1).astype(jnp.int32)
+            rows.append(inside.sum(1))
+            columns.append(inside.sum(0))
+        codes.append(code)
+    return rows, columns, codes
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -278,11 +323,26 @@ def _closest(x: jax.Array, y: jax.Array, count: int, columns: bool) -> tuple[Any
     squared, rounding = _distances(x, y)
     least = jnp.nan_to_num(rounding - squared, nan=-jnp.inf, posinf=-jnp.inf, neginf=-jnp.inf)
 
-    def top(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _largest(least, count), _largest(least.T, count) if columns else None
+
+
+def _largest(a: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """(minus the `count` largest of each row of a [n, m], where), by way of groups' largest.
+
+    The `count` largest lie in the `count` groups whose largest are largest. A group is every
+    (m / _GROUP)-th column, so that the maxima are taken of whole stretches of memory.
+    """
+    n, m = a.shape
+    apart = m // _GROUP
+    if m % _GROUP or 4 * count > apart:
         found, index = jax.lax.top_k(a, count)
         return -found, index
-
-    return top(least), top(least.T) if columns else None
+    parts = a.reshape(n, _GROUP, apart)
+    groups = jax.lax.top_k(parts.max(1), count)[1]
+    some = jnp.take_along_axis(parts, groups[:, None], 2).reshape(n, _GROUP * count)
+    found, place = jax.lax.top_k(some, count)
+    group = jnp.take_along_axis(groups, place % count, 1)
+    return -found, place // count * apart + group
 
 
 def _row_smallest(pair: _Pair, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +360,8 @@ def _between(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.n
 
     def fill(start: int) -> None:
         part = slice(start, start + block)
-        apart = np.subtract(x[i[part]], y[j[part]], dtype=np.float64)
+        apart = x[i[part]].astype(np.float64)
+        apart -= y[j[part]]
         found[part] = np.einsum("nd,nd->n", apart, apart)
 
     starts = range(0, len(i), block)
