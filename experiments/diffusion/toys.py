@@ -64,13 +64,13 @@ def samples(
     return run(keys).reshape(SEEDS, count, 2)
 
 
-def points(seed: int = 0, count: int = 256) -> tuple[jax.Array, jax.Array]:
+def points(seed: int | jax.Array = 0, count: int = 256) -> tuple[jax.Array, jax.Array]:
     """(keys [count], x [count, 2]) to call a denoiser at."""
     key = jax.random.key(seed)
     return jax.random.split(key, count), jax.random.normal(jax.random.fold_in(key, 7), (count, 2))
 
 
-def estimate(denoiser: Denoiser, t: float, seed: int = 0) -> Prediction:
+def estimate(denoiser: Denoiser, t: float, seed: int | jax.Array = 0) -> Prediction:
     """A denoiser's first estimate at `points(seed)` and time t."""
     keys, x = points(seed)
     return denoiser(keys, x, jnp.float32(t), denoiser.init(x))[0]
