@@ -22,9 +22,22 @@ def abstract(module, shape):
     return jax.eval_shape(module.init, jax.random.key(0), *inputs(shape, 1))
 
 
+def random_like(tree, scale=0.2):
+    """Normal arrays with the shapes and dtypes of a tree's, from NumPy: nothing is compiled."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), tree)
+
+
 def live_variables(module, shape, scale=0.2):
     """Random variables away from their initial zeros, so that every branch is live."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), abstract(module, shape)
-    )
+    return random_like(abstract(module, shape), scale)
+
+
+def live_params(method, scale=0.3):
+    """The same for all parameters of a method."""
+    return random_like(jax.eval_shape(method.init, jax.random.key(0)).params, scale)
+
+
+def first_state(method):
+    """A method's first state, as one program: operation by operation each would be compiled."""
+    return quick_jit(method.init)(jax.random.key(0))
