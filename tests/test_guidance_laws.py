@@ -21,6 +21,7 @@ from jaxgen.families.diffusion.guidance.cfgpp import cfgpp
 from jaxgen.families.diffusion.guidance.coherence import coherence
 from jaxgen.families.diffusion.guidance.composition import mixture, product
 from jaxgen.families.diffusion.guidance.concepts import compose as of_concepts
+from jaxgen.families.diffusion.guidance.diffier import diffier
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 from jaxgen.families.diffusion.guidance.elucd import elucd
 from jaxgen.families.diffusion.guidance.event import above, equals
@@ -133,6 +134,11 @@ TABLE = {
         stitch([(u, 0.0), (cfg(c, u, 3.0), 1.0)], GRID),
         cfg(c, u, 3.0),
     ),
+    "diffier": lambda c, u, y: (
+        diffier(cfg(c, u, 3.0), draws=2),
+        diffier(cfg(c, u, 3.0), iterations=0),
+        cfg(c, u, 3.0),
+    ),
     "universal": lambda c, u, y: (universal(c, goal), universal(c, goal, weight=0.0), c),
     "backward": lambda c, u, y: (backward(c, goal), backward(c, goal, steps=0), c),
     "equals": lambda c, u, y: (
@@ -217,8 +223,9 @@ def test_calls_are_counted_before_running(name):
 
     def counting(denoiser):
         def call(keys, x, t, memory):
-            # Per call, not per batch row: a batched pair of networks would count two.
-            jax.debug.callback(lambda _: seen.append(1), t)
+            # Per call, not per batch row: a batched pair of networks would count two. The keys
+            # keep it in a loop over draws, which all have the same t.
+            jax.debug.callback(lambda *_: seen.append(1), t, jax.random.key_data(keys))
             return denoiser(keys, x, t, memory)
 
         def attend(layer):

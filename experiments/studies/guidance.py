@@ -47,6 +47,7 @@ STUDIED: dict[str, tuple[Callable[[float], Sections], Sequence[float]]] = {
     "rescale": (after("rescale.rescale"), CFG),
     "cads": (after("cads.cads"), CFG),
     "adaptive_guidance": (after("adaptive.adaptive_guidance"), CFG),
+    "diffier": (after("diffier.diffier"), CFG),
     "dynamic threshold": (after("threshold.dynamic"), CFG),
     "cfgpp": (after("cfgpp.cfgpp"), (0.2, 0.4, 0.6, 1.0)),
     "dynamic_cfg": (
