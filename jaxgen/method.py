@@ -138,13 +138,16 @@ class Sampler:
     Sample i is a function of keys[i] and labels[i] alone. `calls`: network evaluations per sample
     (NFE), guidance branches included; `steps`: solver steps (0 where the notion does not exist).
     chain(params, label ()) -> Chain: the same sampler, for images of one label, taken apart into
-    steps that steering may repeat; None where it does not go in steps.
+    steps that steering may repeat; None where it does not go in steps. denoiser(params, labels[B])
+    -> what its solver asks, guidance included; None where labels alone do not say it. Another model
+    may be guided by it or stitched to it.
     """
 
     fn: Callable[[PyTree, jax.Array, jax.Array], Any]
     calls: float
     steps: int = 0
     chain: Callable[[PyTree, jax.Array], Chain] | None = None
+    denoiser: Callable[[PyTree, Any], Any] | None = None
 
     def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""

@@ -24,6 +24,7 @@ from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState
+from jaxgen.others import branch, sections
 from jaxgen.setup import Setup, make_sampler, sample_options, setup
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
@@ -82,6 +83,7 @@ class Model:
         self.images_seen = images
         self.step = step
         self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
+        self._others: dict[str, Model] = {}
         self._functions: dict[Any, Callable[..., Any]] = {}
 
     def weights(self, ema: str | None) -> PyTree:
@@ -95,7 +97,13 @@ class Model:
         """The sampler of these options and its jitted function, compiled once per options."""
         key = _key(options)
         if key not in self._programs:
-            sampler = make_sampler(self.parts, options)
+            given = {}
+            if "models" in options:
+                given["branches"] = {
+                    name: branch(self.parts, self._other(own["workdir"]).parts, name, own, options)
+                    for name, own in sections(options["models"]).items()
+                }
+            sampler = make_sampler(self.parts, options, **given)
             self._programs[key] = (sampler, jax.jit(within(self.parts.layout, sampler.fn)))
         return self._programs[key]
 
@@ -115,7 +123,8 @@ class Model:
 
         ema: whose parameters. weak: the name of worse parameters for autoguidance. batch_size:
         images per call of the compiled program (the result does not depend on it). changes:
-        keywords of the method's sampler (guidance, solver, steps, ...) instead of the config's.
+        keywords of the method's sampler (guidance, solver, steps, ...) instead of the config's;
+        `models` among them: other workdirs, by the name that guidance asks for (`jaxgen.others`).
         check: called between batches. Raises UsageError for labels or options out of range.
         """
         labels = np.asarray(labels)
@@ -131,6 +140,8 @@ class Model:
         params = self.weights(ema)
         if weak is not None:
             params = {**params, "weak": self.weights(weak)["net"]}
+        if "models" in options:
+            params = {**params, "models": self._weights_of(options["models"])}
         mesh = self.parts.mesh
         size = self._size(batch_size, len(labels))
         sharding = batch_sharding(mesh)
@@ -164,6 +175,17 @@ class Model:
             steps=sampler.steps,
             seconds=seconds,
         )
+
+    def _other(self, workdir: str) -> Model:
+        """The model of another workdir, loaded once."""
+        if workdir not in self._others:
+            self._others[workdir] = load(workdir)
+        return self._others[workdir]
+
+    def _weights_of(self, models: Any) -> PyTree:
+        """Parameters of other workdirs' models, by the names that they have here."""
+        found = sections(models).items()
+        return {name: self._other(o["workdir"]).weights(o.get("ema")) for name, o in found}
 
     def _raw(self, codes: np.ndarray) -> np.ndarray:
         """Codes as the tokenizer has them: latents without the scale of their source."""

@@ -304,28 +304,35 @@ def _network(section: Any, option: str, *, spec: Spec) -> Any:
 def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `method.sampler`, and `steer`: the config's `sample` with changes, checked.
 
-    Raises UsageError that names what this family's sampler can be told.
+    A change may also be `models`, which `jaxgen.model` reads. Raises UsageError that names what
+    this family's sampler can be told.
     """
     sampler = parts.method.sampler
     if sampler is None:
         raise invalid("sample", "a method that does not generate", "families with a sampler")
-    allowed = [*inspect.signature(sampler).parameters, "steer"]
+    allowed = [*inspect.signature(sampler).parameters, "steer", "models"]
     for key in changes:
         if key not in allowed:
             raise invalid(
                 f"--{key}", changes[key], f"options of this model's sampler: {', '.join(allowed)}"
             )
     options = {**parts.config.get("sample", {}), **changes}
-    steer = configs.to_dict(options.pop("steer", None))
+    apart = {"steer": configs.to_dict(options.pop("steer", None))}
+    if "models" in changes:
+        apart["models"] = configs.to_dict(options.pop("models"))
     checked = configs.check(sampler, options, "config.sample")
-    return checked if steer is None else {**checked, "steer": steer}
+    return {**checked, **{k: v for k, v in apart.items() if v is not None}}
 
 
-def make_sampler(parts: Setup, options: Mapping[str, Any]) -> Sampler:
-    """The sampler of checked options (`sample_options`), steered where they say so."""
+def make_sampler(parts: Setup, options: Mapping[str, Any], **given: Any) -> Sampler:
+    """The sampler of checked options (`sample_options`), steered where they say so.
+
+    given: further keywords of the method's sampler.
+    """
     make = parts.method.sampler
     assert make is not None  # `sample_options` has refused
-    sampler = make(**{k: v for k, v in options.items() if k != "steer"})
+    own = {k: v for k, v in options.items() if k not in ("steer", "models")}
+    sampler = make(**own, **given)
     return steered(sampler, options["steer"]) if "steer" in options else sampler
 
 

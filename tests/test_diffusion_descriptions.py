@@ -17,6 +17,8 @@ from jaxgen.families.diffusion.method import denoising
 from jaxgen.method import Spec, drop_labels, no_label
 from jaxgen.nn.labels import Described, changed
 from jaxgen.nn.mlp import MLP
+from jaxgen.steer.sampler import steered
+from jaxgen.steer.search import branch
 from jaxgen.testing import check_sampler
 from jaxgen.training.ema import Averages
 from tests.nn_kit import quick_jit
@@ -154,6 +156,46 @@ def test_representations_are_drawn_with_their_frequencies():
     # Four standard errors of 1,000 draws, .05, and as much for what 600 steps leave.
     np.testing.assert_allclose(shares(params), [0.2, 0.8], atol=0.1)
     assert np.abs(shares(first) - [0.2, 0.8]).min() > 0.1
+
+
+@pytest.mark.parametrize("name", ["representation", "neighbours"])
+def test_a_described_sampler_is_a_chain(name):
+    describe = DESCRIPTIONS[name]()
+    made = method(describe)
+    params = quick_jit(made.init)(jax.random.key(0)).params
+    params = jax.tree.map(lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size), a.shape),
+                          params)  # fmt: skip
+    sampler = made.sampler(solver={"name": "ddim", "eta": 1.0}, steps=3)
+    keys, label = jax.random.split(jax.random.key(1), 5), jnp.int32(1)
+    chain = sampler.chain(params, label)
+    assert chain.calls == sampler.calls == 3 + describe.calls
+    plain = quick_jit(sampler.fn)(params, keys, jnp.broadcast_to(label, 5))
+    alone = quick_jit(lambda k: chain.run(k))(keys)
+    np.testing.assert_allclose(alone, plain, atol=1e-5)
+
+    # Of branches from one noise each is told something of its own.
+    def branched(keys):
+        start = chain.start(keys)
+        (_, one), (_, two) = (chain.step(k, start, 0) for k in (keys, branch(keys, 1)))
+        again = chain.step(keys, chain.back(keys, chain.step(keys, start, 0), 1, 1), 1)
+        return one, two, again[1], chain.estimate(keys, again, 2)
+
+    one, two, again, guess = quick_jit(branched)(keys)
+    np.testing.assert_array_equal(one, again)
+    assert (one != two).any() and guess.shape == (5, 3)
+
+    climb = {"name": "search.zero_order", "rounds": 2, "neighbours": 3, "radius": 0.9}
+    higher = steered(sampler, {**climb, "reward": {"name": f"{__name__}.height"}})
+    labels = jnp.full(5, 1, jnp.int32)
+    assert higher.calls == 7 * sampler.calls
+    found = quick_jit(higher.fn)(params, keys, labels)
+    # The pivot competes, and is what the sampler itself draws.
+    assert (found[:, 0] >= plain[:, 0] - 1e-5).all() and (found[:, 0] > plain[:, 0] + 1e-3).any()
+
+
+def height():
+    """A reward: the first coordinate."""
+    return lambda x, labels: x[:, 0]
 
 
 def test_labels_choose_the_query_where_they_are_asked_for():

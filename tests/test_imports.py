@@ -18,7 +18,7 @@ LEVELS = [
     ["rewards", "encoders"],
     ["training"],
     ["setup"],
-    ["model", "plan", "launch"],
+    ["model", "others", "plan", "launch"],
     ["pictures", "page", "scoring", "tokenize", "selection"],
     ["report", "compare"],
     ["api"],

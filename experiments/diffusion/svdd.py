@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_near
+from experiments.check import Check, control, mean_below, mean_near
 from experiments.diffusion.toys import MEANS, SEEDS, STDS, WEIGHTS, tilted
 from jaxgen.chain import Chain
 from jaxgen.families.diffusion import grids, solvers
@@ -16,6 +18,7 @@ from jaxgen.families.diffusion.sampler import as_chain
 from jaxgen.families.diffusion.solvers.ancestral import posterior
 from jaxgen.steer.search import best_of
 from jaxgen.steer.svdd import svdd
+from jaxgen.steer.value import regression, rollouts
 from jaxgen.testing import gaussian_denoiser, mixture_denoiser
 
 PAPER = (
@@ -64,9 +67,60 @@ def drawn(fn: object) -> np.ndarray:
     return np.asarray(jax.jit(fn)(keys)).reshape(SEEDS, COUNT, 2)  # type: ignore[call-overload]
 
 
+def line(number: int) -> tuple[np.ndarray, float]:
+    """(slope [2], constant) of the Gaussian's exact soft value after `number` steps of the chain.
+
+    What follows a state is a linear recursion with noise, so the reward given it is normal: v =
+    E[reward | x] + Var[reward | x] / (2 ALPHA), linear in x.
+    """
+    gain, shift, variance = 1.0, 0.0, 0.0
+    for t, s in zip(GRID[number:], GRID[number + 1 :], strict=False):
+        on_x, on_x0, small, _ = (float(a) for a in posterior(PATH, t, s))
+        alpha, sigma = float(PATH.alpha(t)), float(PATH.sigma(t))
+        of_x = alpha * STD**2 / ((alpha * STD) ** 2 + sigma**2)
+        along = on_x + on_x0 * of_x
+        gain, shift = along * gain, along * shift + on_x0 * (1 - alpha * of_x) * MEAN
+        variance = along**2 * variance + small
+    return SLOPE * gain, float(SLOPE.sum() * shift + SLOPE @ SLOPE * variance / (2 * ALPHA))
+
+
+def fitted() -> list[Check]:
+    """SVDD-MC: values fitted to rollouts, their errors, and what decoding by them samples."""
+    found = []
+    one = chain(gaussian_denoiser(PATH, MEAN, STD))
+    way = SLOPE / np.linalg.norm(SLOPE)
+    mean, variance = own_law()
+    exact = float((mean + variance * SLOPE / ALPHA) @ way)
+    keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
+    draws = jax.vmap(lambda k: jax.random.split(k, COUNT))(keys)
+    asked = (8, 32, 56)
+    # The states to ask at, apart from those fitted to.
+    x, _ = rollouts(one, reward, jax.random.split(jax.random.key(99), COUNT))
+    right = np.stack([np.asarray(x[n - 1]) @ line(n)[0] + line(n)[1] for n in asked])
+    for name, given, wrap in (
+        ("fitted values", reward, lambda c: c),
+        ("values of shuffled pairs", lambda x: jnp.roll(reward(x), 1), control),
+    ):
+        values = regression(one, given, alpha=ALPHA, width=16, depth=1)
+
+        def decoded(key: jax.Array, own: jax.Array, values: Any = values) -> Any:
+            value = values.value(values.fit(key)[0])
+            at = jnp.stack([value((x[n - 1], ()), jnp.int32(n)) for n in asked])
+            how = svdd(one, reward, proposals=PROPOSALS, alpha=ALPHA, value=value)
+            return at, how.fn(own) @ way
+
+        at, along = (np.asarray(a) for a in jax.jit(jax.vmap(decoded))(keys, draws))
+        error = np.sqrt(((at - right) ** 2).mean(-1)) / right.std(-1)
+        found.append(wrap(mean_below(f"Gaussian, {name}: error", error.max(1), 0.3)))
+        found.append(wrap(mean_near(f"Gaussian, {name}: mean", along.mean(1), exact, 0.06)))
+        check = mean_near(f"Gaussian, {name}: deviation", along.std(1), variance**0.5, 0.04)
+        found.append(check if given is reward else wrap(check))
+    return found
+
+
 def checks() -> list[Check]:
     """A Gaussian, where estimated values are exact up to a constant; a mixture, where not."""
-    found = []
+    found = fitted()
     one = chain(gaussian_denoiser(PATH, MEAN, STD))
     way = SLOPE / np.linalg.norm(SLOPE)
     mean, variance = own_law()

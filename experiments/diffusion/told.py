@@ -15,12 +15,14 @@ from jaxgen.method import Method, Spec
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
 
-SPEC, COUNT, WIDTH = Spec((2,), 1, levels=None), 800, 64
+SPEC, COUNT, WIDTH = Spec((2,), 1, levels=None), 800, 32
 _ANGLES = 2 * np.pi * np.arange(8) / 8
 CENTRES = 1.6 * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 STRETCH = np.array([0.24, 0.1])
 """Deviations of a mode along and across its direction from the origin."""
 SHARES = np.array([4, 1, 2, 1, 3, 1, 2, 2]) / 16
+IN_HASTE = {"xla_backend_optimization_level": 1}
+"""Compiling takes longer than running here: half of it at this level."""
 
 
 def drawn(rng: np.random.Generator, shape: tuple[int, ...], modes: Any = range(8)) -> np.ndarray:
@@ -39,11 +41,12 @@ def mode_of(x: jax.Array) -> jax.Array:
     return ((x[..., None, :] - CENTRES) ** 2).sum(-1).argmin(-1)
 
 
-def trained(describe: Any, steps: int = 500, batch: int = 128) -> tuple[Method, Any]:
+def trained(describe: Any, width: int = WIDTH) -> tuple[Method, Any]:
     """(the method, its parameters [SEEDS, ...]); describe: the method's, None for nothing told."""
-    rate = optax.cosine_decay_schedule(5e-3, steps)
+    steps, batch = 400, 128
+    rate = optax.cosine_decay_schedule(1e-2, steps)
     method = denoising(
-        SPEC, MLP(1, 2, WIDTH, 2), optax.adam(rate), Averages((100,)), label_dropout=0.1,
+        SPEC, MLP(1, 2, width, 2), optax.adam(rate), Averages((100,)), label_dropout=0.1,
         describe=describe,
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -57,14 +60,14 @@ def trained(describe: Any, steps: int = 500, batch: int = 128) -> tuple[Method, 
 
         return jax.lax.scan(body, method.init(key), (jnp.arange(steps), data))[0].params
 
-    # Compiling takes longer than running here: half of it at this level.
-    fit = jax.jit(jax.vmap(run), compiler_options={"xla_backend_optimization_level": 1})
+    fit = jax.jit(jax.vmap(run), compiler_options=IN_HASTE)
     return method, fit(jax.vmap(jax.random.key)(jnp.arange(SEEDS)), data)
 
 
-def samples(method: Method, params: Any, **options: Any) -> np.ndarray:
-    """[SEEDS, COUNT, 2]."""
+def samples(method: Method, params: Any, labels: Any = (0,) * COUNT, **options: Any) -> np.ndarray:
+    """[SEEDS, len(labels), 2]; labels: what the description's `draw` is given."""
     assert method.sampler is not None
     draw = method.sampler(solver="heun", steps=12, **options).fn
-    keys, labels = jax.random.split(jax.random.key(1), COUNT), jnp.zeros(COUNT, jnp.int32)
-    return np.asarray(jax.jit(jax.vmap(lambda p: draw(p, keys, labels)))(params))
+    keys = jax.random.split(jax.random.key(1), len(labels))
+    run = jax.vmap(lambda p: draw(p, keys, jnp.asarray(labels, jnp.int32)))
+    return np.asarray(jax.jit(run, compiler_options=IN_HASTE)(params))

@@ -214,10 +214,13 @@ def build_sampler(
     counted = denoiser(None, None)
 
     def chain(params: PyTree, label: jax.Array) -> Chain:
-        """Each call sees as many labels as it sees images, whatever steering makes of the batch."""
+        """Each call sees as many labels as it sees images, whatever steering makes of the batch.
+
+        label: (), or descriptions [B, ...] in its place, as many as there are images.
+        """
 
         def of(x: jax.Array) -> Denoiser:
-            return denoiser(params, jnp.broadcast_to(label, x.shape[:1]))
+            return denoiser(params, label if label.ndim else jnp.broadcast_to(label, x.shape[:1]))
 
         one = Denoiser(
             lambda keys, x, t, memory: of(x)(keys, x, t, memory),
@@ -227,7 +230,7 @@ def build_sampler(
         )
         return as_chain(chosen, one, times, shape, path, extra_dims)
 
-    return Sampler(draw, chosen.calls(counted, np.asarray(times)), steps, chain)
+    return Sampler(draw, chosen.calls(counted, np.asarray(times)), steps, chain, denoiser)
 
 
 def _build_solver(section: Any, path: Path, steps: int) -> Solver:

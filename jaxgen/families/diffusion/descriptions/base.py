@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from jaxgen.chain import Chain, State
 from jaxgen.method import Sampler, fold
 
 PyTree = Any
@@ -37,7 +41,11 @@ class Description:
 
 
 def described(sampler: Sampler, describe: Description) -> Sampler:
-    """A sampler of descriptions in the place of labels as one of labels, which draws them first."""
+    """A sampler of descriptions in the place of labels as one of labels, which draws them first.
+
+    Its chain draws them in the first step, so that branches from the same noise differ in what they
+    are told, and any search of noises or of keys counts their calls.
+    """
 
     def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
         own = params["describe"] if describe.init is not None else None
@@ -46,4 +54,53 @@ def described(sampler: Sampler, describe: Description) -> Sampler:
     def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         return sampler.fn(params, keys, draw(params, keys, labels))
 
-    return Sampler(fn, sampler.calls + describe.calls, sampler.steps)
+    def chain(params: PyTree, label: jax.Array) -> Chain:
+        assert sampler.chain is not None
+        of = functools.partial(sampler.chain, params)
+        return _told(of, lambda keys: draw(params, keys, jnp.broadcast_to(label, keys.shape)),
+                     describe.calls)  # fmt: skip
+
+    calls = sampler.calls + describe.calls
+    return Sampler(fn, calls, sampler.steps, None if sampler.chain is None else chain)
+
+
+def _told(
+    of: Callable[[jax.Array], Chain], draw: Callable[[jax.Array], jax.Array], calls: float
+) -> Chain:
+    """The chain whose state is (a chain's of descriptions [B, ...], the descriptions).
+
+    of(descriptions) -> the chain; draw(keys [B]) -> descriptions, for `calls` network evaluations.
+    """
+    # What does not depend on the description: counts, and states without it.
+    bare = of(jnp.int32(0))
+
+    def start(keys: jax.Array) -> State:
+        blank = jax.eval_shape(draw, keys)
+        return bare.start(keys), jnp.zeros(blank.shape, blank.dtype)
+
+    def step(keys: jax.Array, state: State, number: jax.Array) -> State:
+        own, told = state
+        told = jax.lax.cond(number == 0, draw, lambda keys: told, keys)
+        return of(told).step(keys, own, number), told
+
+    def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
+        return of(state[1]).estimate(keys, state[0], number)
+
+    def back(keys: jax.Array, state: State, number: jax.Array, before: jax.Array) -> State:
+        assert bare.back is not None
+        return bare.back(keys, state[0], number, before), state[1]
+
+    def mix(one: State, two: State, radius: float) -> State:
+        assert bare.mix is not None
+        return bare.mix(one[0], two[0], radius), one[1]
+
+    return dataclasses.replace(
+        bare,
+        start=start,
+        step=step,
+        sample=lambda state: bare.sample(state[0]),
+        step_calls=bare.step_calls + calls * (np.arange(bare.steps) == 0),
+        estimate=estimate,
+        back=None if bare.back is None else back,
+        mix=None if bare.mix is None else mix,
+    )

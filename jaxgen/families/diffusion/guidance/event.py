@@ -55,7 +55,11 @@ def above(
     weight: float = 1.0,
     path: Path | None = None,
 ) -> Denoiser:
-    """The denoiser given constraint(x0) > value, by the normal's tail."""
+    """The denoiser given constraint(x0) > value, by the normal's tail.
+
+    Approximate as `equals` is, and most where much noise leaves several far modes open: samples are
+    in the event, but the modes' shares of it are off (experiments/diffusion/event_sampling.py).
+    """
 
     def log_likelihood(mean: jax.Array, variance: jax.Array) -> jax.Array:
         return _log_tail(mean, variance, value)
