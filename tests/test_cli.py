@@ -128,7 +128,7 @@ def test_classify_at_noise_levels(trained, capsys):
     assert json.loads((trained / "receipts" / "classify_test.json").read_text()) == found
     assert found["calls_per_image"] == 40 and [n["std"] for n in found["noise"]] == [0, 0.5]
     assert found["noise"][0]["nll"] == found["nll"] != found["noise"][1]["nll"]
-    assert set(found["tempered"]) == {"accuracy", "nll", "brier", "ece", "ece_floor", "confidence"}
+    assert set(found["tempered"]) <= set(found) and found["tempered"]["nll"] != found["nll"]
     assert "noise 0.5:" in err
 
 

@@ -34,7 +34,7 @@ from jaxgen.metrics.calibration import cross_fitted
 from jaxgen.metrics.receipt import plain
 from jaxgen.model import Model
 from jaxgen.scoring import classify
-from jaxgen.scoring.classify import images_of, judgement, reliability
+from jaxgen.scoring.classify import images_of, judgement
 from jaxgen.scoring.common import part
 
 FEWEST = 10
@@ -99,9 +99,8 @@ def discriminative(
         "calls_per_image": 1.0,
         "cpu_seconds_per_image": cost,
         "temperatures": pair,
-        **judgement(clean, labels, pair),
-        "reliability": plain(reliability(clean, labels, pair)),
-        "noise": [{"std": std, **judgement(scores(std)[0], labels, pair)} for std in noise],
+        **plain(judgement(clean, labels, pair)),
+        "noise": [{"std": std, **plain(judgement(scores(std)[0], labels, pair))} for std in noise],
     }
 
 
@@ -147,7 +146,10 @@ def shown(row: Row) -> dict[str, Any]:
 
 
 def picture(rows: Sequence[Row], title: str) -> plt.Figure:
-    """Accuracy against noise; reliability of the clean images' posteriors, as is and tempered."""
+    """Accuracy against noise; reliability at the least noise there is, as is and tempered.
+
+    Of clean images that are nearly all labelled rightly, a reliability diagram is one point.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
     colours = iter(plt.get_cmap("tab10").colors)
     dashes = iter(("--", ":"))
@@ -158,20 +160,25 @@ def picture(rows: Sequence[Row], title: str) -> plt.Figure:
         levels = {0.0: row["accuracy"], **{n["std"]: n["accuracy"] for n in row["noise"]}}
         points = sorted(levels.items())
         axes[0].plot(*zip(*points, strict=True), label=row["classifier"], **style)
-        for axis, name in zip(axes[1:], ("raw", "tempered"), strict=True):
-            bins = row["reliability"][name]
+        noisy = min((n for n in row["noise"] if n["std"]), key=lambda n: n["std"], default=row)
+        for axis, found in zip(axes[1:], (noisy, noisy["tempered"]), strict=True):
+            bins = found["reliability"]
             some = np.array(bins["count"]) >= FEWEST
             x, y = (np.array(bins[k], np.float64)[some] for k in ("confidence", "accuracy"))
             axis.plot(x, y, **style)
+    least = noisy.get("std", 0.0)
     axes[0].set(xlabel="standard deviation of the noise, images in [-1, 1]", ylabel="share right")
-    for axis, name in zip(axes[1:], ("as they are", "at a held-out temperature"), strict=True):
+    titles = ("as they are", "at the temperature of clean images")
+    for axis, name in zip(axes[1:], titles, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
-        axis.set(xlabel="confidence", ylabel="share right", title=f"posteriors {name}")
+        axis.set(
+            xlabel="confidence", ylabel="share right", title=f"noise {least:g}, posteriors {name}"
+        )
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.set_ylim(0, 1.02)
+        axis.set_ylim(0, 1.03)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(f"{title}; bins of {FEWEST} images or more")
+    figure.suptitle(f"{title}; reliability in bins of {FEWEST} images or more")
     return figure
 
 

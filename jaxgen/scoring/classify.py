@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def classify(
         "split": split,
         "images": len(order),
         **clean,
-        "reliability": reliability(found.scores, labels, temperatures),
+        "bins": calibration.BINS,
         "temperatures": temperatures,
         "draws": draws,
         "rounds": schedule,
@@ -117,26 +118,17 @@ def images_of(
 def judgement(
     scores: np.ndarray, labels: np.ndarray, temperatures: Temperatures | None
 ) -> dict[str, Any]:
-    """`calibration.summary` as it is, and as "tempered" at `cross_fitted`'s temperatures."""
-    found: dict[str, Any] = dict(calibration.summary(scores, labels))
+    """`calibration.summary` with its bins; the same as "tempered" at `cross_fitted`'s pair."""
+
+    def at(temperature: float | np.ndarray) -> dict[str, Any]:
+        p = np.exp(calibration.log_posterior(scores, temperature))
+        bins = dataclasses.asdict(calibration.reliability(p, labels))
+        summary = calibration.summary(scores, labels, temperature=temperature)
+        return {**summary, "reliability": bins}
+
     if temperatures is None:
-        return {**found, "tempered": None}
-    each = calibration.alternating(temperatures, len(labels))
-    return {**found, "tempered": calibration.summary(scores, labels, temperature=each)}
-
-
-def reliability(
-    scores: np.ndarray, labels: np.ndarray, temperatures: Temperatures | None
-) -> dict[str, Any]:
-    """count, confidence and accuracy of each bin, "raw" and "tempered"."""
-    each = {"raw": np.ones(len(labels))}
-    if temperatures is not None:
-        each["tempered"] = calibration.alternating(temperatures, len(labels))
-    bins = {
-        name: calibration.reliability(np.exp(calibration.log_posterior(scores, t)), labels)
-        for name, t in each.items()
-    }
-    return {"bins": calibration.BINS, **{name: vars(found) for name, found in bins.items()}}
+        return {**at(1.0), "tempered": None}
+    return {**at(1.0), "tempered": at(calibration.alternating(temperatures, len(labels)))}
 
 
 def classification_line(found: Mapping[str, Any]) -> str:
