@@ -19,7 +19,7 @@ from jaxgen.model import Model
 from jaxgen.page import image, page, plot, table
 from jaxgen.page import png as drawn
 from jaxgen.pictures import png
-from jaxgen.scoring import likelihood_line, one_line, title
+from jaxgen.scoring import classification_line, likelihood_line, one_line, title
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl
@@ -74,11 +74,7 @@ def summary(content: Mapping[str, Any]) -> str:
         lines.append(likelihood_line(content["results"]["likelihood"]))
     found = content["results"].get("classify")
     if found:
-        lines.append(
-            f"generative classifier: {100 * found['accuracy']:.2f} % of {found['images']} "
-            f"{found['split']} images, {found['calls_per_image']:.0f} network calls an image, "
-            f"{found['seconds']:.1f} s"
-        )
+        lines.append(classification_line(found))
     times = ", ".join(
         f"{k} {v:.1f}" for k, v in content["timings"].items() if k != "images_per_second"
     )
@@ -165,8 +161,9 @@ def _page(
         found = results.get(section)
         if found:
             parts.append(f"<h2>{heading}</h2>")
-            keys = [k for k, v in found.items() if isinstance(v, (int, float, str))]
-            parts.append(table(["", "value"], [[k, _number(found[k])] for k in keys]))
+            shown = found | {f"tempered {k}": v for k, v in (found.get("tempered") or {}).items()}
+            keys = [k for k, v in shown.items() if isinstance(v, (int, float, str))]
+            parts.append(table(["", "value"], [[k, _number(shown[k])] for k in keys]))
     parts += [
         "<h2>Training</h2>",
         image(curves, "means over each logging period; compilation and pauses excluded", "plot"),

@@ -154,3 +154,42 @@ def test_bad_options_are_named(options, message):
     x, _, keys = data(4)
     with pytest.raises(UsageError, match=message):
         classify(method(), PARAMS, x, keys, **options)
+
+
+def tabled(classes: int, draws: int, seed: int = 0) -> tuple[Method, np.ndarray]:
+    """A method whose estimate for x = [n] is table[n, label, draw], and the table."""
+    table = np.random.default_rng(seed).normal(size=(50, classes, draws)).astype(np.float32)
+
+    def error(params, x, labels, keys, draw, draws):
+        return jnp.asarray(table)[x[:, 0].astype(jnp.int32), labels, draw]
+
+    whole = Method(spec=Spec((1,), classes), init=None, update=None, label_error=error)
+    return whole, table
+
+
+@pytest.mark.parametrize("confidence", [None, 1.0])
+def test_scores_are_paired_with_the_winner_on_the_draws_a_class_lived_to_see(confidence):
+    """Against a loop in float64 over the same schedule, image by image."""
+    rounds = ((2, 5), (4, 3), (8, 2), (16, 1))
+    it, table = tabled(10, 16)
+    x, keys = np.arange(50.0)[:, None], jax.random.split(jax.random.key(0), 50)
+    found = classify(it, {}, x, keys, draws=16, rounds=rounds, confidence=confidence)
+    calls = 0
+    for n, errors in enumerate(table.astype(np.float64)):
+        alive, lived, done = np.arange(10), np.zeros(10, int), 0
+        for upto, keep in rounds:
+            calls += len(alive) * (upto - done)
+            lived[alive], done = upto, upto
+            alive = alive[np.argsort(errors[alive, :upto].mean(1))]
+            behind = errors[alive[1:], :upto] - errors[alive[0], :upto]
+            sure = confidence is not None and (
+                behind.mean(1) >= confidence * behind.std(1, ddof=1) / np.sqrt(upto)
+            )
+            if np.all(sure):
+                break
+            alive = alive[:keep]
+        winner = alive[0]
+        exact = [(errors[winner, :k] - errors[c, :k]).mean() for c, k in enumerate(lived)]
+        assert found.labels[n] == winner and found.scores[n].max() == 0
+        np.testing.assert_allclose(found.scores[n], exact, atol=1e-5)
+    assert found.calls == pytest.approx(calls / 50)

@@ -118,6 +118,38 @@ def test_classify_counts_its_calls(trained, capsys):
     found = json.loads(lines(capsys)[0])
     assert found["images"] == 30 and 0 <= found["accuracy"] <= 1
     assert 10 < found["calls_per_image"] <= 40
+    assert np.isfinite(found["nll"]) and 0 <= found["ece"] <= 1 and "noise" not in found
+
+
+def test_classify_at_noise_levels(trained, capsys):
+    options = ["--limit", "30", "--rounds", "one", "--noise", "0,.5"]
+    assert main(["classify", "--workdir", str(trained), *options, "--json"]) == 0
+    out, err = lines(capsys)
+    found = json.loads(out)
+    assert json.loads((trained / "receipts" / "classify_test.json").read_text()) == found
+    assert found["calls_per_image"] == 40 and [n["std"] for n in found["noise"]] == [0, 0.5]
+    assert found["noise"][0]["nll"] == found["nll"] != found["noise"][1]["nll"]
+    assert set(found["tempered"]) <= set(found) and found["tempered"]["nll"] != found["nll"]
+    assert "noise 0.5:" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--noise", "a"], ["--noise", "'a'", "0,.1,.2"]),
+        (["--noise", ""], ["--noise", "''"]),
+        (["--noise", ".1,-.2"], ["--noise", "-0.2", ">= 0"]),
+        (["--noise", ".1,.1"], ["--noise", "once"]),
+        (["--rounds", "all"], ["--rounds", "'all'", "halving, one"]),
+        (["--draws", "0"], ["--draws", "0", ">= 1"]),
+    ],
+)
+def test_bad_classification_options_are_one_message_and_code_2(trained, capsys, arguments, words):
+    assert main(["classify", "--workdir", str(trained), *arguments]) == 2
+    out, err = lines(capsys)
+    assert not out and err.count("jaxgen: error") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err, err
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,11 @@ PyTree = Any
 class Classification:
     """labels [N] int32; scores [N, C] float32; calls: network evaluations per image, on average.
 
-    scores are estimates of ln p(x | class) - ln p(x | winner), from the draws that the class lived
-    to see, the winner's on the same noise; 0 for the winner. Padding of the last batch of a round
-    is not counted in calls.
+    scores are estimates of ln p(x | class) - ln p(x | winner) in nats, from the draws that the
+    class lived to see, the winner's on the same noise; 0 for the winner, at most 0 for the others.
+    A class that was dropped early looked bad on few draws, some by chance, and its score stays that
+    low: for posteriors let every class live (rounds=((draws, 1),)). Padding of the last batch of a
+    round is not counted in calls.
     """
 
     labels: np.ndarray
@@ -87,11 +89,11 @@ def classify(
     rounds = halving(classes, draws) if rounds is None else tuple(rounds)
     _check(rounds, classes, draws)
 
-    scores = np.zeros((count, classes), np.float32)
     labels = np.zeros(count, np.int32)
     active = np.arange(count)
     candidates = np.tile(np.arange(classes, dtype=np.int32), (count, 1))
-    errors = np.zeros((count, classes, 0), np.float32)
+    errors = np.zeros((count, classes, draws), np.float32)
+    lived = np.zeros((count, classes), np.int32)  # draws that each class has seen
     calls, done = 0, 0
     for upto, keep in rounds:
         alive = candidates.shape[1]
@@ -100,21 +102,24 @@ def classify(
             program, params, images, keys, active, candidates, done, max(1, batch // alive)
         )
         calls += fresh.size
-        errors, done = np.concatenate([errors, fresh], axis=2), upto
-        order = np.argsort(errors.mean(2), axis=1, kind="stable")
+        errors[active[:, None], candidates, done:upto] = fresh
+        lived[active[:, None], candidates] = done = upto
+        own = errors[active[:, None], candidates, :done]
+        order = np.argsort(own.mean(2), axis=1, kind="stable")
         candidates = np.take_along_axis(candidates, order, 1)
-        errors = np.take_along_axis(errors, order[:, :, None], 1)
-        behind = errors - errors[:, :1]
-        scores[active[:, None], candidates] = -behind.mean(2)
         labels[active] = candidates[:, 0]
         going = np.full(len(active), keep > 1)
         if confidence is not None and upto > 1:
-            spread = behind[:, 1:].std(2, ddof=1) / np.sqrt(upto)
-            going &= (behind[:, 1:].mean(2) < confidence * spread).any(1)
-        active = active[going]
-        candidates, errors = candidates[going, :keep], errors[going, :keep]
+            own = np.take_along_axis(own, order[:, :, None], 1)
+            behind = own[:, 1:] - own[:, :1]
+            spread = behind.std(2, ddof=1) / np.sqrt(upto)
+            going &= (behind.mean(2) < confidence * spread).any(1)
+        active, candidates = active[going], candidates[going, :keep]
         if not len(active):
             break
+    behind = errors - errors[np.arange(count), labels][:, None]
+    seen = np.arange(draws) < lived[:, :, None]
+    scores = np.minimum(-behind.mean(2, where=seen), 0.0)  # a tie may round to the wrong side
     return Classification(labels, scores, calls / max(count, 1))
 
 

@@ -1,6 +1,7 @@
 """Classify real images with the generative model itself.
 
 Denoising errors with noise shared across the classes; hopeless classes are dropped round by round.
+Beside the accuracy: how far the posteriors can be believed, and what noise in the images does.
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument("--draws", type=int, default=None, help="noise draws per class at most")
+    parser.add_argument(
+        "--rounds",
+        default="halving",
+        help="halving drops hopeless classes; one gives every class every draw, for posteriors",
+    )
+    parser.add_argument(
+        "--noise", default=None, help="noise in the images, e.g. 0,.1,.2: standard deviations"
+    )
     parser.add_argument("--limit", type=int, default=None, help="images to classify (0: all)")
     parser.add_argument("--ema", default=None)
     parser.add_argument("--seed", type=int, default=None)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Classify; returns accuracy, network calls and seconds."""
+    """Classify; returns accuracy, calibration, network calls and seconds."""
     from jaxgen.api import classify, load
 
     return classify(
@@ -28,7 +37,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.workdir,
         split=args.split,
         draws=args.draws,
+        rounds=args.rounds,
+        noise=_numbers(args.noise),
         limit=args.limit,
         ema=args.ema,
         seed=args.seed,
     )
+
+
+def _numbers(text: str | None) -> list[float]:
+    from jaxgen.errors import invalid
+
+    try:
+        return [] if text is None else [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise invalid("--noise", text, "numbers with commas between, such as 0,.1,.2") from error

@@ -1,11 +1,12 @@
 """Score, classify and measure likelihoods with a trained model, and write the receipts."""
 
-from jaxgen.scoring.classify import classify
+from jaxgen.scoring.classify import classification_line, classify
 from jaxgen.scoring.files import evaluate_files
 from jaxgen.scoring.likelihood import likelihood, likelihood_line
 from jaxgen.scoring.samples import evaluate, one_line, title
 
 __all__ = [
+    "classification_line",
     "classify",
     "evaluate",
     "evaluate_files",

@@ -1,8 +1,10 @@
-"""How well a model classifies, and at what cost."""
+"""How well a model classifies, how far its posteriors can be believed, and at what cost."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import __version__
+from jaxgen.classify import Classification, add_noise, halving, noise_levels
 from jaxgen.classify import classify as classify_images
-from jaxgen.data import normalise
-from jaxgen.errors import invalid
+from jaxgen.data import Source, normalise
+from jaxgen.errors import invalid, unknown
+from jaxgen.metrics import calibration
+from jaxgen.metrics.receipt import plain
 from jaxgen.model import Model
 from jaxgen.scoring.common import Check, local, part, write
-from jaxgen.training.log import progress
+from jaxgen.setup import Setup
+from jaxgen.training.log import progress, say
+
+ROUNDS = ("halving", "one")
+Temperatures = tuple[float, float]
 
 
 def classify(
@@ -25,54 +34,169 @@ def classify(
     *,
     split: str = "test",
     draws: int | None = None,
+    rounds: str = "halving",
+    noise: Sequence[float] = (),
     limit: int | None = None,
     ema: str | None = None,
     seed: int | None = None,
     check: Check = lambda: None,
 ) -> dict[str, Any]:
-    """Accuracy of the generative classifier on a split, with its cost.
+    """Accuracy and calibration of the generative classifier on a split, with its cost.
 
-    split: "train" or "test", the config's names of the halves. None: as the config's `classify`
-    section says. Writes `receipts/classify_SPLIT.json` and returns what it holds.
+    split: "train" or "test", the config's names of the halves. rounds: "halving" drops the hopeless
+    classes; "one" gives every class every draw, for posteriors that elimination has not sharpened.
+    noise: standard deviations of Gaussian noise, at each of which the images are classified again
+    (`jaxgen.classify.add_noise`). None: as the config's `classify` section says.
+
+    Calibration is of the softmax of the scores (priors are equal), and again at temperatures
+    fitted on the other half of the clean images (`calibration.cross_fitted`), null for one image.
+    Writes `receipts/classify_SPLIT.json` and returns what it holds. Raises UsageError.
     """
     parts, options = model.parts, model.parts.classify
     if parts.method.label_error is None:
         raise invalid("classify", "a method without a likelihood", "families that can classify")
+    if rounds not in ROUNDS:
+        raise unknown("--rounds", rounds, ROUNDS)
+    levels = noise_levels(parts.spec, noise)
     draws = options.draws if draws is None else draws
+    if draws < 1:
+        raise invalid("--draws", draws, "draws >= 1")
     if not parts.method.label_noise:
         draws = min(draws, 1)  # the likelihood is exact: more would say the same again
     limit = options.limit if limit is None else limit
     seed = options.seed if seed is None else seed
     source, order = part(parts, split, limit, seed)
+    labels = source.labels[order]
     params = jax.device_put(local(model.weights(ema)))
-    root = jax.random.key(seed)
-    right, calls, size = 0, 0.0, options.batch_size
-    start = time.monotonic()
-    with progress("classify", len(order)) as advance:
-        for first in range(0, len(order), size):
-            check()
-            chosen = order[first : first + size]
-            images = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
-            keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
-            found = classify_images(
-                parts.method, params, np.asarray(images), keys, draws=draws, batch=1000
-            )
-            right += int((found.labels == source.labels[chosen]).sum())
-            calls += found.calls * len(chosen)
-            done = first + len(chosen)
-            advance(done, f"accuracy {100 * right / done:.2f} %")
+    schedule = halving(parts.spec.num_classes, draws) if rounds == "halving" else ((draws, 1),)
+
+    def run(std: float) -> tuple[Classification, float]:
+        start = time.monotonic()
+        found = _classified(parts, params, source, order, draws, schedule, std, seed, check)
+        return found, time.monotonic() - start
+
+    def entry(found: Classification, seconds: float) -> dict[str, Any]:
+        cost = {"calls_per_image": found.calls, "seconds": seconds}
+        return {**judgement(found.scores, labels, temperatures), **cost}
+
+    found, seconds = run(0.0)
+    temperatures = calibration.cross_fitted(found.scores, labels) if len(labels) > 1 else None
+    clean = entry(found, seconds)
+    noisy = [{"std": std, **(entry(*run(std)) if std else clean)} for std in levels]
     result = {
         "split": split,
         "images": len(order),
-        "accuracy": right / len(order),
+        **clean,
+        "bins": calibration.BINS,
+        "temperatures": temperatures,
         "draws": draws,
-        "calls_per_image": calls / len(order),
-        "seconds": time.monotonic() - start,
+        "rounds": schedule,
+        "posterior": _posterior(parts, draws, len(schedule)),
+        **({"noise": noisy, "noise_is": _noise_is(parts)} if levels else {}),
         "seed": seed,
         "ema": ema or model.ema,
         "images_seen": model.images_seen,
         "jaxgen": __version__,
         "jax": jax.__version__,
     }
+    result = plain(result)
     write(workdir, f"classify_{split}", result)
+    say(classification_line(result))
     return result
+
+
+def images_of(
+    parts: Setup, source: Source, chosen: np.ndarray, std: float = 0.0, seed: int = 0
+) -> np.ndarray:
+    """Images [n, *shape] in [-1, 1] at places `chosen` [n] of a half, with noise of their own."""
+    clean = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
+    root = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)  # apart from the classifier's keys
+    keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
+    return np.asarray(add_noise(parts.spec, clean, keys, std))
+
+
+def judgement(
+    scores: np.ndarray, labels: np.ndarray, temperatures: Temperatures | None
+) -> dict[str, Any]:
+    """`calibration.summary` with its bins; the same as "tempered" at `cross_fitted`'s pair."""
+
+    def at(temperature: float | np.ndarray) -> dict[str, Any]:
+        p = np.exp(calibration.log_posterior(scores, temperature))
+        bins = dataclasses.asdict(calibration.reliability(p, labels))
+        summary = calibration.summary(scores, labels, temperature=temperature)
+        return {**summary, "reliability": bins}
+
+    if temperatures is None:
+        return {**at(1.0), "tempered": None}
+    return {**at(1.0), "tempered": at(calibration.alternating(temperatures, len(labels)))}
+
+
+def classification_line(found: Mapping[str, Any]) -> str:
+    """A classification's result in one line."""
+    tempered, cost = found["tempered"], f"{found['seconds']:.1f} s"
+    line = (
+        f"generative classifier: {100 * found['accuracy']:.2f} % of {found['images']} "
+        f"{found['split']} images, {found['calls_per_image']:.0f} network calls an image, {cost}; "
+        f"calibration error {found['ece']:.4f} (floor {found['ece_floor']:.4f})"
+    )
+    if tempered is not None:
+        low, high = sorted(found["temperatures"])
+        line += (
+            f", {tempered['ece']:.4f} ({tempered['ece_floor']:.4f}) at temperatures "
+            f"{low:.3g} and {high:.3g}"
+        )
+    for level in found.get("noise", ()):
+        line += f"; noise {level['std']:g}: {100 * level['accuracy']:.2f} %"
+    return line
+
+
+def _classified(
+    parts: Setup,
+    params: Any,
+    source: Source,
+    order: np.ndarray,
+    draws: int,
+    schedule: Sequence[tuple[int, int]],
+    std: float,
+    seed: int,
+    check: Check,
+) -> Classification:
+    """The classification of the images at places `order`, a batch at a time."""
+    root, size, found = jax.random.key(seed), parts.classify.batch_size, []
+    right = 0
+    with progress("classify" + (f", noise {std:g}" if std else ""), len(order)) as advance:
+        for first in range(0, len(order), size):
+            check()
+            chosen = order[first : first + size]
+            images = images_of(parts, source, chosen, std, seed)
+            keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
+            found.append(
+                classify_images(
+                    parts.method, params, images, keys, draws=draws, rounds=schedule, batch=1000
+                )
+            )
+            right += int((found[-1].labels == source.labels[chosen]).sum())
+            done = first + len(chosen)
+            advance(done, f"accuracy {100 * right / done:.2f} %")
+    return Classification(
+        np.concatenate([f.labels for f in found]),
+        np.concatenate([f.scores for f in found]),
+        sum(f.calls * len(f.labels) for f in found) / len(order),
+    )
+
+
+def _posterior(parts: Setup, draws: int, rounds: int) -> str:
+    """How the probabilities that calibration is of come about."""
+    what = "ln p(image | label)"
+    if parts.method.label_noise:
+        plural = f"the mean of {draws} estimates" if draws > 1 else "one estimate"
+        what = f"{plural} of a bound on {what}, the noise shared by the labels"
+    dropped = "; a dropped label's by the draws before it was dropped" if rounds > 1 else ""
+    return f"softmax over labels of {what}, in nats{dropped}; equal priors"
+
+
+def _noise_is(parts: Setup) -> str:
+    return (
+        "Gaussian, std in units of [-1, 1], one draw an image at every std; then rounded to the "
+        f"nearest of {parts.spec.levels} levels, so clipped; tempered at the clean temperatures"
+    )
