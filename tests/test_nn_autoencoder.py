@@ -8,7 +8,7 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.nn.autoencoder import AutoencoderKL, Decoder, Encoder
 from jaxgen.pretrained.autoencoder_kl import from_diffusers
-from tests.nn_kit import quick_jit
+from tests.nn_kit import quick_jit, random_like
 
 TINY = dict(widths=(8, 16, 16), blocks=1, latent_channels=3, groups=4)
 
@@ -77,9 +77,11 @@ def test_shapes_attention_levels_and_bfloat16():
     encoder = Encoder(6, widths=(8, 16), blocks=1, attention_levels=(1,), dtype="bfloat16")
     decoder = Decoder(1, widths=(8, 16), blocks=1, attention_levels=(1,), dtype="bfloat16")
     x = jnp.ones((2, 8, 12, 1))
-    code, variables = quick_jit(encoder.init_with_output)(jax.random.key(0), x)
+    variables = random_like(jax.eval_shape(encoder.init, jax.random.key(0), x))
+    code = quick_jit(encoder.apply)(variables, x)
     assert code.shape == (2, 4, 6, 6) and code.dtype == jnp.float32
     assert "down1_attention0" in variables["params"]
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(variables))
-    image, _ = quick_jit(decoder.init_with_output)(jax.random.key(0), code)
+    held = random_like(jax.eval_shape(decoder.init, jax.random.key(0), code))
+    image = quick_jit(decoder.apply)(held, code)
     assert image.shape == x.shape and image.dtype == jnp.float32
