@@ -43,6 +43,53 @@ def pytest_collection_modifyitems(items):
         raise pytest.UsageError(f"tests/slow.txt names no test: {stale}")
 
 
+# Many programs, each run for a moment: compiling them takes most of the time of these files, and
+# unoptimised code computes the same numbers but for rounding. Not for long training or many samples
+# (a loop over elements runs five times slower), nor for what is compiled for a TPU.
+UNOPTIMISED = {
+    "test_ar_llama.py",
+    "test_ar_method.py",
+    "test_ar_pixelcnn.py",
+    "test_cli.py",
+    "test_configs.py",
+    "test_diffusion_descriptions.py",
+    "test_diffusion_jumps.py",
+    "test_diffusion_sampler.py",
+    "test_diffusion_umd.py",
+    "test_families.py",
+    "test_flows.py",
+    "test_gan_cli.py",
+    "test_gan_method.py",
+    "test_gan_parts.py",
+    "test_guidance_forms.py",
+    "test_guidance_laws.py",
+    "test_hosts.py",
+    "test_meshes.py",
+    "test_nn_autoencoder.py",
+    "test_nn_laws.py",
+    "test_nn_unet.py",
+    "test_steer_config.py",
+    "test_tokenize.py",
+    "test_train_mesh.py",
+    "test_train_resume.py",
+    "test_variants.py",
+    "test_variational.py",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unoptimised(request):
+    """For the processes that these files start too."""
+    import jax
+
+    quick = request.node.path.name in UNOPTIMISED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
+        jax.config.update("jax_disable_most_optimizations", quick)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_go_with_their_file():
     """A small program was 17 memory maps when counted, and Linux gives a process 65,530 of them."""

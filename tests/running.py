@@ -1,6 +1,8 @@
-"""Start the real command line in a process of its own; read what a run left."""
+"""Start the real command line in a process of its own, or call it here; read what a run left."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import signal
 import socket
@@ -15,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxgen.api import load
+from jaxgen.cli import main
 
 TINY = "tests/tiny.py"
 
@@ -45,6 +48,14 @@ def run(*arguments: str, **kwargs) -> tuple[int, str, str]:
     process = start(*arguments, **kwargs)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
+
+
+def run_here(*arguments: str) -> tuple[int, str, str]:
+    """The same in this process, so on its eight devices: for tests of what a command does."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(arguments))
+    return code, out.getvalue(), err.getvalue()
 
 
 def train_arguments(workdir: Path, *overrides: str) -> list[str]:

@@ -23,7 +23,7 @@ from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import Spec
 from jaxgen.nn.llama import Llama
 from jaxgen.training.ema import Averages
-from tests.nn_kit import quick_jit
+from tests.nn_kit import first_state, quick_jit
 from tests.test_ar_method import keys, live, method
 
 
@@ -118,7 +118,7 @@ def test_the_discriminative_loss_by_hand():
             SPEC, Known(), optax.sgd(0.0), Averages((10,)), label_dropout=0.0, alpha=alpha,
             discriminative=discriminative,
         )  # fmt: skip
-        state = parts.init(jax.random.key(0))
+        state = first_state(parts)
         found = float(jax.jit(parts.update)(state, batch, jax.random.key(1))[1]["loss"])
         if discriminative:
             assert found == pytest.approx(want, rel=1e-5)

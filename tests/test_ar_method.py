@@ -22,7 +22,7 @@ from jaxgen.nn.llama import Llama
 from jaxgen.setup import spec_of
 from jaxgen.testing import check_compiles_once, check_sampler
 from jaxgen.training.ema import Averages
-from tests.nn_kit import quick_jit
+from tests.nn_kit import first_state, quick_jit
 
 LLAMA = dict(depth=2, width=16, heads=2, multiple=8)
 BINARY = jnp.asarray(list(itertools.product((-1.0, 1.0), repeat=9)), jnp.float32)
@@ -164,7 +164,7 @@ def test_labels_are_dropped_at_the_share_asked_for():
     seen = []
     for share in (0.0, 0.999):
         parts = method(spec, llama(spec), label_dropout=share)
-        state = parts.init(jax.random.key(0)).replace(params=live(parts))
+        state = first_state(parts).replace(params=live(parts))
         after, _ = quick_jit(parts.update)(state, batch, jax.random.key(0))
         moved = [a["net"]["labels"]["embedding"] for a in (after.params, state.params)]
         seen.append((np.abs(moved[0] - moved[1]).max(1) > 0).tolist())

@@ -66,7 +66,7 @@ def test_they_train_and_sample_each_image_from_its_key(factory):
     assert max(map(float, jax.tree.leaves(moved))) > 1e-5
     sampler = m.sampler(steps=2)
     assert sampler.calls == 2
-    testing.check_sampler(sampler.fn, state.params, jnp.arange(4) % 3, atol=1e-5)
+    testing.check_sampler(jax.jit(sampler.fn), state.params, jnp.arange(4) % 3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

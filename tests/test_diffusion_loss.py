@@ -22,6 +22,7 @@ from jaxgen.families.diffusion.weighting import simple
 from jaxgen.method import Spec, example_keys, fold, normal
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
+from tests.nn_kit import first_state
 
 WEIGHTINGS = [
     name
@@ -175,7 +176,7 @@ def test_training_approaches_the_floor_and_stays_above():
 
         return jax.lax.scan(body, state, jnp.arange(800))
 
-    state, losses = run(m.init(jax.random.key(0)))
+    state, losses = run(first_state(m))
     fn = denoising_loss(
         Network(MLP(num_classes=1, out_channels=1, width=32, depth=1, scan=False),
                 paths.linear(), "velocity"), times.stratified(), simple(), num_classes=1,
@@ -196,7 +197,7 @@ def test_noise_belongs_to_the_example():
         denoising(spec, model, optax.sgd(0.1), Averages((10,)), times="stratified", accumulate=n)
         for n in (1, 4)
     )
-    state = whole.init(jax.random.key(0))
+    state = first_state(whole)
     data = {k: v for k, v in batch(16, (2,)).items() if k != "index"}
     a, one = jax.jit(whole.update)(state, data, jax.random.key(3))
     b, four = jax.jit(cut.update)(state, data, jax.random.key(3))
@@ -288,7 +289,7 @@ def test_loss_history_lives_in_the_state():
     model = MLP(num_classes=3, out_channels=2, width=16, depth=1, scan=False)
     m = denoising(Spec((2,), 3), model, optax.sgd(0.1), Averages((10,)),
                   times=dict(name="by_loss", bins=4))  # fmt: skip
-    state = m.init(jax.random.key(0))
+    state = first_state(m)
     data = {k: v for k, v in batch(64, (2,)).items() if k != "index"}
     state, _ = jax.jit(m.update)(state, data, jax.random.key(1))
     assert state.extra["times"]["seen"].all() and (state.extra["times"]["square"] > 0).all()
@@ -338,7 +339,7 @@ def test_the_variance_bound_does_not_move_the_mean():
     model = MLP(num_classes=3, out_channels=1, width=16, depth=1, scan=False)
     m = denoising(Spec((1,), 3), model, optax.sgd(0.1), Averages((10,)), path="cosine",
                   prediction="eps", learned_variance=True)  # fmt: skip
-    state = m.init(jax.random.key(0))
+    state = first_state(m)
     kernel = state.params["net"]["out"]["kernel"]
     assert kernel.shape[-1] == 2
     data = {k: v for k, v in batch(64, (1,)).items() if k != "index"}
@@ -364,7 +365,7 @@ def test_learned_uncertainty_finds_the_loss_of_each_noise_level():
 
     from jaxgen.families.diffusion.method import Uncertainty
 
-    state, _ = run(m.init(jax.random.key(0)))
+    state, _ = run(first_state(m))
     t = jnp.array([0.2, 0.5, 0.8])
     u = Uncertainty().apply({"params": state.params["uncertainty"]}, t)
     # The conditional variance of eps - x0 given x_t: 1 / (t^2 + (1 - t)^2).
@@ -385,7 +386,7 @@ def test_projection_follows_every_update():
             return jax.tree.map(lambda p: p / jnp.linalg.norm(p), params)
 
     m = denoising(Spec((1,), 3), Unit(), optax.sgd(1.0), Averages((10,)))
-    state = m.init(jax.random.key(0))
+    state = first_state(m)
     np.testing.assert_allclose(jnp.linalg.norm(state.params["net"]["w"]), 1.0, rtol=1e-5)
     data = {k: v for k, v in batch(8).items() if k != "index"}
     state, _ = jax.jit(m.update)(state, data, jax.random.key(1))

@@ -16,6 +16,7 @@ from jaxgen.families.diffusion.sampler import build_sampler
 from jaxgen.method import Spec
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
+from tests.nn_kit import first_state
 
 PATH = paths.cosine()
 MEANS = jnp.array([-1.0, 0.5, 2.0])
@@ -46,7 +47,7 @@ def test_images_of_a_network_are_the_same_in_any_batch():
     m = method()
     params = jax.tree.map(
         lambda p: p + 0.05 * jax.random.normal(jax.random.key(2), p.shape),
-        m.init(jax.random.key(0)).params,
+        first_state(m).params,
     )
     run = m.sampler(solver="dpmpp_sde_2m", steps=4, guidance=2.0)
     testing.check_sampler(run, params, jnp.array([0, 1, 2, 2, 1, 0]), atol=1e-5)
@@ -124,7 +125,7 @@ def test_guidance_without_label_dropout_is_refused():
 
 def test_autoguidance_takes_a_second_set_of_parameters():
     m = method()
-    state = m.init(jax.random.key(0))
+    state = first_state(m)
     near, far = (
         jax.tree.map(lambda p, k=k: p + 0.05 * jax.random.normal(jax.random.key(k), p.shape),
                      state.params["net"])
@@ -144,7 +145,7 @@ def test_autoguidance_takes_a_second_set_of_parameters():
 def test_a_smaller_network_can_guide():
     """The `branches` seam: any denoiser under the name that guidance asks for."""
     m = method()
-    params = m.init(jax.random.key(0)).params
+    params = first_state(m).params
     weak = {"weak": lambda params, labels: testing.gaussian_denoiser(paths.linear(), 0.3, 0.5)}
     run = m.sampler(
         steps=3, guidance=[dict(name="autoguidance.autoguidance", weight=2.0)], branches=weak

@@ -138,7 +138,7 @@ def test_it_trains_and_samples_each_image_from_its_key():
     assert changed["net"]["decoder"]["mask"] > 1e-6
     sampler = m.sampler(steps=2, solver="euler", guidance=2.0)
     assert sampler.calls == 4 and not m.separable
-    testing.check_sampler(sampler.fn, after.params, jnp.arange(4) % 3, atol=1e-4)
+    testing.check_sampler(jax.jit(sampler.fn), after.params, jnp.arange(4) % 3, atol=1e-4)
     # Microbatches of any times: the same state and metrics, by their shapes.
     parts = built(accumulate=2, times="by_loss")
     abstract = jax.eval_shape(parts.init, jax.random.key(0))

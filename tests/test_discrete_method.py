@@ -18,6 +18,7 @@ from jaxgen.setup import setup
 from jaxgen.training.ema import Averages
 from jaxgen.training.optim import optimizer
 from tests.discrete_kit import bars
+from tests.nn_kit import first_state
 
 SMALL = dict(name="bert.Bert", width=32, depth=1, heads=2)
 
@@ -128,7 +129,7 @@ def test_bars_and_stripes_are_learnt_to_their_entropy(size, steps, width, depth,
 
         return jax.lax.scan(body, state, jnp.arange(steps))[0]
 
-    fresh = jax.jit(method.init)(jax.random.key(0))
+    fresh = first_state(method)
     params = run(fresh).ema["half_life_1000"]
     exact = any_order_bound(parts, params, states)
     assert np.log(count) < exact < np.log(count) + 0.05
@@ -169,7 +170,7 @@ def test_cases_learn_sample_and_tell_classes(case):
 
         return jax.lax.scan(body, state, jnp.arange(60))
 
-    state, losses = run(method.init(jax.random.key(0)))
+    state, losses = run(first_state(method))
     assert losses[-10:].mean() < 0.9 * losses[:3].mean()
     keys = jax.random.split(jax.random.key(2), 4)
     labels = jnp.zeros(4, jnp.int32)
@@ -193,7 +194,7 @@ def test_bits_of_large_codes():
     net = bert.Bert(num_classes=2, levels=4096, shape=(2, 3), width=16, depth=1, heads=2)
     tx = optimizer("adam", learning_rate=1e-3, images=100, batch_size=4)
     method = maskbit(spec, net, tx, Averages(half_life=(10,)), groups=2)
-    state = method.init(jax.random.key(0))
+    state = first_state(method)
     assert max(a.size for a in jax.tree.leaves(state.params)) < 4096
     labels = jnp.asarray([0, 1, 2])
     keys = jax.random.split(jax.random.key(1), 3)

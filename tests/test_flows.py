@@ -15,6 +15,7 @@ from jaxgen.nn.realnvp import RealNVP
 from jaxgen.nn.tarflow import TarFlow
 from jaxgen.testing import check_sampler
 from jaxgen.training.ema import Averages
+from tests.nn_kit import first_state, quick_jit, random_like
 
 SPEC = Spec((4, 4, 1), 3, levels=17)
 
@@ -32,12 +33,8 @@ def network(name: str, shape=(4, 4, 1), **changes):
 
 def shaken(model, x, labels):
     """Parameters away from the identity start."""
-    params = model.init(jax.random.key(0), x, labels)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [a + 0.15 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    )
+    params = quick_jit(model.init)(jax.random.key(0), x, labels)["params"]
+    return jax.tree.map(lambda a, b: a + b, params, random_like(params, 0.15))
 
 
 @pytest.fixture(scope="module", params=["tarflow", "glow", "realnvp"])
@@ -50,19 +47,19 @@ def case(request):
 
 def test_the_inverse_undoes_the_flow(case):
     model, params, x, labels = case
-    z, _ = model.apply({"params": params}, x, labels)
+    z, _ = quick_jit(model.apply)({"params": params}, x, labels)
     assert np.abs(z.reshape(3, -1) - x.reshape(3, -1)).max() > 0.1
-    np.testing.assert_allclose(model.inverse(params, z, labels), x, atol=1e-4)
+    np.testing.assert_allclose(quick_jit(model.inverse)(params, z, labels), x, atol=1e-4)
 
 
 def test_the_log_determinant_is_that_of_the_jacobian(case):
     model, params, x, labels = case
-    _, log_det = model.apply({"params": params}, x, labels)
+    _, log_det = quick_jit(model.apply)({"params": params}, x, labels)
 
     def one(x, label):
         return model.apply({"params": params}, x.reshape(1, 4, 4, 1), label[None])[0][0]
 
-    jacobians = jax.vmap(jax.jacfwd(one))(x.reshape(3, 16), labels)
+    jacobians = quick_jit(jax.vmap(jax.jacfwd(one)))(x.reshape(3, 16), labels)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(np.asarray(jacobians))[1], atol=1e-4)
 
 
@@ -139,13 +136,13 @@ KINDS = [("tarflow", "gaussian"), ("glow", "uniform")]
 def test_training_lowers_the_loss_and_samples_keep_the_laws(name, noise):
     built, batch = method(name, noise=noise), data()
     step = jax.jit(built.update)
-    state, metrics = step(built.init(jax.random.key(0)), batch, jax.random.key(3))
+    state, metrics = step(first_state(built), batch, jax.random.key(3))
     first = float(metrics["loss"])
     for n in range(60):
         state, metrics = step(state, batch, jax.random.fold_in(jax.random.key(1), n))
     assert float(metrics["loss"]) < first - 0.2
     sampler = built.sampler()
-    check_sampler(sampler.fn, state.params, jnp.array([0, 1, 2, 0]), atol=1e-4)
+    check_sampler(jax.jit(sampler.fn), state.params, jnp.array([0, 1, 2, 0]), atol=1e-4)
     if name == "tarflow":
         guided = built.sampler(guidance=2.0)
         assert guided.calls == 1 + 2 * (sampler.calls - 1)

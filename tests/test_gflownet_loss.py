@@ -20,7 +20,7 @@ from jaxgen.families.gflownet.walk import (
     walk,
 )
 from jaxgen.nn.policy import Policy
-from tests.nn_kit import quick_jit
+from tests.nn_kit import quick_jit, random_like
 
 ENVIRONMENTS = {
     "grid": hypergrid(dims=2, height=5),
@@ -217,10 +217,9 @@ def test_a_table_of_heads_says_the_same(name):
     """Losses and their gradients by look-up are those of the network at every row."""
     env = ENVIRONMENTS[name]
     net = Policy(outputs=env.actions + env.back_actions + 1, width=16, depth=1)
-    params = {"net": net.init(jax.random.key(0), env.features(jnp.asarray(env.root())[None]))}
-    params = {"net": params["net"]["params"]}
-    noise = iter(jax.random.split(jax.random.key(1), 8))
-    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(noise), p.shape), params)
+    features = env.features(jnp.asarray(env.root())[None])
+    shapes = jax.eval_shape(net.init, jax.random.key(0), features)["params"]
+    params = {"net": random_like(shapes, 0.3)}
     keys, done = jax.random.split(jax.random.key(2), 64), jnp.zeros(64, bool)
     # Between them they ask for all that heads say, of parents too.
     for kind in ("flow_matching", "subtrajectory_balance"):

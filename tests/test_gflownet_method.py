@@ -12,6 +12,7 @@ from jaxgen.cli import main
 from jaxgen.errors import UsageError
 from jaxgen.families.gflownet import replay
 from jaxgen.setup import setup
+from tests.nn_kit import first_state
 
 GRID = dict(name="hypergrid.hypergrid", dims=2, height=4)
 
@@ -45,7 +46,7 @@ def train(parts, steps, key=1):
 
         return jax.lax.scan(body, state, jnp.arange(steps))
 
-    return run(jax.jit(method.init)(jax.random.key(0)))
+    return run(first_state(method))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def train(parts, steps, key=1):
 def test_every_loss_learns_the_target(options):
     parts = setup(config(epsilon=0.1, **options))
     state, metrics = train(parts, 800)
-    before = parts.method.scores(parts.method.init(jax.random.key(0)).params, jax.random.key(0))
+    before = parts.method.scores(first_state(parts.method).params, jax.random.key(0))
     found = parts.method.scores(state.params, jax.random.key(0))
     assert float(before["total_variation"]) > 0.4
     assert float(found["total_variation"]) < 0.05, found
@@ -79,7 +80,7 @@ def test_trajectory_balance_learns_nothing_from_parts():
     state, _ = train(parts, 50)
     for a, b in zip(
         jax.tree.leaves(state.params),
-        jax.tree.leaves(parts.method.init(jax.random.key(0)).params),
+        jax.tree.leaves(first_state(parts.method).params),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -89,7 +90,7 @@ def test_estimates_where_nothing_can_be_enumerated():
     source = dict(name="sets.sets", items=24, size=12, spread=0.5)
     parts = setup(config(source=source, loss="trajectory_balance", epsilon=0.05))
     assert not parts.spec.target.enumerable
-    fresh = parts.method.scores(parts.method.init(jax.random.key(0)).params, jax.random.key(0))
+    fresh = parts.method.scores(first_state(parts.method).params, jax.random.key(0))
     state, _ = train(parts, 300)
     found = parts.method.scores(state.params, jax.random.key(0))
     exact = parts.spec.target.log_z

@@ -8,6 +8,7 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.nn.autoencoder import AutoencoderKL, Decoder, Encoder
 from jaxgen.pretrained.autoencoder_kl import from_diffusers
+from tests.nn_kit import quick_jit, random_like
 
 TINY = dict(widths=(8, 16, 16), blocks=1, latent_channels=3, groups=4)
 
@@ -46,13 +47,15 @@ def test_is_diffusers_autoencoder_on_random_weights(blocks):
     params = from_diffusers(state)
     ours = AutoencoderKL(out_channels=3, **{**TINY, "blocks": blocks})
     x = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
-    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)["params"])
+    abstract = jax.eval_shape(ours.init, jax.random.key(0), x)["params"]
+    shapes = jax.tree.map(jnp.shape, abstract)
     assert jax.tree.map(jnp.shape, params) == shapes
     with torch.no_grad():
         moments = theirs.encode(torch.tensor(x.transpose(0, 3, 1, 2))).latent_dist
         image = theirs.decode(moments.mean).sample.numpy().transpose(0, 2, 3, 1)
-    mean, logvar = ours.apply({"params": params}, x, method="encode")
-    made = ours.apply({"params": params}, mean, method="decode")
+    apply = quick_jit(ours.apply, static_argnames="method")
+    mean, logvar = apply({"params": params}, x, method="encode")
+    made = apply({"params": params}, mean, method="decode")
     for a, b in ((mean, moments.mean), (logvar, moments.logvar)):
         b = b.numpy().transpose(0, 2, 3, 1)
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
@@ -74,9 +77,11 @@ def test_shapes_attention_levels_and_bfloat16():
     encoder = Encoder(6, widths=(8, 16), blocks=1, attention_levels=(1,), dtype="bfloat16")
     decoder = Decoder(1, widths=(8, 16), blocks=1, attention_levels=(1,), dtype="bfloat16")
     x = jnp.ones((2, 8, 12, 1))
-    code, variables = encoder.init_with_output(jax.random.key(0), x)
+    variables = random_like(jax.eval_shape(encoder.init, jax.random.key(0), x))
+    code = quick_jit(encoder.apply)(variables, x)
     assert code.shape == (2, 4, 6, 6) and code.dtype == jnp.float32
     assert "down1_attention0" in variables["params"]
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(variables))
-    image, _ = decoder.init_with_output(jax.random.key(0), code)
+    held = random_like(jax.eval_shape(decoder.init, jax.random.key(0), code))
+    image = quick_jit(decoder.apply)(held, code)
     assert image.shape == x.shape and image.dtype == jnp.float32

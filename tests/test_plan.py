@@ -17,7 +17,7 @@ from jaxgen.plan.ask import ask, combinations, sweep
 from jaxgen.plan.hlo import costs
 from jaxgen.plan.machine import environment, split
 from jaxgen.setup import TOP, setup
-from tests.running import run
+from tests.running import run, run_here
 
 TINY = ["--config", "tests/tiny.py"]
 
@@ -133,7 +133,7 @@ def test_command_line_plans_a_step_and_a_sampler_without_touching_the_disk(tmp_p
     # Gradients and means cross once: the parameters' bytes, and little else.
     total = sum(c["bytes"] for c in answer["collectives"])
     assert 4 * answer["parameters"] <= total <= 1.2 * 4 * answer["parameters"] + 1e4
-    code, out, _ = run("plan", *TINY, "--topology", "cpu:2", "--what", "sample")
+    code, out, _ = run_here("plan", *TINY, "--topology", "cpu:2", "--what", "sample")
     assert code == 0 and "sample on cpu:2" in out and "memory" in out
 
 
@@ -147,7 +147,7 @@ def test_command_line_plans_a_step_and_a_sampler_without_touching_the_disk(tmp_p
     ],
 )
 def test_bad_requests_are_one_message(arguments, words):
-    code, out, err = run("plan", *TINY, *arguments)
+    code, out, err = run_here("plan", *TINY, *arguments)
     assert code == 2 and words in err and "Traceback" not in err and not out, err
 
 

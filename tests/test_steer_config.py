@@ -117,7 +117,7 @@ def test_every_way_takes_each_image_to_its_own_label(name):
         np.asarray(right()(jax.jit(steered(sampler, s).fn)(None, keys, labels), labels))
         for s in (section, {**section, "reward": {**REWARD, "sign": -1.0}})
     )
-    plain = np.asarray(right()(sampler.fn(None, keys, labels), labels))
+    plain = np.asarray(right()(jax.jit(sampler.fn)(None, keys, labels), labels))
     # Rewards of one sample spread by 2 to 12; of 60, paired by key, far less than the steering.
     assert with_it.mean() > plain.mean() + 0.3 and against.mean() < plain.mean() - 0.3
 

@@ -19,6 +19,7 @@ from tests.running import (
     final_state,
     raw_state,
     run,
+    run_here,
     start,
     train_arguments,
     wait_for,
@@ -121,7 +122,7 @@ def test_no_whole_checkpoint_is_an_error_never_a_fresh_start(uninterrupted, tmp_
     workdir = damaged(uninterrupted, tmp_path / "run", 9)
     before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
     for arguments in (train_arguments(workdir), ["sample", "--workdir", str(workdir)]):
-        code, out, err = run(*arguments)
+        code, out, err = run_here(*arguments)
         assert code == 2 and "none can be read" in err and "Traceback" not in err, err
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before
 
@@ -148,7 +149,7 @@ def test_flipped_bit_is_noticed(uninterrupted, tmp_path):
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(bytes(data))
-    code, _, err = run(*train_arguments(workdir))
+    code, _, err = run_here(*train_arguments(workdir))
     assert code == 0 and "damaged" in err and "Resuming at step 360" in err, err
 
 
@@ -156,18 +157,18 @@ def test_changed_config_is_named_and_refused_where_it_cannot_go_on(uninterrupted
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     saved = (workdir / "config.json").read_text()
-    code, _, err = run(*train_arguments(workdir, "model.width=32", "train.images=7000"))
+    code, _, err = run_here(*train_arguments(workdir, "model.width=32", "train.images=7000"))
     assert code == 2, err
     assert "config.model.width: 16 -> 32" in err and "train.images" not in err.split("cannot")[1]
     assert (workdir / "config.json").read_text() == saved
-    code, _, err = run(*train_arguments(workdir, "train.images=7000"))
+    code, _, err = run_here(*train_arguments(workdir, "train.images=7000"))
     assert code == 0 and "config.train.images: 6400 -> 7000" in err, err
     assert raw_state(workdir)[0] == 438
 
 
 def test_init_from_starts_from_the_other_runs_average(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    code, _, err = run(
+    code, _, err = run_here(
         *train_arguments(workdir, "train.images=16", "optimizer.learning_rate=1e-30"),
         "--init_from",
         str(uninterrupted),
@@ -197,7 +198,7 @@ def test_full_disk_is_one_message_and_keeps_what_was_saved(uninterrupted, tmp_pa
     ours = [line for line in err.splitlines() if line.startswith("jaxgen: error:")]
     assert code == 2 and len(ours) == 1 and "could not be written" in ours[0], err
     assert raw_state(workdir)[0] == 400
-    code, _, err = run(
+    code, _, err = run_here(
         *train_arguments(workdir, "train.images=7000", "checkpoint.snapshot_every=0")
     )
     assert code == 0 and raw_state(workdir)[0] == 438, err
@@ -205,7 +206,7 @@ def test_full_disk_is_one_message_and_keeps_what_was_saved(uninterrupted, tmp_pa
 
 def test_divergence_names_step_and_metric_and_keeps_the_last_good(tmp_path):
     workdir = tmp_path / "run"
-    code, _, err = run(*train_arguments(workdir, "optimizer.learning_rate=1e30"))
+    code, _, err = run_here(*train_arguments(workdir, "optimizer.learning_rate=1e30"))
     assert code == 1 and "not finite at step" in err and "Traceback" not in err, err
     rows = read_jsonl(workdir / "metrics.jsonl")
     assert all(isinstance(r["loss"], float) for r in rows)
@@ -214,7 +215,7 @@ def test_divergence_names_step_and_metric_and_keeps_the_last_good(tmp_path):
 def test_posthoc_average_from_the_command_line(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
-    code, out, err = run("ema", "--workdir", str(workdir), "--std", "0.07", "--json")
+    code, out, err = run_here("ema", "--workdir", str(workdir), "--std", "0.07", "--json")
     assert code == 0, err
     assert json.loads(out)["ema"] == "std_0.070"
     params = final_state(workdir)["std_0.070"]
@@ -226,7 +227,7 @@ def test_posthoc_average_from_the_command_line(uninterrupted, tmp_path):
         (["--std", "0.5"], "0.2887"),
         (["--std", "0.1", "--images", "99999"], "--images"),
     ):
-        code, _, err = run("ema", "--workdir", str(workdir), *arguments)
+        code, _, err = run_here("ema", "--workdir", str(workdir), *arguments)
         assert code == 2 and word in err, err
 
 
