@@ -89,7 +89,9 @@ def regression(
         scaled = x / params["size"][number - 1][:, None]
         labels = jnp.zeros(x.shape[0], jnp.int32)
         own = {"params": params["net"]}
-        return model.apply(own, scaled, number / chain.steps, labels)[:, 0]
+        out: Any = model.apply(own, scaled, number / chain.steps, labels)
+        values: jax.Array = out[:, 0]
+        return values
 
     def targets(rewards: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(y [B], shift, scale): values are shift + scale u."""
