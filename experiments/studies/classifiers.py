@@ -168,11 +168,11 @@ def picture(rows: Sequence[Row], title: str) -> plt.Figure:
             axis.plot(x, y, **style)
     least = noisy.get("std", 0.0)
     axes[0].set(xlabel="standard deviation of the noise, images in [-1, 1]", ylabel="share right")
-    titles = ("as they are", "at the temperature of clean images")
+    titles = ("posteriors as they are", "at clean images' temperature")
     for axis, name in zip(axes[1:], titles, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
         axis.set(
-            xlabel="confidence", ylabel="share right", title=f"noise {least:g}, posteriors {name}"
+            xlabel="confidence", ylabel="share right", title=f"noise {least:g}: {name}"
         )
     for axis in axes:
         axis.grid(alpha=0.3)
