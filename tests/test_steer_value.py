@@ -67,9 +67,9 @@ def test_values_are_those_of_a_linear_chain(target):
         wanted = np.stack([a * x[n, :, 0] + b for n, (a, b) in enumerate(lines)])
         return np.sqrt(((found - wanted) ** 2).mean(1)) / wanted.std(1)
 
-    # What 2,048 rewards leave undecided of a slope: 1 / sqrt(2048) of the noise in them, which is
-    # up to 1.7 of the values' deviation; and as much again for the network.
-    assert errors(reward).max() < 0.15
+    # Over 12 seeds .158 (deviation .037) for "soft", whose targets spread far, and .102 (.016) for
+    # "mean": four deviations above. With four times the rollouts .127 and .070.
+    assert errors(reward).max() < {"soft": 0.31, "mean": 0.17}[target]
     assert errors(shuffled).min() > 0.5
 
 
