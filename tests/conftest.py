@@ -54,7 +54,6 @@ UNOPTIMISED = {
     "test_configs.py",
     "test_diffusion_descriptions.py",
     "test_diffusion_jumps.py",
-    "test_diffusion_sampler.py",
     "test_diffusion_umd.py",
     "test_families.py",
     "test_flows.py",
