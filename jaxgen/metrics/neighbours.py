@@ -37,6 +37,8 @@ _SLICE = 256
 # Limits in a byte: a bit each for what is surely within, and for what is not sure.
 _PACKED = 4
 _UNSURE = 0xF0
+# A 1 in each byte of a word.
+_ONES = np.uint64(0x0101010101010101)
 # Candidates beyond the k asked for, so that rounding seldom leaves a neighbour out.
 _SPARE = 3
 
@@ -163,13 +165,16 @@ def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> lis
     """How many pairs of x [n, d] and y [m, d] are within each threshold, by row and by column."""
     pair = _Pair(x, y)
     found = [Counts(np.zeros(len(x), np.int64), np.zeros(len(y), np.int64)) for _ in thresholds]
-    for rows, (of_rows, of_columns, codes) in pair.blocks(_decided, thresholds):
-        unsure = [_bits(np.asarray(code), rows.stop - rows.start) for code in codes]
-        for place, (t, counts) in enumerate(zip(thresholds, found, strict=True)):
-            counts.rows[rows] += np.asarray(of_rows[place])[: rows.stop - rows.start]
-            counts.columns[:] += np.asarray(of_columns[place])[: len(y)]
-            i, j, code = unsure[place // _PACKED]
-            chosen = (code >> (place % _PACKED + _PACKED)) & 1 > 0
+    for rows, codes in pair.blocks(_decided, thresholds):
+        words = [_words(code, rows.stop - rows.start) for code in codes]
+        unsure = [_unsure(part) for part in words]
+        for number, (t, counts) in enumerate(zip(thresholds, found, strict=True)):
+            part, place = divmod(number, _PACKED)
+            inside = (words[part] >> np.uint64(place)) & _ONES
+            counts.rows[rows] += np.bitwise_count(inside).sum(1, dtype=np.int64)
+            counts.columns[:] += _of_columns(inside)[: len(y)]
+            i, j, code = unsure[part]
+            chosen = (code >> (place + _PACKED)) & 1 > 0
             i, j = i[chosen] + rows.start, j[chosen]
             squared = pair.exact(i, j)
             against = t.radii[i if t.around == "rows" else j]
@@ -179,16 +184,28 @@ def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> lis
     return found
 
 
-def _bits(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where, in the first `size` rows of uint8 [n, m], there is an unsure pair; and its code."""
-    # Almost all are 0: eight at a time.
-    words = np.ascontiguousarray(codes[:size]).view(np.uint64)
-    i, j = np.nonzero(words & np.uint64(_UNSURE * 0x0101010101010101))
+def _words(codes: jax.Array, size: int) -> np.ndarray:
+    """The first `size` rows of codes uint8 [n, m] as uint64 [size, m / 8]: eight at a time."""
+    return np.ascontiguousarray(np.asarray(codes)[:size]).view(np.uint64)
+
+
+def _unsure(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where there is an unsure pair, and its code. Almost nowhere."""
+    i, j = np.nonzero(words & (_ONES * np.uint64(_UNSURE)))
     j = (8 * j[:, None] + np.arange(8)).ravel()
     i = np.repeat(i, 8)
-    code = codes[i, j]
+    code = words.view(np.uint8)[i, j]
     there = code & _UNSURE > 0
     return i[there], j[there], code[there]
+
+
+def _of_columns(inside: np.ndarray) -> np.ndarray:
+    """Column sums int64 [m] of bytes of 0 and 1, as words uint64 [n, m / 8]."""
+    total = np.zeros(8 * inside.shape[1], np.int64)
+    # A byte holds 255.
+    for start in range(0, len(inside), 255):
+        total += inside[start : start + 255].sum(0, dtype=np.uint64).view(np.uint8)
+    return total
 
 
 class _Pair:
@@ -233,9 +250,10 @@ class _Pair:
 
     def put(self, points: np.ndarray, size: int, spec: str | None = None) -> jax.Array:
         """Points on the devices, padded with rows of NaN, which are within nothing."""
-        lost = ((0, size - len(points)), (0, 0))
-        padded = np.pad(points, lost, constant_values=np.nan)
-        return jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec(spec)))
+        if len(points) < size:
+            lost = ((0, size - len(points)), (0, 0))
+            points = np.pad(points, lost, constant_values=np.nan)
+        return jax.device_put(points, NamedSharding(self.mesh, PartitionSpec(spec)))
 
     def blocks(
         self, reduce: Callable[..., Any], thresholds: Sequence[Threshold]
@@ -290,14 +308,14 @@ def _distances(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> tuple[list[jax.Array], ...]:
-    """For each limit on squared distances sure pairs by row and by column; and codes uint8 [n, m].
+def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> list[jax.Array]:
+    """Codes uint8 [n, m] of pairs, each of up to four limits on squared distances.
 
-    A code is of up to four limits: bit i says that the pair is surely within limit i, bit 4 + i
-    that it is not sure. The distances are read once, and the codes are a quarter of their size.
+    Bit i says that the pair is surely within limit i, bit 4 + i that it is not sure. The distances
+    are read once, and the codes are a quarter of their size.
     """
     squared, rounding = _distances(x, y)
-    rows, columns, codes = [], [], []
+    codes = []
     for first in range(0, len(limits), _PACKED):
         some = limits[first : first + _PACKED]
         code = jnp.zeros(squared.shape, jnp.uint8)
@@ -305,13 +323,8 @@ def _decided(x: jax.Array, y: jax.Array, limits: list[jax.Array]) -> tuple[list[
             above = squared - limit
             code |= (above < -rounding).astype(jnp.uint8) << place
             code |= (jnp.abs(above) <= rounding).astype(jnp.uint8) << (place + _PACKED)
-        code = jax.lax.optimization_barrier(code)
-        for place in range(len(some)):
-            inside = ((code >> place) & 1).astype(jnp.int32)
-            rows.append(inside.sum(1))
-            columns.append(inside.sum(0))
         codes.append(code)
-    return rows, columns, codes
+    return codes
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
