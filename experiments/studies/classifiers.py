@@ -171,9 +171,7 @@ def picture(rows: Sequence[Row], title: str) -> plt.Figure:
     titles = ("posteriors as they are", "at clean images' temperature")
     for axis, name in zip(axes[1:], titles, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
-        axis.set(
-            xlabel="confidence", ylabel="share right", title=f"noise {least:g}: {name}"
-        )
+        axis.set(xlabel="confidence", ylabel="share right", title=f"noise {least:g}: {name}")
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.set_ylim(0, 1.03)
