@@ -75,6 +75,15 @@ def test_limits_of_more_than_a_byte_and_sizes_of_no_whole_words():
         np.testing.assert_array_equal(counts.columns, inside.sum(0))
 
 
+def test_more_pairs_in_a_column_than_a_byte_counts():
+    """600 points in every ball; the next 300 in none."""
+    x = np.concatenate([np.zeros((600, 2)), np.full((300, 2), 9.0)])
+    y = np.random.default_rng(0).normal(size=(11, 2)) / 10
+    (counts,) = within(x, y, [Threshold(np.ones(11), "columns", True)])
+    np.testing.assert_array_equal(counts.columns, 600)
+    np.testing.assert_array_equal(counts.rows, np.repeat([11, 0], [600, 300]))
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
 def test_squares_beyond_float32_are_no_trouble(scale):
     x, y = (a * np.float32(scale) for a in points("few", dtype=np.float32))

@@ -1,7 +1,7 @@
 """Soft values fitted to a frozen chain's own rollouts: SVDD-MC, for `svdd.svdd(value=...)`.
 
 Li et al. 2024, "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft
-Value-Based Decoding", section 4.2: a reward of finished samples is regressed on the states that
+Value-Based Decoding": a reward of finished samples is regressed on the states that
 they came from, so that decoding asks a small network and not the sampler's own estimate.
 """
 
@@ -69,10 +69,10 @@ def regression(
 
     target "soft": v = alpha ln E[exp(reward / alpha) | state], by the loss exp(u) - y u of u = v /
     alpha, whose least mean is at u = ln E[y]; y = exp(reward / alpha), divided by its mean. "mean":
-    E[reward | state] by squares, the paper's: another by a constant where the reward given a state
-    is normal and of one variance, and steadier where y spreads far. The MLP sees a state (divided
-    by its step's root mean square) and n / steps, and is trained on pairs of all steps and rollouts
-    at once, `batch` in each of `updates`. For chains of real numbers, and for one label.
+    E[reward | state] by squares: another by a constant where the reward given a state is normal and
+    of one variance, and steadier where y spreads far. The MLP sees a state (divided by its step's
+    root mean square) and n / steps, and is trained on pairs of all steps and rollouts at once,
+    `batch` in each of `updates`. For chains of real numbers, and for one label.
 
     Raises UsageError for options out of range, and a chain of one step, which asks no values.
     """
