@@ -82,6 +82,18 @@ def test_scores_and_intervals_of_a_model_are_chosen(workdir, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_composed_guidance_is_scored_and_named(workdir, capsys):
+    command = ["evaluate", "--workdir", str(workdir), "--samples", "100", "--json"]
+    command += ["--scores", "fid", "--intervals", "0", "--features", MEANS]
+    rule = [{"name": "cfg.cfg", "weight": 3.0}, {"name": "interval.limit", "low": 0.2, "high": 0.8}]
+    command += [f"--sample.guidance={rule}"]
+    assert main([*command, "--guidance", "2"]) == 2
+    assert "--sample.guidance; not both" in capsys.readouterr().err
+    assert main(command) == 0
+    (found,) = json.loads(capsys.readouterr().out)["receipts"]
+    assert found["sampling"]["guidance"] == rule and found["guidance"] is None
+
+
 class Pixels:
     """Features, and one thing more, of another width and kind."""
 

@@ -75,18 +75,20 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         hint = "A place of samples goes with --reference."
         raise invalid("--samples", args.samples, "a number with --workdir", hint) from error
+    options = sampler_options(args)
     return evaluate(
         load(args.workdir),
         args.workdir,
         samples=samples,
         guidance=args.guidance,
+        sections=options.pop("guidance", None),
         ema=args.ema,
         seed=args.seed,
         features=args.features,
         weights=args.weights,
         scores=None if args.scores is None else args.scores.split(","),
         intervals=args.intervals,
-        **sampler_options(args),
+        **options,
     )
 
 

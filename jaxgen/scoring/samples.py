@@ -34,6 +34,7 @@ def evaluate(
     *,
     samples: int | None = None,
     guidance: Sequence[float] | None = None,
+    sections: Any = None,
     ema: str | None = None,
     seed: int | None = None,
     features: str | None = None,
@@ -45,7 +46,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of balanced samples at each guidance scale, with floors and receipts.
 
-    None: as the config's `evaluate` section says; no scales: once, as `sample` says. features:
+    None: as the config's `evaluate` section says; no scales: once, as `sample` says. sections:
+    guidance that is more than a scale, in the place of scales. features:
     names of extractors beside the classifier, with commas between, and weights for a single one
     (`metrics.extractors.load`). scores, intervals: see `metrics.table.compute`. changes: keywords
     of the method's sampler. Of a tokenizer, its reconstructions of the test half are scored, and
@@ -60,8 +62,12 @@ def evaluate(
         raise invalid("--samples", count, "images >= 1")
     check_draws(intervals)
     seed = options.seed if seed is None else seed
-    judge = _judge(model, workdir, features, weights, check)
     scales: Sequence[float | None] = (options.guidance if guidance is None else guidance) or (None,)
+    if sections is not None:
+        if guidance:
+            raise invalid("--guidance", guidance, "scales, or --sample.guidance; not both")
+        scales, changes = (None,), {**changes, "guidance": sections}
+    judge = _judge(model, workdir, features, weights, check)
     receipts = []
     for scale in scales:
         check()
