@@ -15,9 +15,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 # Small programs too: each file, worker and child process asks for much the same ones.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-_flag = "--xla_force_host_platform_device_count"
-if _flag not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}=8".strip()
+for _flag, _value in {
+    "--xla_force_host_platform_device_count": 8,
+    # Eight devices take turns on a few cores: XLA would end the process where one is 40 s late.
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
+}.items():
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
 
 SLOW = [

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -127,7 +128,7 @@ def start_job(
         errors.append(folder / f"stderr_{stamp}_{index}")
         env = {
             **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"]),
             "PYTHONUNBUFFERED": "1",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",

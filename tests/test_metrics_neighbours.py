@@ -94,8 +94,9 @@ def test_squares_beyond_float32_are_no_trouble(scale):
     np.testing.assert_allclose(found, np.take_along_axis(whole, order, 1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("count", [1, 9, 17])
-def test_the_largest_by_way_of_groups_are_the_largest(count):
+def test_the_largest_by_way_of_groups_are_the_largest(count, axis):
     """17 is too many for 64 groups of 64, which are then not formed."""
     chance = np.random.default_rng(count)
     a = chance.normal(size=(6, 4096)).astype(np.float32)
@@ -104,9 +105,8 @@ def test_the_largest_by_way_of_groups_are_the_largest(count):
     a[1, 5 :: 4096 // neighbours._GROUP] += 10
     a[2] = 3.0
     a[3, 20:] = -np.inf
-    values, where = (
-        np.asarray(v) for v in jax.jit(neighbours._largest, static_argnums=1)(a, count)
-    )
+    found = jax.jit(neighbours._largest, static_argnums=(1, 2))(a if axis else a.T, count, axis)
+    values, where = (np.asarray(v) for v in found)
     np.testing.assert_array_equal(-values, np.sort(a, 1)[:, ::-1][:, :count])
     np.testing.assert_array_equal(np.take_along_axis(a, where, 1), -values)
     assert all(len(set(row)) == count for row in where)

@@ -13,7 +13,7 @@ import concurrent.futures
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import invalid
+
+T = TypeVar("T")
 
 # Entries of a block of distances on all devices together: 256 MiB in float32.
 _ENTRIES = 1 << 26
@@ -146,26 +148,37 @@ def _candidates(pair: _Pair, count: int) -> tuple[np.ndarray, np.ndarray]:
         best[rows] = np.take_along_axis(both, order, 1)
         where[rows] = np.take_along_axis(among, order, 1)
 
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
-        part = pair.put(pair.x32[rows], size, "rows")
-        for first in range(start if same else 0, m, size):
-            columns = slice(first, min(first + size, m))
-            twice = same and first > start
-            of_rows, of_columns = _closest(
-                part, pair.put(pair.y32[columns], size), min(count, size), twice
-            )
-            keep(rows, of_rows, first)
-            if twice:
-                keep(columns, of_columns, start)
+    def tiles() -> Iterator[tuple[slice, slice, Any, Any]]:
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            part = pair.put(pair.x32[rows], size, "rows")
+            for first in range(start if same else 0, m, size):
+                columns = slice(first, min(first + size, m))
+                other = pair.put(pair.y32[columns], size)
+                twice = same and first > start
+                yield rows, columns, *_closest(part, other, min(count, size), twice)
+
+    for rows, columns, of_rows, of_columns in _ahead(tiles()):
+        keep(rows, of_rows, columns.start)
+        if of_columns:
+            keep(columns, of_columns, rows.start)
     return best[:, -1], where
+
+
+def _ahead(found: Iterator[T]) -> Iterator[T]:
+    """The same, the next one asked of the devices before the host looks at each."""
+    last: list[T] = []
+    for new in found:
+        yield from last
+        last = [new]
+    yield from last
 
 
 def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> list[Counts]:
     """How many pairs of x [n, d] and y [m, d] are within each threshold, by row and by column."""
     pair = _Pair(x, y)
     found = [Counts(np.zeros(len(x), np.int64), np.zeros(len(y), np.int64)) for _ in thresholds]
-    for rows, codes in pair.blocks(_decided, thresholds):
+    for rows, codes in _ahead(pair.blocks(_decided, thresholds)):
         words = [_words(code, rows.stop - rows.start) for code in codes]
         unsure = [_unsure(part) for part in words]
         for number, (t, counts) in enumerate(zip(thresholds, found, strict=True)):
@@ -335,27 +348,33 @@ def _closest(x: jax.Array, y: jax.Array, count: int, columns: bool) -> tuple[Any
     """
     squared, rounding = _distances(x, y)
     least = jnp.nan_to_num(rounding - squared, nan=-jnp.inf, posinf=-jnp.inf, neginf=-jnp.inf)
+    return _largest(least, count, 1), _largest(least, count, 0) if columns else None
 
-    return _largest(least, count), _largest(least.T, count) if columns else None
 
+def _largest(a: jax.Array, count: int, axis: int) -> tuple[jax.Array, jax.Array]:
+    """(minus the `count` largest along an axis of a matrix, where along it), by groups' largest.
 
-def _largest(a: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """(minus the `count` largest of each row of a [n, m], where), by way of groups' largest.
-
-    The `count` largest lie in the `count` groups whose largest are largest. A group is every
-    (m / _GROUP)-th column, so that the maxima are taken of whole stretches of memory.
+    Both [the other axis, count]. The `count` largest lie in the `count` groups whose largest are
+    largest. A group is every (size / _GROUP)-th place, so that the maxima are taken of whole
+    stretches of memory, in which a column is read too without transposing anything large.
     """
-    n, m = a.shape
-    apart = m // _GROUP
-    if m % _GROUP or 4 * count > apart:
-        found, index = jax.lax.top_k(a, count)
+    size, others = a.shape[axis], a.shape[1 - axis]
+    apart = size // _GROUP
+    if size % _GROUP or 4 * count > apart:
+        found, index = jax.lax.top_k(a if axis else a.T, count)
         return -found, index
-    parts = a.reshape(n, _GROUP, apart)
-    groups = jax.lax.top_k(parts.max(1), count)[1]
-    some = jnp.take_along_axis(parts, groups[:, None], 2).reshape(n, _GROUP * count)
+    if axis:
+        parts = a.reshape(others, _GROUP, apart)
+        groups = jax.lax.top_k(parts.max(1), count)[1]
+        some = jnp.take_along_axis(parts, groups[:, None], 2).reshape(others, -1)
+    else:
+        parts = a.reshape(_GROUP, apart, others)
+        # Reduced over its first axis, XLA reads an array a column at a time.
+        most = jax.lax.fori_loop(1, _GROUP, lambda i, m: jnp.maximum(m, parts[i]), parts[0])
+        groups = jax.lax.top_k(most.T, count)[1]
+        some = jnp.take_along_axis(parts, groups.T[None], 1).reshape(-1, others).T
     found, place = jax.lax.top_k(some, count)
-    group = jnp.take_along_axis(groups, place % count, 1)
-    return -found, place // count * apart + group
+    return -found, place // count * apart + jnp.take_along_axis(groups, place % count, 1)
 
 
 def _row_smallest(pair: _Pair, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
