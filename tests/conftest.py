@@ -80,24 +80,27 @@ UNOPTIMISED = {
 }
 
 
+# A small program was 17 memory maps when counted, and Linux gives a process 65,530 of them.
+MOST_MAPS = 20_000
+_kind = {"quick": False}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _unoptimised(request):
-    """For the processes that these files start too."""
+    """For the processes that these files start too; no program of one kind is met in the other."""
     import jax
 
     quick = request.node.path.name in UNOPTIMISED
+    if quick != _kind["quick"] or _maps() > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
+    _kind["quick"] = quick
+    jax.config.update("jax_disable_most_optimizations", quick)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
-        jax.config.update("jax_disable_most_optimizations", quick)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_programs_go_with_their_file():
-    """A small program was 17 memory maps when counted, and Linux gives a process 65,530 of them."""
-    yield
-    import jax
-
-    jax.clear_caches()
-    gc.collect()
+def _maps() -> int:
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else MOST_MAPS + 1

@@ -12,7 +12,7 @@ from jaxgen.nn import placement
 from jaxgen.setup import sample_options
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.loop import empty_tally, make_step
-from jaxgen.training.sharding import make_mesh, state_sharding
+from jaxgen.training.sharding import make_mesh, replicated, state_sharding
 from tests.families import DESCENT, FAMILIES, TOKENIZERS, built
 from tests.nn_kit import quick_jit
 from tests.test_train_mesh import assert_close, assert_cut, one_device, run
@@ -55,16 +55,18 @@ def test_a_restored_state_goes_on_bit_for_bit(name, tmp_path):
     method = parts.method
     stream = batches(parts.source, batch_size=32, seed=0)
     data = [next(stream) for _ in range(4)]
-    state = quick_jit(method.init)(jax.random.key(0))
-    tally = empty_tally(method, state, data[0])
-    step = quick_jit(make_step(method))
+    abstract = jax.eval_shape(method.init, jax.random.key(0))
+    # On the very devices that it is restored to, so that one program takes all steps.
+    shardings, whole = state_sharding(one_device(), abstract), replicated(one_device())
+    state = quick_jit(method.init, out_shardings=shardings)(jax.random.key(0))
+    tally = jax.device_put(empty_tally(method, abstract, data[0]), whole)
+    step = quick_jit(make_step(method), out_shardings=(shardings, whole))
     for batch in data[:2]:
         state, tally = step(state, tally, batch, jax.random.key(1))
-    abstract = jax.eval_shape(method.init, jax.random.key(0))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state, {}, wait=True)
     with Checkpoints(tmp_path) as checkpoints:
-        found = checkpoints.restore(abstract, state_sharding(one_device(), abstract))
+        found = checkpoints.restore(abstract, shardings)
     assert found is not None and found[0] == 2
     restored = found[1]
     for batch in data[2:]:

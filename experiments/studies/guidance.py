@@ -4,6 +4,7 @@
 
 One table and one figure: Frechet distance, precision, recall and a classifier's accuracy of
 `--samples` images a point. All points have the same noise, so that what differs is the guidance.
+Each is written as it comes, and --resume draws only what is missing.
 --weak: a worse model of the same network, for autoguidance; without it that row is left out.
 Guidance that asks a classifier asks another one than the scores do.
 """
@@ -11,7 +12,7 @@ Guidance that asks a classifier asks another one than the scores do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.studies.trained import Row, Subject, keep, parser, subject
+from experiments.studies.trained import Row, Subject, keep, parser, subject, write, written
 from jaxgen import api
 from jaxgen.metrics.classifier import Network
 
@@ -97,23 +98,35 @@ def branches(it: Subject) -> dict[str, Any]:
 
 
 def study(
-    it: Subject, samples: int, weak: Any = None, names: Sequence[str] = (), steps: int = 10
-) -> list[Row]:
-    """A row for each guidance and scale; `weak`: parameters, or None to leave autoguidance out."""
-    rows = []
+    it: Subject,
+    samples: int,
+    weak: Any = None,
+    names: Sequence[str] = (),
+    steps: int = 10,
+    known: Sequence[Row] = (),
+) -> Iterator[Row]:
+    """A row for each guidance and scale; `weak`: parameters, or None to leave autoguidance out.
+
+    known: rows that need not be drawn; they come in their places.
+    """
+    there = {(row["guidance"], row["scale"]): row for row in known}
     params = it.model.weights(None)
     if weak is not None:
         params = {**params, "weak": weak["net"]}
     for name, (make, scales) in STUDIED.items():
-        if (names and name not in names) or (name == "autoguidance" and weak is None):
-            continue
+        left_out = (names and name not in names) or (name == "autoguidance" and weak is None)
         for scale in scales:
+            if (name, scale) in there:
+                yield there[name, scale]
+                continue
+            if left_out:
+                continue
             start = time.monotonic()
             options = dict(guidance=make(scale), branches=branches(it), **sampled(name, steps))
             images, calls = it.draw(samples, params=params, **options)
-            rows.append(dict(guidance=name, scale=scale, calls=calls) | it.scores(images))
-            print(rows[-1], f"{time.monotonic() - start:.1f} s", flush=True)
-    return rows
+            row = dict(guidance=name, scale=scale, calls=calls) | it.scores(images)
+            print(row, f"{time.monotonic() - start:.1f} s", flush=True)
+            yield row
 
 
 def picture(rows: Sequence[Row], floor: Row, title: str, samples: int) -> plt.Figure:
@@ -152,10 +165,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--weak", help="workdir of a worse model of the same network")
     asked.add_argument("--steps", type=int, default=10, help="of Heun's method")
     asked.add_argument("--only", nargs="*", default=(), choices=list(STUDIED), help="these rows")
+    asked.add_argument(
+        "--resume", action="store_true", help="draw only what the JSON beside --out has not"
+    )
     given = asked.parse_args(arguments)
     it = subject(given.workdir)
     weak = None if given.weak is None else api.load(given.weak).weights(None)
-    rows = study(it, given.samples, weak, given.only, given.steps)
+    known = written(given.out) if given.resume else []
+    rows: list[Row] = []
+    for row in study(it, given.samples, weak, given.only, given.steps, known):
+        rows.append(row)
+        write([*rows, *(other for other in known if other not in rows)], given.out)
     floor = it.floor(given.samples)
     rows.append(dict(guidance="(training images)", scale="", calls="") | floor)
     title = f"{given.workdir.rstrip('/').split('/')[-1]}, {given.samples} images a point"

@@ -138,12 +138,25 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def write(rows: Sequence[Row], out: str | Path) -> None:
+    """The rows as JSON beside the figure `out`."""
+    path = Path(out).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+    path.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def written(out: str | Path) -> list[Row]:
+    """The rows that `write` left, none where it did not."""
+    path = Path(out).with_suffix(".json")
+    found = json.loads(path.read_text()) if path.exists() else []
+    return [{k: float("nan") if v is None else v for k, v in row.items()} for row in found]
+
+
 def keep(figure: plt.Figure, rows: Sequence[Row], out: str | Path) -> None:
     """Write the figure and, beside it, the rows as JSON; print the table."""
+    write(rows, out)
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # JSON has no NaN
-    path.with_suffix(".json").write_text(json.dumps(plain, indent=1) + "\n")
     print(table(rows))
     print(f"{path}, {path.with_suffix('.json')}")
