@@ -28,12 +28,12 @@ T = TypeVar("T")
 _ENTRIES = 1 << 26
 # Entries on the host, in float64.
 _HOST_ENTRIES = 1 << 23
-# Entries of differences at a time, in a core's cache.
-_CACHED = 1 << 17
+# Entries of differences at a time.
+_CACHED = 1 << 19
 # Points on a side of a tile, where the nearest ones are looked for.
-_TILE = 4096
+_TILE = 2048
 # Points of a group, of which only the nearest is looked at at first.
-_GROUP = 64
+_GROUP = 16
 # Points that are centred at a time.
 _SLICE = 256
 # Limits in a byte: a bit each for what is surely within, and for what is not sure.
@@ -224,8 +224,8 @@ def _of_columns(inside: np.ndarray) -> np.ndarray:
 class _Pair:
     """Two sets of points, in float32 on the devices and as given on the host.
 
-    The points on the devices are about the mean of y and divided by the largest norm, so that
-    nothing overflows and rounding is that of the spread and not of the distance to the origin.
+    The points on the devices are about the mean of y, so that rounding is that of the spread and
+    not of the distance to the origin; very large or small ones are divided by the largest norm.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray):
@@ -235,17 +235,22 @@ class _Pair:
         centre = y.mean(0, dtype=np.float64)
         if x.dtype == y.dtype == np.float32:
             centre = centre.astype(np.float32)
-        largest = max(_largest_norm(x, centre), _largest_norm(y, centre))
-        if centre.dtype == np.float32 and not 1e-30 < largest < 1e30:
-            # Squares that leave float32's range.
+
+        def put_about(centre: np.ndarray, scale: float) -> float:
+            self.y32, largest = _about(y, centre, scale)
+            self.x32, other = (self.y32, largest) if x is y else _about(x, centre, scale)
+            return max(largest, other)
+
+        self.scale = 1.0
+        if not 1e-12 < put_about(centre, 1.0) < 1e12:
+            # Squares could leave float32's range.
             centre = centre.astype(np.float64)
-            largest = max(_largest_norm(x, centre), _largest_norm(y, centre))
-        # A power of two, division by which does not round.
-        self.scale = float(np.exp2(np.ceil(np.log2(largest) / 2))) if largest else 1.0
+            largest = put_about(centre, 1.0)
+            # A power of two, division by which does not round.
+            self.scale = float(np.exp2(np.ceil(np.log2(largest) / 2))) if largest else 1.0
+            put_about(centre, self.scale)
         devices = np.array(jax.local_devices())
         self.mesh = Mesh(devices, "rows")
-        self.y32 = _shrunk(y, centre, self.scale)
-        self.x32 = self.y32 if x is y else _shrunk(x, centre, self.scale)
 
         def even(points: int, most: float) -> int:
             """The size of equal parts, at most `most` and a multiple of the devices."""
@@ -292,18 +297,26 @@ class _Pair:
             yield rows, reduce(part, y, given)
 
 
-def _largest_norm(x: np.ndarray, centre: np.ndarray) -> float:
-    """The largest squared norm about the centre, in its precision; a slice at a time."""
-    parts = (x[i : i + _SLICE] - centre for i in range(0, len(x), _SLICE))
-    with np.errstate(over="ignore"):
-        return max((float(np.einsum("nd,nd->n", a, a).max()) for a in parts), default=0.0)
-
-
-def _shrunk(x: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
+def _about(x: np.ndarray, centre: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
+    """((x - centre) / scale as float32, the largest squared norm of x - centre, in its dtype)."""
     found = np.empty(x.shape, np.float32)
-    for i in range(0, len(x), _SLICE):
-        found[i : i + _SLICE] = (x[i : i + _SLICE] - centre) / centre.dtype.type(scale)
-    return found
+
+    def fill(start: int) -> float:
+        part = slice(start, start + _SLICE)
+        with np.errstate(over="ignore"):
+            apart = x[part] - centre
+            found[part] = apart if scale == 1 else apart / scale
+            return float(np.einsum("nd,nd->n", apart, apart).max())
+
+    return found, max(_threaded(fill, range(0, len(x), _SLICE)), default=0.0)
+
+
+def _threaded(fn: Callable[[int], T], starts: Sequence[int]) -> list[T]:
+    """`fn` of each start, on the host's cores where there are enough to share."""
+    if len(starts) < 4:
+        return [fn(start) for start in starts]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(fn, starts))
 
 
 def _distances(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -348,6 +361,8 @@ def _closest(x: jax.Array, y: jax.Array, count: int, columns: bool) -> tuple[Any
     """
     squared, rounding = _distances(x, y)
     least = jnp.nan_to_num(rounding - squared, nan=-jnp.inf, posinf=-jnp.inf, neginf=-jnp.inf)
+    # Otherwise XLA makes it once for the rows and once for the columns.
+    least = jax.lax.optimization_barrier(least)
     return _largest(least, count, 1), _largest(least, count, 0) if columns else None
 
 
@@ -396,11 +411,5 @@ def _between(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.n
         apart -= y[j[part]]
         found[part] = np.einsum("nd,nd->n", apart, apart)
 
-    starts = range(0, len(i), block)
-    if len(starts) < 4:
-        for start in starts:
-            fill(start)
-    else:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(fill, starts))
+    _threaded(fill, range(0, len(i), block))
     return found.reshape(shape)
