@@ -36,11 +36,10 @@ NETWORKS = {
 ALL = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
 QUICK = {
     "dit": [(1, 1, 1, 8), (1, 2, 2, 2), (2, 2, 2, 1)],
-    "unet": [],
+    "unet": [(2, 2, 2, 1)],
     "llama": [(1, 2, 2, 2), (1, 4, 1, 2), (8, 1, 1, 1)],
 }
-"""On these each axis is cut in two, and but for `tensor` in four or eight too. A U-Net's
-step takes a minute to compile on a mesh: it is only sampled."""
+"""On these each axis is cut in two, and but for `tensor` in four or eight too."""
 SHAPES = [
     pytest.param(name, shape, marks=() if shape in QUICK[name] else pytest.mark.slow,
                  id=f"{name}-{shape}")
