@@ -84,7 +84,7 @@ def test_more_pairs_in_a_column_than_a_byte_counts():
     np.testing.assert_array_equal(counts.rows, np.repeat([11, 0], [600, 300]))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-7, 1e-5, 1e5, 1e7, 1e18, 1e30])
 def test_squares_beyond_float32_are_no_trouble(scale):
     x, y = (a * np.float32(scale) for a in points("few", dtype=np.float32))
     found, index = smallest(x, y, 4)

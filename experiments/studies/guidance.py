@@ -166,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--steps", type=int, default=10, help="of Heun's method")
     asked.add_argument("--only", nargs="*", default=(), choices=list(STUDIED), help="these rows")
     asked.add_argument(
-        "--resume", action="store_true", help="draw only what the JSON beside --out has not"
+        "--resume",
+        action="store_true",
+        help="draw only what the JSON beside --out has not; of the same models, samples and steps",
     )
     given = asked.parse_args(arguments)
     it = subject(given.workdir)

@@ -25,6 +25,7 @@ from jaxgen.metrics.side import side, title
 from jaxgen.metrics.table import Side
 from jaxgen.model import Model, balanced_labels
 from jaxgen.setup import make_sampler, sample_options
+from jaxgen.training.checkpoint import write_atomic
 
 Row = dict[str, Any]
 
@@ -143,7 +144,7 @@ def write(rows: Sequence[Row], out: str | Path) -> None:
     path = Path(out).with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # JSON has no NaN
-    path.write_text(json.dumps(plain, indent=1) + "\n")
+    write_atomic(path, json.dumps(plain, indent=1) + "\n")
 
 
 def written(out: str | Path) -> list[Row]:
