@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from experiments.check import Check
+from experiments.shared.check import Check
 from jaxgen.errors import UsageError, invalid, unknown
 
 ROOT = Path(__file__).parent

@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxgen.api import Trained, load, train
     from jaxgen.errors import UsageError
-    from jaxgen.model import Model, Samples
+    from jaxgen.run.model import Model, Samples
 
 _HOMES = {
     "train": "jaxgen.api",
     "load": "jaxgen.api",
     "Trained": "jaxgen.api",
-    "Model": "jaxgen.model",
-    "Samples": "jaxgen.model",
+    "Model": "jaxgen.run.model",
+    "Samples": "jaxgen.run.model",
     "UsageError": "jaxgen.errors",
 }
 
@@ -35,6 +35,8 @@ def __getattr__(name: str) -> Any:
     """Public names, imported when first used, so that `import jaxgen` is fast."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in ("api", "config", "pictures", "testing"):
+    if name == "pictures":
+        return importlib.import_module("jaxgen.report.pictures")
+    if name in ("api", "config", "testing"):
         return importlib.import_module(f"jaxgen.{name}")
     raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")

@@ -14,15 +14,15 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen import pictures, report
-from jaxgen.compare import compare
 from jaxgen.data import Source, normalise, to_host
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
-from jaxgen.model import Model, Samples, load, load_tokenizer, of_state, saved_config
+from jaxgen.report import pictures, report
+from jaxgen.report.compare import compare
+from jaxgen.run.model import Model, Samples, load, load_tokenizer, of_state, saved_config
+from jaxgen.run.setup import Setup, setup, train_flops
+from jaxgen.run.tokenize import tokenize
 from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
-from jaxgen.setup import Setup, setup, train_flops
-from jaxgen.tokenize import tokenize
 from jaxgen.training import ema as averages
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic

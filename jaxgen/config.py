@@ -31,16 +31,16 @@ ROOMS = {
     "source": "jaxgen.data",
     "model": "jaxgen.nn",
     "method": "jaxgen.families",
-    "path": "jaxgen.families.diffusion.path",
+    "path": "jaxgen.families.diffusion.core.path",
     "solver": "jaxgen.families.diffusion.solvers",
-    "grid": "jaxgen.families.diffusion.grids",
-    "times": "jaxgen.families.diffusion.times",
-    "weighting": "jaxgen.families.diffusion.weighting",
+    "grid": "jaxgen.families.diffusion.core.grids",
+    "times": "jaxgen.families.diffusion.core.times",
+    "weighting": "jaxgen.families.diffusion.core.weighting",
     "guidance": "jaxgen.families.diffusion.guidance",
     "steer": "jaxgen.steer",
-    "reward": "jaxgen.rewards",
+    "reward": "jaxgen.frozen.rewards",
     "describe": "jaxgen.families.diffusion.descriptions",
-    "encoder": "jaxgen.encoders",
+    "encoder": "jaxgen.frozen.encoders",
 }
 """Where the `name` of a section with this key is looked for."""
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import testing
-from jaxgen.families.diffusion import grids
-from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 
 PATH = paths.linear()
 SHAPE, SIZE = (3,), 8

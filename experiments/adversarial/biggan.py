@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below, near
+from experiments.shared.check import Check, above, below, near
 from jaxgen.families.adversarial import latent, regularisers
 from jaxgen.nn import biggan
 from jaxgen.nn.gan_layers import spectral_norm

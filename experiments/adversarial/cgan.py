@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.adversarial.toy import fit
-from experiments.check import Check, above, below
-from experiments.quick import quick_jit
+from experiments.shared.adversarial_toy import fit
+from experiments.shared.check import Check, above, below
+from experiments.shared.quick import quick_jit
 from jaxgen.families.adversarial import adversarial
 from jaxgen.method import Spec
 from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.adversarial.toy import Identity, fit, fit_judge
-from experiments.check import Check, above, below, near
-from experiments.quick import quick_jit
+from experiments.shared.adversarial_toy import Identity, fit, fit_judge
+from experiments.shared.check import Check, above, below, near
+from experiments.shared.quick import quick_jit
 from jaxgen.families.adversarial import adversarial, head, loss
 from jaxgen.families.adversarial.method import Discriminator
 from jaxgen.method import Spec

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.adversarial.toy import Identity, fit_judge
-from experiments.check import Check, above, below, near
+from experiments.shared.adversarial_toy import Identity, fit_judge
+from experiments.shared.check import Check, above, below, near
 from jaxgen.families.adversarial import head, loss
 from jaxgen.families.adversarial.method import Discriminator
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.autoregressive.tables import (
+from experiments.shared.check import Check, above, below, control, mean_above, mean_below
+from experiments.shared.tables import (
     CHAINS,
     EVERY,
     SHARES,
@@ -17,7 +18,6 @@ from experiments.autoregressive.tables import (
     of_sequence,
     table,
 )
-from experiments.check import Check, above, below, control, mean_above, mean_below
 
 PAPER = "Guiding Image Captioning Models Toward More Specific Captions"
 ENTRY = "jaxgen.families.autoregressive.guidance.cfg"

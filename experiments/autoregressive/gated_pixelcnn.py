@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.autoregressive.parts import method, random_weights, reach, total
-from experiments.check import Check, above, below, near
+from experiments.shared.causal import method, random_weights, reach, total
+from experiments.shared.check import Check, above, below, near
 from jaxgen.method import Spec
 from jaxgen.nn.pixelcnn import GatedPixelCNN
 

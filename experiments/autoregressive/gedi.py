@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.autoregressive.tables import (
+from experiments.shared.check import Check, below, control, mean_above, mean_below
+from experiments.shared.tables import (
     EVERY,
     LENGTH,
     SHARES,
@@ -20,7 +21,6 @@ from experiments.autoregressive.tables import (
     of_sequence,
     table,
 )
-from experiments.check import Check, below, control, mean_above, mean_below
 from jaxgen.families.autoregressive.guidance import Source, alone, gedi
 
 PAPER = "GeDi: Generative Discriminator Guided Sequence Generation"

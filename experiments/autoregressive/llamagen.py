@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.autoregressive.parts import method, random_weights
-from experiments.check import Check, above, below, near
-from experiments.quick import quick_jit
+from experiments.shared.causal import method, random_weights
+from experiments.shared.check import Check, above, below, near
+from experiments.shared.quick import quick_jit
 from jaxgen.method import Spec
 from jaxgen.nn.llama import Llama
 from jaxgen.nn.positions import rope_2d, rotate

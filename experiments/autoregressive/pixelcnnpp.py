@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.autoregressive.parts import method, random_weights, reach, total
-from experiments.check import Check, above, below, near
-from experiments.quick import quick_jit
+from experiments.shared.causal import method, random_weights, reach, total
+from experiments.shared.check import Check, above, below, near
+from experiments.shared.quick import quick_jit
 from jaxgen.families.autoregressive.heads import LogisticMixture
 from jaxgen.method import Spec
 from jaxgen.nn.pixelcnnpp import PixelCNNpp

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below, near
+from experiments.shared.check import Check, above, below, near
 from jaxgen.families.autoregressive.truncation import nucleus, typical
 
 PAPER = "Locally Typical Sampling"

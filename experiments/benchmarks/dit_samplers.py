@@ -18,9 +18,9 @@ import numpy as np
 import optax
 
 from experiments.benchmarks.dit_peers import Size
-from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.method import denoising
-from jaxgen.families.diffusion.sampler import prior
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.sampler import prior
+from jaxgen.families.diffusion.methods.denoising import denoising
 from jaxgen.method import Spec
 from jaxgen.training.ema import Averages
 

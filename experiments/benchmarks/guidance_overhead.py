@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.denoiser import Denoiser, Network
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Network
 from jaxgen.families.diffusion.guidance.adaptive import adaptive_guidance
 from jaxgen.families.diffusion.guidance.apg import apg
 from jaxgen.families.diffusion.guidance.autoguidance import autoguidance

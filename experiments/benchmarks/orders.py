@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.orders
 
 In float64, between the times .85 and .15 of the linear path, on exact problems: see
-`jaxgen.convergence`. Calls are those of one more step.
+`jaxgen.testing.convergence`. Calls are those of one more step.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.convergence import HIGH, LOW, strong_order, weak_order
 from jaxgen.families.diffusion import solvers
-from jaxgen.families.diffusion.path import Path, linear
+from jaxgen.families.diffusion.core.path import Path, linear
 from jaxgen.families.diffusion.solvers import Solver
 from jaxgen.testing import gaussian_denoiser
+from jaxgen.testing.convergence import HIGH, LOW, strong_order, weak_order
 
 VARIANTS = {
     "adams_bashforth": [dict(order=1), dict(order=2), dict(order=3), dict(order=4)],

@@ -38,9 +38,9 @@ def features(images: int, width: int, seed: int) -> np.ndarray:
 
 def ours(score: str, real: np.ndarray, made: np.ndarray) -> Any:
     """The value of one score, by jaxgen."""
-    from jaxgen.metrics.frechet import frechet_distance, moments
-    from jaxgen.metrics.kernel import kid, kid_estimates
-    from jaxgen.metrics.manifold import manifolds, scores
+    from jaxgen.metrics.scores.frechet import frechet_distance, moments
+    from jaxgen.metrics.scores.kernel import kid, kid_estimates
+    from jaxgen.metrics.scores.manifold import manifolds, scores
 
     if score == "fid":
         return frechet_distance(moments(real), moments(made))

@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.diffusion.toys import MEANS, PATH, STDS, WEIGHTS, of_all, of_draws
-from jaxgen.chain import Chain
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.sampler import as_chain
+from experiments.shared.toys import MEANS, PATH, STDS, WEIGHTS, of_all, of_draws
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.sampler import as_chain
 from jaxgen.method import fold
+from jaxgen.method.chain import Chain
 from jaxgen.steer.feynman_kac import product
 from jaxgen.steer.paths import over_paths
 from jaxgen.steer.resample import take

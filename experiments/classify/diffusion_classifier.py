@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, above, below
+from experiments.shared.check import Check, above, below
 from jaxgen.classify import classify
 from jaxgen.families.diffusion import denoising
-from jaxgen.families.diffusion.path import linear
+from jaxgen.families.diffusion.core.path import linear
 from jaxgen.method import Method, Spec
 from jaxgen.training.ema import Averages
 

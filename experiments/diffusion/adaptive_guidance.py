@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, near
-from experiments.diffusion.toys import PATH, SEEDS, of_all, of_class, points
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.check import Check, below, control, near
+from experiments.shared.toys import PATH, SEEDS, of_all, of_class, points
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.adaptive import (
     adaptive_guidance,
     fit_affine,

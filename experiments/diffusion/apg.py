@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_near
-from experiments.diffusion.toys import estimate, of_all, of_class, of_point, samples
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.check import Check, below, control, mean_near
+from experiments.shared.toys import estimate, of_all, of_class, of_point, samples
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.apg import apg
 from jaxgen.families.diffusion.guidance.cfg import cfg
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below, control, mean_above, mean_near
-from experiments.diffusion.toys import MEANS, STDS, of_all, of_mean, of_point, posterior, samples
+from experiments.shared.check import Check, above, below, control, mean_above, mean_near
+from experiments.shared.toys import MEANS, STDS, of_all, of_mean, of_point, posterior, samples
 from jaxgen.families.diffusion.guidance.cads import anneal, cads, share
 from jaxgen.families.diffusion.guidance.cfg import cfg
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.check import Check, below, control
-from experiments.diffusion.toys import SEEDS, of_all, of_class, of_point, samples
-from jaxgen.families.diffusion import path as paths
+from experiments.shared.check import Check, below, control
+from experiments.shared.toys import SEEDS, of_all, of_class, of_point, samples
 from jaxgen.families.diffusion import solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.cfgpp import cfgpp
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, control, mean_above, mean_below, mean_near
-from experiments.diffusion.toys import PATH, SEEDS, samples
+from experiments.shared.check import Check, control, mean_above, mean_below, mean_near
+from experiments.shared.toys import PATH, SEEDS, samples
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.postflow import pairs_loss, transport
-from jaxgen.families.diffusion.interpolant import couple
+from jaxgen.families.diffusion.methods.interpolant import couple
 from jaxgen.testing import mixture_denoiser
 
 PAPER = "Studying Classifier(-Free) Guidance From a Classifier-Centric Perspective"

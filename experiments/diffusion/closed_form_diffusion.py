@@ -8,15 +8,16 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from experiments.check import Check, below, control, mean_above, mean_below
-from jaxgen.families.diffusion import path, solvers
-from jaxgen.families.diffusion.closed_form import closed_form
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.sampler import integrate, prior
+from experiments.shared.check import Check, below, control, mean_above, mean_below
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import path
+from jaxgen.families.diffusion.core.closed_form import closed_form
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.testing import mixture_denoiser
 
 PAPER = "Closed-Form Diffusion Models"
-ENTRY = "jaxgen.families.diffusion.closed_form.closed_form"
+ENTRY = "jaxgen.families.diffusion.core.closed_form.closed_form"
 POINTS, PATH, SEEDS = np.array([-1.0, 0.2, 2.0]), path.linear(), 5
 SMOOTHING = 2.0
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, control, mean_above, mean_below, mean_near
-from experiments.diffusion.toys import MEANS, PATH, STDS, WEIGHTS, posterior
-from jaxgen.families.diffusion.method import denoising
+from experiments.shared.check import Check, control, mean_above, mean_below, mean_near
+from experiments.shared.toys import MEANS, PATH, STDS, WEIGHTS, posterior
+from jaxgen.families.diffusion.methods.denoising import denoising
 from jaxgen.method import Method, Spec
 from jaxgen.testing import mixture_denoiser
 from jaxgen.training.ema import Averages

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_near
-from experiments.diffusion.toys import (
+from experiments.shared.check import Check, below, control, mean_near
+from experiments.shared.toys import (
     MEANS,
     SEEDS,
     STDS,
@@ -21,10 +21,11 @@ from experiments.diffusion.toys import (
     points,
     samples,
 )
-from experiments.diffusion.toys import PATH as LINEAR
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.toys import PATH as LINEAR
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.composition import mixture, product
 from jaxgen.testing import gaussian_denoiser, mixture_denoiser, mixture_log_prob
 

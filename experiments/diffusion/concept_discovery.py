@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.autoregressive.parts import quick_jit
-from experiments.check import Check, control, mean_above, mean_below, mean_near
-from experiments.diffusion.toys import PATH, SEEDS, of_mean
-from jaxgen.families.diffusion import grids, solvers
+from experiments.shared.causal import quick_jit
+from experiments.shared.check import Check, control, mean_above, mean_below, mean_near
+from experiments.shared.toys import PATH, SEEDS, of_mean
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.guidance.concepts import Found, compose, discovery_loss, fresh
-from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.testing import gaussian_denoiser
 
 PAPER = "Unsupervised Compositional Concepts Discovery with Text-to-Image Generative Models"

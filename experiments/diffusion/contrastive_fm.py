@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from experiments.check import Check, below, control, mean_near
-from experiments.diffusion.linear_fit import best_line
+from experiments.shared.check import Check, below, control, mean_near
+from experiments.shared.linear_fit import best_line
 
 PAPER = "Contrastive Flow Matching"
-ENTRY = "jaxgen.families.diffusion.loss.denoising_loss"
+ENTRY = "jaxgen.families.diffusion.terms.loss.denoising_loss"
 MEAN, STD, TIME, WEIGHT = 0.7, 0.5, 0.7, 0.3
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_near
-from jaxgen.families.diffusion import interpolant as si
+from experiments.shared.check import Check, control, mean_near
+from jaxgen.families.diffusion.methods import interpolant as si
 
 PAPER = "Stochastic interpolants with data-dependent couplings"
-ENTRY = "jaxgen.families.diffusion.interpolant.coupled_gaussian_bridge"
+ENTRY = "jaxgen.families.diffusion.methods.interpolant.coupled_gaussian_bridge"
 DATA, BASE, TOGETHER, SCALE, SEEDS = (1.0, 0.5), (-0.2, 0.8), 0.85, 0.3, 5
 
 

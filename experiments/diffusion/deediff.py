@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, below, control, mean_above, mean_below, near
-from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all
-from experiments.quick import quick_jit
+from experiments.shared.check import Check, below, control, mean_above, mean_below, near
+from experiments.shared.quick import quick_jit
+from experiments.shared.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all
 from jaxgen.families.diffusion import solvers
-from jaxgen.families.diffusion.denoiser import Network
-from jaxgen.families.diffusion.early_exit import early_exit, exit_loss
-from jaxgen.families.diffusion.sampler import integrate
+from jaxgen.families.diffusion.core.denoiser import Network
+from jaxgen.families.diffusion.core.sampler import integrate
+from jaxgen.families.diffusion.methods.early_exit import early_exit, exit_loss
 from jaxgen.nn.exits import ExitMLP
 
 PAPER = (
     "DeeDiff: Dynamic Uncertainty-Aware Early Exiting for Accelerating Diffusion Model Generation"
 )
-ENTRY = "jaxgen.families.diffusion.early_exit.early_exit"
+ENTRY = "jaxgen.families.diffusion.methods.early_exit.early_exit"
 DEPTH, STEPS, BATCH, COUNT = 4, 400, 128, 400
 NET = Network(ExitMLP(num_classes=1, out_channels=2, width=32, depth=DEPTH), PATH, "eps")
 TIMES = jnp.linspace(0.05, 0.95, 10)

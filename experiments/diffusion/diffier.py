@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.check import Check, below, control, mean_above, mean_below, mean_near
-from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, estimate, of_all, of_class, points
-from experiments.diffusion.toys import samples as drawn
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.check import Check, below, control, mean_above, mean_below, mean_near
+from experiments.shared.toys import MEANS, PATH, SEEDS, STDS, estimate, of_all, of_class, points
+from experiments.shared.toys import samples as drawn
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.diffier import diffier, training_error
 

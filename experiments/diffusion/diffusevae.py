@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_near
-from experiments.quick import quick_jit
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.guess import Refiner, beside, moved, noised, refined
-from jaxgen.families.diffusion.path import vp_linear
-from jaxgen.families.diffusion.prediction import Prediction
+from experiments.shared.check import Check, control, mean_near
+from experiments.shared.quick import quick_jit
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import vp_linear
+from jaxgen.families.diffusion.core.prediction import Prediction
+from jaxgen.families.diffusion.methods.guess import Refiner, beside, moved, noised, refined
 from jaxgen.method import fold, normal
 from jaxgen.testing import gaussian_denoiser
 
 PAPER = (
     "DiffuseVAE: Efficient, Controllable and High-Fidelity Generation from Low-Dimensional Latents"
 )
-ENTRY = "jaxgen.families.diffusion.guess.refined"
+ENTRY = "jaxgen.families.diffusion.methods.guess.refined"
 PATH, SEEDS, COUNT, STEPS = vp_linear(), 5, 2000, 64
 MEAN = jnp.array([1.0, -0.5])
 LOADING, REST = jnp.array([0.9, 0.6]), 0.3

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_near
-from experiments.diffusion.toys import PATH, SEEDS, of_draws, posterior, tilted
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.sampler import as_chain
+from experiments.shared.check import Check, below, control, mean_above, mean_near
+from experiments.shared.toys import PATH, SEEDS, of_draws, posterior, tilted
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.sampler import as_chain
 from jaxgen.steer.search import best_of
 from jaxgen.steer.tree import tree_sampling, tree_search
 

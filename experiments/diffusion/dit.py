@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.check import Check, above, below, near
-from experiments.quick import quick_jit
-from jaxgen.families.diffusion import path, times, weighting
-from jaxgen.families.diffusion.denoiser import Network
-from jaxgen.families.diffusion.loss import denoising_loss
+from experiments.shared.check import Check, above, below, near
+from experiments.shared.quick import quick_jit
+from jaxgen.families.diffusion.core import path, times, weighting
+from jaxgen.families.diffusion.core.denoiser import Network
+from jaxgen.families.diffusion.terms.loss import denoising_loss
 from jaxgen.method import placed
 from jaxgen.nn.dit import DiT, patchify, sized, unpatchify
 from jaxgen.nn.flops import multiply_adds, parameters

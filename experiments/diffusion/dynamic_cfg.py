@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control
-from experiments.diffusion.toys import SEEDS, estimate, of_all, of_class, of_point, samples
+from experiments.shared.check import Check, below, control
+from experiments.shared.toys import SEEDS, estimate, of_all, of_class, of_point, samples
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.dynamic_cfg import dynamic_cfg
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, near
-from jaxgen.families.diffusion import grids, path, solvers
-from jaxgen.families.diffusion.prediction import input_scale, target
-from jaxgen.families.diffusion.sampler import integrate, prior
+from experiments.shared.check import Check, below, near
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids, path
+from jaxgen.families.diffusion.core.prediction import input_scale, target
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.testing import gaussian_denoiser, gaussian_flow
 
 PAPER = "Elucidating the Design Space of Diffusion-Based Generative Models"

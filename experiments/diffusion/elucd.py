@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from experiments.check import Check, below, control, mean_above, mean_below
-from experiments.diffusion.toys import (
+from experiments.shared.check import Check, below, control, mean_above, mean_below
+from experiments.shared.toys import (
     MEANS,
     PATH,
     SEEDS,

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from experiments.check import Check, below, control, mean_below, mean_near
-from experiments.diffusion.linear_fit import only
-from experiments.diffusion.toys import MEANS, SEEDS, STDS, of_class, samples
-from jaxgen.families.diffusion import grids, path, solvers
-from jaxgen.families.diffusion.denoiser import Network
+from experiments.shared.check import Check, below, control, mean_below, mean_near
+from experiments.shared.linear_fit import only
+from experiments.shared.toys import MEANS, SEEDS, STDS, of_class, samples
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids, path
+from jaxgen.families.diffusion.core.denoiser import Network
+from jaxgen.families.diffusion.core.weighting import simple
 from jaxgen.families.diffusion.guidance.cfg import cfg
-from jaxgen.families.diffusion.loss import denoising_loss
-from jaxgen.families.diffusion.weighting import simple
+from jaxgen.families.diffusion.terms.loss import denoising_loss
 from jaxgen.testing import gaussian_denoiser, run_solver
 
 PAPER = "Enhancing Diffusion Models for High-Quality Image Generation"
-ENTRY = "jaxgen.families.diffusion.method.denoising"
+ENTRY = "jaxgen.families.diffusion.methods.denoising.denoising"
 PATHS = {"linear schedule": path.vp_linear(), "cosine schedule": path.cosine()}
 TIME, SIZE, DROPPED = 0.4, 20_000, 0.3
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_above, mean_near
-from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all, samples
+from experiments.shared.check import Check, control, mean_above, mean_near
+from experiments.shared.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all, samples
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.guidance.event import above, equals, log_probability
 from jaxgen.families.diffusion.guidance.universal import universal

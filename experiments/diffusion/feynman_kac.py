@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_near
-from experiments.diffusion.toys import MEANS, SEEDS, STDS, WEIGHTS
-from jaxgen.families.diffusion import grids
-from jaxgen.families.diffusion import path as paths
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.check import Check, control, mean_near
+from experiments.shared.toys import MEANS, SEEDS, STDS, WEIGHTS
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core import path as paths
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.steer.feynman_kac import Corrector, annealed, geometric, product
 from jaxgen.testing import mixture_denoiser, mixture_log_prob
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, below, control, mean_below, near
-from experiments.diffusion.toys import MEANS, PATH, STDS, WEIGHTS, of_all
-from jaxgen.families.diffusion import grids, solvers
+from experiments.shared.check import Check, below, control, mean_below, near
+from experiments.shared.toys import MEANS, PATH, STDS, WEIGHTS, of_all
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.sampler import integrate
 from jaxgen.families.diffusion.guidance.refine import of_network, refine, refiner_loss
-from jaxgen.families.diffusion.sampler import integrate
 from jaxgen.families.diffusion.solvers import Solver
 from jaxgen.nn.mlp import MLP
 from jaxgen.testing import convergence_order, gaussian_denoiser, gaussian_flow, run_solver

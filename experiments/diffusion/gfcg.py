@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, near
-from experiments.diffusion.toys import (
+from experiments.shared.check import Check, below, control, mean_above, near
+from experiments.shared.toys import (
     MEANS,
     PATH,
     SEEDS,
@@ -15,9 +15,10 @@ from experiments.diffusion.toys import (
     estimate,
     samples,
 )
-from experiments.diffusion.toys import STDS as NARROW
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.toys import STDS as NARROW
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.gfcg import gfcg, reference
 from jaxgen.testing import gaussian_denoiser, responsibilities
 

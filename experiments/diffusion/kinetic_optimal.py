@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_below, near
-from jaxgen.families.diffusion import path
-from jaxgen.families.diffusion.kinetic import energy, kinetic_optimal, separation
+from experiments.shared.check import Check, below, control, mean_below, near
+from jaxgen.families.diffusion.core import path
+from jaxgen.families.diffusion.core.kinetic import energy, kinetic_optimal, separation
 from jaxgen.testing import check_path
 
 PAPER = "On Kinetic Optimal Probability Paths for Generative Models"
-ENTRY = "jaxgen.families.diffusion.kinetic.kinetic_optimal"
+ENTRY = "jaxgen.families.diffusion.core.kinetic.kinetic_optimal"
 SEEDS = 5
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from experiments.check import Check
-from experiments.diffusion.jump_fit import compared
-from jaxgen.families.diffusion.jumps import mean_flow
+from experiments.shared.check import Check
+from experiments.shared.jump_fit import compared
+from jaxgen.families.diffusion.methods.jumps import mean_flow
 
 PAPER = "Mean Flows for One-step Generative Modeling"
-ENTRY = "jaxgen.families.diffusion.jumps.mean_flow"
+ENTRY = "jaxgen.families.diffusion.methods.jumps.mean_flow"
 
 
 def checks() -> list[Check]:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from experiments.check import Check, below, control, mean_below, mean_near
-from experiments.diffusion.linear_fit import best_line
-from jaxgen.families.diffusion.coupling import assignment, optimal
+from experiments.shared.check import Check, below, control, mean_below, mean_near
+from experiments.shared.linear_fit import best_line
+from jaxgen.families.diffusion.core.coupling import assignment, optimal
 
 PAPER = "Multisample Flow Matching: Straightening Flows with Minibatch Couplings"
-ENTRY = "jaxgen.families.diffusion.coupling.optimal"
+ENTRY = "jaxgen.families.diffusion.core.coupling.optimal"
 MEAN, STD, SIZE, SEEDS = 0.7, 0.5, 512, 6
 
 

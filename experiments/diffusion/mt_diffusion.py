@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, control, mean_above, mean_below, mean_near
-from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, posterior, samples
-from experiments.quick import quick_jit
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.joint import Joint
-from jaxgen.families.diffusion.sampler import integrate
+from experiments.shared.check import Check, control, mean_above, mean_below, mean_near
+from experiments.shared.quick import quick_jit
+from experiments.shared.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, posterior, samples
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.sampler import integrate
+from jaxgen.families.diffusion.methods.joint import Joint
 from jaxgen.nn.mlp import MLP
 from jaxgen.testing import mixture_denoiser, responsibilities
 
 PAPER = "Diffusion Models for Multi-Task Generative Modeling"
-ENTRY = "jaxgen.families.diffusion.joint.Joint"
+ENTRY = "jaxgen.families.diffusion.methods.joint.Joint"
 STEPS, BATCH, COUNT = 400, 128, 1000
 CODES = jnp.asarray([[-0.8, 0.4], [0.9, 0.3], [0.1, -0.7]])
 JOINT = Joint(MLP(num_classes=1, out_channels=2 + 3, width=48, depth=2), PATH, CODES)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_near
-from experiments.diffusion.toys import SEEDS
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.path import linear
-from jaxgen.families.diffusion.sampler import as_chain, integrate
+from experiments.shared.check import Check, below, control, mean_above, mean_near
+from experiments.shared.toys import SEEDS
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.path import linear
+from jaxgen.families.diffusion.core.sampler import as_chain, integrate
 from jaxgen.steer.paths import over_paths
 from jaxgen.steer.search import Search, best_of, zero_order
 from jaxgen.testing import gaussian_denoiser

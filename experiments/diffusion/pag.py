@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.autoregressive.parts import quick_jit, random_weights
-from experiments.check import Check, above, below, control, mean_near
-from experiments.diffusion.affine import Affine, eps_of, euler_law
-from experiments.diffusion.toys import PATH, estimate, samples
-from jaxgen.families.diffusion import grids
-from jaxgen.families.diffusion.denoiser import Denoiser, Network
+from experiments.shared.affine import Affine, eps_of, euler_law
+from experiments.shared.causal import quick_jit, random_weights
+from experiments.shared.check import Check, above, below, control, mean_near
+from experiments.shared.toys import PATH, estimate, samples
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Network
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pag import pag
-from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.nn.dit import DiT
 
 PAPER = "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance"

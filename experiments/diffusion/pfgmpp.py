@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from experiments.check import Check, below, control, mean_below, mean_near
-from jaxgen.families.diffusion.pfgmpp import kernel_noise, log_kernel, posterior_mean, radius
+from experiments.shared.check import Check, below, control, mean_below, mean_near
+from jaxgen.families.diffusion.core.pfgmpp import kernel_noise, log_kernel, posterior_mean, radius
 
 PAPER = "PFGM++: Unlocking the Potential of Physics-Inspired Generative Models"
-ENTRY = "jaxgen.families.diffusion.pfgmpp.kernel_noise"
+ENTRY = "jaxgen.families.diffusion.core.pfgmpp.kernel_noise"
 SIZE, EXTRA, COUNT, SEEDS = 3, 5.0, 10_000, 5
 
 

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.autoregressive.parts import quick_jit
-from experiments.check import Check, below, control, mean_above, mean_below
-from experiments.diffusion.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all, posterior
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.causal import quick_jit
+from experiments.shared.check import Check, below, control, mean_above, mean_below
+from experiments.shared.toys import MEANS, PATH, SEEDS, STDS, WEIGHTS, of_all, posterior
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.guidance.classifier import classifier
 from jaxgen.families.diffusion.guidance.ppap import adapted, adapters, by_noise, log_prob, transfer
-from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.testing import responsibilities
 
 PAPER = "Towards Practical Plug-and-Play Diffusion Models"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from experiments.check import Check, control, mean_near
-from experiments.diffusion.toys import SEEDS
+from experiments.shared.check import Check, control, mean_near
+from experiments.shared.toys import SEEDS
 from jaxgen.steer.langevin import plug_and_play
 
 PAPER = (

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_below, mean_near
-from experiments.diffusion.told import (
+from experiments.shared.check import Check, below, control, mean_above, mean_below, mean_near
+from experiments.shared.told import (
     CENTRES,
     COUNT,
     IN_HASTE,
@@ -21,7 +21,7 @@ from experiments.diffusion.told import (
     samples,
     trained,
 )
-from experiments.diffusion.toys import SEEDS
+from experiments.shared.toys import SEEDS
 from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.families.diffusion.descriptions.representation import representation
 

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below, control, mean_near
-from experiments.diffusion.affine import Affine, eps_of, euler_law
-from experiments.diffusion.toys import PATH, SEEDS
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Attending, Denoiser
+from experiments.shared.affine import Affine, eps_of, euler_law
+from experiments.shared.check import Check, above, below, control, mean_near
+from experiments.shared.toys import PATH, SEEDS
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Attending, Denoiser
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.guidance.sag import blurred, sag
-from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.testing import gaussian_denoiser
 
 PAPER = "Improving Sample Quality of Diffusion Models Using Self-Attention Guidance"

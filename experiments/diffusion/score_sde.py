@@ -5,14 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.check import Check, above, below
-from jaxgen.families.diffusion import grids, path, solvers
-from jaxgen.families.diffusion.likelihood import flow_log_prob
-from jaxgen.families.diffusion.sampler import integrate, prior
+from experiments.shared.check import Check, above, below
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids, path
+from jaxgen.families.diffusion.core.likelihood import flow_log_prob
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.testing import ASYMMETRIC, mixture_denoiser, mixture_log_prob
 
 PAPER = "Score-Based Generative Modeling through Stochastic Differential Equations"
-ENTRY = "jaxgen.families.diffusion.likelihood.flow_log_prob"
+ENTRY = "jaxgen.families.diffusion.core.likelihood.flow_log_prob"
 
 
 def checks() -> list[Check]:

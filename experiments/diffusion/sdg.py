@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from experiments.check import Check, below, control, mean_near
-from experiments.diffusion.toys import PATH, samples
+from experiments.shared.check import Check, below, control, mean_near
+from experiments.shared.toys import PATH, samples
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.guidance.semantic import sdg
 from jaxgen.testing import gaussian_denoiser

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above
-from experiments.diffusion.told import SPEC, drawn, mode_of, samples, trained
-from jaxgen.encoders import flat
+from experiments.shared.check import Check, below, control, mean_above
+from experiments.shared.told import SPEC, drawn, mode_of, samples, trained
 from jaxgen.families.diffusion.descriptions.neighbours import nearest, neighbours
+from jaxgen.frozen.encoders import flat
 
 PAPER = "Semi-Parametric Neural Image Synthesis"
 ENTRY = "jaxgen.families.diffusion.descriptions.neighbours.neighbours"

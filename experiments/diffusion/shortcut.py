@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from experiments.check import Check
-from experiments.diffusion.jump_fit import compared
-from jaxgen.families.diffusion.jumps import shortcut
+from experiments.shared.check import Check
+from experiments.shared.jump_fit import compared
+from jaxgen.families.diffusion.methods.jumps import shortcut
 
 PAPER = "One Step Diffusion via Shortcut Models"
-ENTRY = "jaxgen.families.diffusion.jumps.shortcut"
+ENTRY = "jaxgen.families.diffusion.methods.jumps.shortcut"
 
 
 def checks() -> list[Check]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_near, near
-from experiments.diffusion.affine import Affine, euler_law
 from experiments.diffusion.spatext import exact, velocity
-from experiments.diffusion.toys import PATH, samples
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.affine import Affine, euler_law
+from experiments.shared.check import Check, below, control, mean_near, near
+from experiments.shared.toys import PATH, samples
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.multi import sine
 

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_near, near
-from experiments.diffusion.affine import Affine, eps_of, euler_law
-from experiments.diffusion.toys import PATH, SEEDS, points, samples
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.affine import Affine, eps_of, euler_law
+from experiments.shared.check import Check, below, control, mean_near, near
+from experiments.shared.toys import PATH, SEEDS, points, samples
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.multi import spatext
-from jaxgen.families.diffusion.prediction import Prediction
 
 PAPER = "SpaText: Spatio-Textual Representation for Controllable Image Generation"
 ENTRY = "jaxgen.families.diffusion.guidance.multi.spatext"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from experiments.check import Check, above, below, near
-from jaxgen.families.diffusion import interpolant as si
+from experiments.shared.check import Check, above, below, near
+from jaxgen.families.diffusion.methods import interpolant as si
 
 PAPER = "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions"
-ENTRY = "jaxgen.families.diffusion.interpolant.Interpolant"
+ENTRY = "jaxgen.families.diffusion.methods.interpolant.Interpolant"
 DATA, BASE = (1.0, 0.5), (-0.5, 1.5)
 
 

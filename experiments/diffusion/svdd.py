@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_below, mean_near
-from experiments.diffusion.toys import MEANS, SEEDS, STDS, WEIGHTS, tilted
-from jaxgen.chain import Chain
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import edm
-from jaxgen.families.diffusion.sampler import as_chain
+from experiments.shared.check import Check, control, mean_below, mean_near
+from experiments.shared.toys import MEANS, SEEDS, STDS, WEIGHTS, tilted
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import edm
+from jaxgen.families.diffusion.core.sampler import as_chain
 from jaxgen.families.diffusion.solvers.ancestral import posterior
+from jaxgen.method.chain import Chain
 from jaxgen.steer.search import best_of
 from jaxgen.steer.svdd import svdd
 from jaxgen.steer.value import regression, rollouts

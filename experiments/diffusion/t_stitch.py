@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_near, near
-from experiments.diffusion.toys import MEANS, PATH, STDS, WEIGHTS, of_all, posterior, samples
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Denoiser
+from experiments.shared.check import Check, below, control, mean_near, near
+from experiments.shared.toys import MEANS, PATH, STDS, WEIGHTS, of_all, posterior, samples
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.stitch import stitch
 from jaxgen.testing import mixture_denoiser
 

@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, below, control, mean_below, near
-from experiments.quick import quick_jit
-from jaxgen.families.diffusion import times, weighting
-from jaxgen.families.diffusion.denoiser import Network
-from jaxgen.families.diffusion.loss import denoising_loss
-from jaxgen.families.diffusion.masked import masked_loss, visible_patches
-from jaxgen.families.diffusion.path import linear
+from experiments.shared.check import Check, below, control, mean_below, near
+from experiments.shared.quick import quick_jit
+from jaxgen.families.diffusion.core import times, weighting
+from jaxgen.families.diffusion.core.denoiser import Network
+from jaxgen.families.diffusion.core.path import linear
+from jaxgen.families.diffusion.methods.masked import masked_loss, visible_patches
+from jaxgen.families.diffusion.terms.loss import denoising_loss
 from jaxgen.method import LossFn, Spec, example_keys, fold, placed
 from jaxgen.nn.dit import DiT
 from jaxgen.nn.flops import abstract_variables, count
 from jaxgen.nn.masked_dit import MaskedDiT
 
 PAPER = "Unified Auto-Encoding with Masked Diffusion"
-ENTRY = "jaxgen.families.diffusion.masked.masked_denoising"
+ENTRY = "jaxgen.families.diffusion.methods.masked.masked_denoising"
 SPEC, SEEDS, STEPS, BATCH = Spec((4, 4, 1), 2), 5, 400, 32
 SIZES: dict[str, Any] = dict(
     num_classes=2, out_channels=1, patch=2, width=32, heads=2, remat="none", scan=False

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below, near
+from experiments.shared.check import Check, above, below, near
 from jaxgen.families.discrete.core import Core, Tokens
 from jaxgen.families.discrete.sampler import build_sampler
 from jaxgen.families.discrete.schedules import Schedule, arccos, cosine, linear

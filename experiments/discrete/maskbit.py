@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below, near
+from experiments.shared.check import Check, above, below, near
 from jaxgen.families.discrete.bounds import masked_bound, remaining
 from jaxgen.families.discrete.core import Bits, Core, Tokens
 from jaxgen.families.discrete.sampler import build_sampler

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below
-from experiments.flows.parts import SHAPE, errors, moved
-from experiments.quick import quick_jit
+from experiments.shared.check import Check, above, below
+from experiments.shared.invertible import SHAPE, errors, moved
+from experiments.shared.quick import quick_jit
 from jaxgen.families.flows.method import density
 from jaxgen.nn.glow import Glow, squeeze
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, control, mean_near, near
+from experiments.shared.check import Check, control, mean_near, near
 from jaxgen.nn.realnvp import RealNVP
 from jaxgen.steer.fit import fit
 from jaxgen.steer.promptgen import PromptGen, moment_energy

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, below
-from experiments.flows.parts import SHAPE, errors
+from experiments.shared.check import Check, above, below
+from experiments.shared.invertible import SHAPE, errors
 from jaxgen.families.flows.method import denoise
 from jaxgen.nn.tarflow import TarFlow
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, control, mean_near
+from experiments.shared.check import Check, control, mean_near
 from jaxgen.steer.fit import fit
 from jaxgen.steer.translator import TR0N, Translator
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, above, below
+from experiments.shared.check import Check, above, below
 from jaxgen.data.hypergrid import Hypergrid, additive
 from jaxgen.families.gflownet import fl_gflownet, gflownet
 from jaxgen.method import Method, Spec

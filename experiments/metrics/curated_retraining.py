@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, above, control, mean_above, mean_below
+from experiments.shared.check import Check, above, control, mean_above, mean_below
 from jaxgen.training.retraining import by_reward, retrain
 
 PAPER = "Self-Consuming Generative Models with Curated Data Provably Optimize Human Preferences"

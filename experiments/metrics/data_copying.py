@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.check import Check, control, mean_above, mean_below, mean_near
-from jaxgen.metrics.copying import copied_share, copying_statistic
+from experiments.shared.check import Check, control, mean_above, mean_below, mean_near
+from jaxgen.metrics.scores.copying import copied_share, copying_statistic
 
 PAPER = "Data-Copying in Generative Models: A Formal Framework"
-ENTRY = "jaxgen.metrics.copying.copied_share"
+ENTRY = "jaxgen.metrics.scores.copying.copied_share"
 SEEDS, TRAIN, FRESH, SAMPLES = 5, 100, 1000, 2000
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.check import Check, below, control, mean_above, mean_near, near
-from jaxgen.metrics.authenticity import authenticity
-from jaxgen.metrics.frechet import frechet_distance, gaussian_distance, moments
-from jaxgen.metrics.infinity import fd_infinity
-from jaxgen.metrics.kernel import polynomial_mmd
-from jaxgen.metrics.likelihood_divergence import likelihood_divergence
-from jaxgen.metrics.manifold import coverage, density, manifold, precision, recall
-from jaxgen.metrics.sliced import directions, projections, sliced_wasserstein
-from jaxgen.metrics.vendi import spectrum, vendi_score
+from experiments.shared.check import Check, below, control, mean_above, mean_near, near
+from jaxgen.metrics.scores.authenticity import authenticity
+from jaxgen.metrics.scores.frechet import frechet_distance, gaussian_distance, moments
+from jaxgen.metrics.scores.infinity import fd_infinity
+from jaxgen.metrics.scores.kernel import polynomial_mmd
+from jaxgen.metrics.scores.likelihood_divergence import likelihood_divergence
+from jaxgen.metrics.scores.manifold import coverage, density, manifold, precision, recall
+from jaxgen.metrics.scores.sliced import directions, projections, sliced_wasserstein
+from jaxgen.metrics.scores.vendi import spectrum, vendi_score
 
 PAPER = (
     "Exposing flaws of generative model evaluation metrics and their unfair treatment of "
     "diffusion models"
 )
-ENTRY = "jaxgen.metrics.authenticity.authenticity"
+ENTRY = "jaxgen.metrics.scores.authenticity.authenticity"
 SEEDS, COUNT, DIMENSION = 5, 300, 5
 SPREAD = np.array([2.0, 1.5, 1.0, 0.7, 0.4])
 # How far each generator is off, in deviations of the data: the truth that scores should rank by.

@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_below, mean_near
-from jaxgen.metrics.frechet import gaussian_distance, merge, moments
+from experiments.shared.check import Check, below, control, mean_above, mean_below, mean_near
+from jaxgen.metrics.scores.frechet import gaussian_distance, merge, moments
 from jaxgen.selection.fid_ucb import (
     Bound,
     Generator,

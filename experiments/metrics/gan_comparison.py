@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_below, mean_near, near
-from jaxgen.metrics.budget import expected_best, f_score
+from experiments.shared.check import Check, below, control, mean_above, mean_below, mean_near, near
+from jaxgen.metrics.scores.budget import expected_best, f_score
 
 PAPER = "Are GANs Created Equal? A Large-Scale Study"
-ENTRY = "jaxgen.metrics.budget.expected_best"
+ENTRY = "jaxgen.metrics.scores.budget.expected_best"
 SEEDS, COUNT, SIDE = 5, 12, 10
 # Samples nearer than this to the manifold are on it: root mean square over pixels in [0, 1].
 NEAR = 0.05

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_near, near
-from jaxgen.metrics.manifold import manifold, precision, recall
-from jaxgen.metrics.realism import pruned, realism
+from experiments.shared.check import Check, below, control, mean_above, mean_near, near
+from jaxgen.metrics.scores.manifold import manifold, precision, recall
+from jaxgen.metrics.scores.realism import pruned, realism
 
 PAPER = "Improved Precision and Recall Metric for Assessing Generative Models"
-ENTRY = "jaxgen.metrics.realism.realism"
+ENTRY = "jaxgen.metrics.scores.realism.realism"
 SEEDS, DIMENSION = 6, 2
 # Two far modes, of unequal weight and shape.
 SHARE, FAR = 0.3, 40.0

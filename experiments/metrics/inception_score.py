@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.check import Check, below, control, mean_above, mean_below, mean_near, near
-from jaxgen.metrics.inception_score import (
+from experiments.shared.check import Check, below, control, mean_above, mean_below, mean_near, near
+from jaxgen.metrics.scores.inception_score import (
     entropies,
     inception_score,
     inception_score_splits,
@@ -14,7 +14,7 @@ from jaxgen.metrics.inception_score import (
 )
 
 PAPER = "A Note on the Inception Score"
-ENTRY = "jaxgen.metrics.inception_score.label_information"
+ENTRY = "jaxgen.metrics.scores.inception_score.label_information"
 SEEDS = 5
 # Unequal classes on a line, as an exact classifier sees them: N(mean, 1), weights below.
 MEANS, WEIGHTS = np.array([-3.0, 0.0, 1.5, 5.0]), np.array([0.1, 0.4, 0.2, 0.3])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.check import Check, control, mean_above, mean_near
+from experiments.shared.check import Check, control, mean_above, mean_near
 from jaxgen.training.retraining import retrain
 
 PAPER = "On the Stability of Iterative Retraining of Generative Models on their own Data"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import comb
 
-from experiments.check import Check, below, control, mean_above, mean_below, near
-from jaxgen.metrics.mauve import frontier, frontier_integral, histograms
-from jaxgen.metrics.mauve import mauve as score
+from experiments.shared.check import Check, below, control, mean_above, mean_below, near
+from jaxgen.metrics.scores.mauve import frontier, frontier_integral, histograms
+from jaxgen.metrics.scores.mauve import mauve as score
 
 PAPER = "MAUVE Scores for Generative Models: Theory and Practice"
-ENTRY = "jaxgen.metrics.mauve.mauve"
+ENTRY = "jaxgen.metrics.scores.mauve.mauve"
 SEEDS, COUNT, CELLS = 5, 500, 12
 
 

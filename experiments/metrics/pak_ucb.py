@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.check import Check, control, mean_above, mean_below, mean_near
+from experiments.shared.check import Check, control, mean_above, mean_below, mean_near
 from jaxgen.selection.pak_ucb import (
     Choices,
     Regressor,

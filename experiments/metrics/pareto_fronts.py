@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.check import Check, above, below, control, mean_above, near
-from jaxgen.metrics.frechet import gaussian_distance, moments
-from jaxgen.metrics.pareto import front
-from jaxgen.metrics.vendi import spectrum, vendi_score
+from experiments.shared.check import Check, above, below, control, mean_above, near
+from jaxgen.metrics.scores.frechet import gaussian_distance, moments
+from jaxgen.metrics.scores.pareto import front
+from jaxgen.metrics.scores.vendi import spectrum, vendi_score
 
 PAPER = "Consistency-diversity-realism Pareto fronts of conditional image generative models"
-ENTRY = "jaxgen.metrics.pareto.front"
+ENTRY = "jaxgen.metrics.scores.pareto.front"
 # Three overlapping classes: N(mean, variance I), with these weights.
 MEANS = np.array([[0.0, 0.0], [1.6, 0.4], [-0.5, 1.4]])
 VARIANCES, WEIGHTS = np.array([0.6, 1.0, 0.3]), np.array([0.5, 0.2, 0.3])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.check import Check, control, mean_above, mean_near
-from jaxgen.metrics.asymmetry import symmetric_precision, symmetric_recall
-from jaxgen.metrics.manifold import manifold, precision, recall
+from experiments.shared.check import Check, control, mean_above, mean_near
+from jaxgen.metrics.scores.asymmetry import symmetric_precision, symmetric_recall
+from jaxgen.metrics.scores.manifold import manifold, precision, recall
 
 PAPER = (
     "Emergent Asymmetry of Precision and Recall for Measuring Fidelity and Diversity of "
     "Generative Models in High Dimensions"
 )
-ENTRY = "jaxgen.metrics.asymmetry.symmetric_precision"
+ENTRY = "jaxgen.metrics.scores.asymmetry.symmetric_precision"
 COUNT, K, SEEDS = 800, 5, 5
 
 

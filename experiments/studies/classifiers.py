@@ -30,9 +30,9 @@ from jaxgen.classify import noise_levels
 from jaxgen.data import whole
 from jaxgen.errors import invalid
 from jaxgen.metrics import Training, cached
-from jaxgen.metrics.calibration import cross_fitted
 from jaxgen.metrics.receipt import plain
-from jaxgen.model import Model
+from jaxgen.metrics.scores.calibration import cross_fitted
+from jaxgen.run.model import Model
 from jaxgen.scoring import classify
 from jaxgen.scoring.classify import images_of, judgement
 from jaxgen.scoring.common import part

@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.studies.trained import Row, Subject, keep, parser, subject, write, written
 from jaxgen import api
-from jaxgen.metrics.classifier import Network
+from jaxgen.metrics.extractors.classifier import Network
 
 Sections = list[Any]
 

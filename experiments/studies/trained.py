@@ -17,14 +17,14 @@ import numpy as np
 from jaxgen import api
 from jaxgen.data import to_host, whole
 from jaxgen.metrics import Training, cached
-from jaxgen.metrics.classifier import Classifier
 from jaxgen.metrics.evaluate import feature_scores
-from jaxgen.metrics.quantise import finite, quantise
-from jaxgen.metrics.sets import of_bytes
-from jaxgen.metrics.side import side, title
-from jaxgen.metrics.table import Side
-from jaxgen.model import Model, balanced_labels
-from jaxgen.setup import make_sampler, sample_options
+from jaxgen.metrics.extractors.classifier import Classifier
+from jaxgen.metrics.scores.table import Side
+from jaxgen.metrics.sets.quantise import finite, quantise
+from jaxgen.metrics.sets.reading import of_bytes
+from jaxgen.metrics.sets.side import side, title
+from jaxgen.run.model import Model, balanced_labels
+from jaxgen.run.setup import make_sampler, sample_options
 from jaxgen.training.checkpoint import write_atomic
 
 Row = dict[str, Any]

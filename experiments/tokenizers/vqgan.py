@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.check import Check, above, below, near
-from experiments.quick import quick_jit
+from experiments.shared.check import Check, above, below, near
+from experiments.shared.quick import quick_jit
 from jaxgen.method import Method, Spec, TrainState
 from jaxgen.tokenizers import quantisers
 from jaxgen.tokenizers.vqgan import vqgan

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from scipy.stats import multivariate_normal
 
-from experiments.check import Check, above, below
+from experiments.shared.check import Check, above, below
 from jaxgen.families.variational import vae
 from jaxgen.method import Spec
 from jaxgen.nn.vae import VAE

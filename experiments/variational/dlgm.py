@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from scipy.stats import norm
 
-from experiments.check import Check, above, below
+from experiments.shared.check import Check, above, below
 from jaxgen.families.variational import posterior
 
 PAPER = "Stochastic Backpropagation and Approximate Inference in Deep Generative Models"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
-from experiments.check import Check, above, below
+from experiments.shared.check import Check, above, below
 from jaxgen.families.variational import posterior
 from jaxgen.families.variational.bounds import (
     doubly_reparameterised,

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the page and print the table, or return JSON."""
-    from jaxgen.compare import compare, text
+    from jaxgen.report.compare import compare, text
 
     found = compare(args.runs, args.out, force=args.force)
     if not args.json:

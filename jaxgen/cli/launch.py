@@ -147,7 +147,7 @@ def _check_config(args: argparse.Namespace, devices: int) -> None:
     data.
     """
     from jaxgen import config as configs
-    from jaxgen.setup import SECTIONS, TOP, setup
+    from jaxgen.run.setup import SECTIONS, TOP, setup
     from jaxgen.training.sharding import check_batch, make_mesh
 
     config = configs.load(args.config)

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, then score, classify and write the report, as the config says."""
     from jaxgen import config as configs
     from jaxgen.api import train
-    from jaxgen.setup import TOP
+    from jaxgen.run.setup import TOP
 
     config = configs.load(args.config)
     configs.override(config, args.overrides, TOP)

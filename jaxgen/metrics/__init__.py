@@ -8,9 +8,9 @@ Functions that are named as their module (`evaluate.evaluate`, `quantise.quantis
 `receipt.receipt`) are imported from there.
 """
 
-from jaxgen.metrics.classifier import Classifier, Training, cached, fit
 from jaxgen.metrics.evaluate import feature_scores
+from jaxgen.metrics.extractors.classifier import Classifier, Training, cached, fit
 from jaxgen.metrics.receipt import Sampling
-from jaxgen.metrics.side import Extractor
+from jaxgen.metrics.sets.side import Extractor
 
 __all__ = ["Classifier", "Extractor", "Sampling", "Training", "cached", "feature_scores", "fit"]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.metrics import memorisation
-from jaxgen.metrics.manifold import KINDS
-from jaxgen.metrics.quantise import finite, quantise
-from jaxgen.metrics.sets import Set, of_bytes
-from jaxgen.metrics.side import Extractor, draws, side, source, title
-from jaxgen.metrics.table import Floor, Pair, Score, Side, chosen, compute
+from jaxgen.metrics.scores import memorisation
+from jaxgen.metrics.scores.manifold import KINDS
+from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, chosen, compute
+from jaxgen.metrics.sets.quantise import finite, quantise
+from jaxgen.metrics.sets.reading import Set, of_bytes
+from jaxgen.metrics.sets.side import Extractor, draws, side, source, title
 
 Scores = dict[str, dict[str, Any]]
 # These depend on the number of samples, and are also (or only) of as many as there are training
@@ -123,11 +123,12 @@ def feature_scores(
 ) -> Scores:
     """The scores of one extractor: `made` against `known`, and for floors `learnt` against `known`.
 
-    scores: names of `jaxgen.metrics.table.SCORES`; None: the core ones but `ASKED`. Distances take
-    every sample, as published ones do; more samples than training images flatter them beside their
-    floors, so there is `fid` of as many samples as training images too, named `_matched`.
-    Precision, recall, density and coverage are of that many in any case: samples drawn by `seed`
-    with every class's share kept. intervals: see `table.compute`; None: where they take little.
+    scores: names of `jaxgen.metrics.scores.table.SCORES`; None: the core ones but `ASKED`.
+    Distances take every sample, as published ones do; more samples than training images flatter
+    them beside their floors, so there is `fid` of as many samples as training images too, named
+    `_matched`. Precision, recall, density and coverage are of that many in any case: samples drawn
+    by `seed` with every class's share kept. intervals: see `table.compute`; None: where they take
+    little.
     """
     size = min(len(made.features), len(learnt.features))
     if size <= 5 or len(known.features) <= 5:

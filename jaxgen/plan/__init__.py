@@ -20,7 +20,7 @@ from jaxgen.mesh import within
 from jaxgen.nn.flops import count
 from jaxgen.plan.hlo import Costs, costs
 from jaxgen.plan.machine import Chip, devices_of
-from jaxgen.setup import Setup, abstract_batch, make_sampler, sample_options, setup, train_flops
+from jaxgen.run.setup import Setup, abstract_batch, make_sampler, sample_options, setup, train_flops
 from jaxgen.training.loop import empty_tally, jitted_step
 from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
 

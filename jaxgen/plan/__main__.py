@@ -13,7 +13,7 @@ def main() -> int:
     from jaxgen import config as configs
     from jaxgen.errors import UsageError
     from jaxgen.plan import plan
-    from jaxgen.setup import TOP
+    from jaxgen.run.setup import TOP
 
     try:
         config = configs.load(request["config"])

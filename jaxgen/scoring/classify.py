@@ -17,11 +17,11 @@ from jaxgen.classify import Classification, add_noise, halving, noise_levels
 from jaxgen.classify import classify as classify_images
 from jaxgen.data import Source, normalise
 from jaxgen.errors import invalid, unknown
-from jaxgen.metrics import calibration
 from jaxgen.metrics.receipt import plain
-from jaxgen.model import Model
+from jaxgen.metrics.scores import calibration
+from jaxgen.run.model import Model
+from jaxgen.run.setup import Setup
 from jaxgen.scoring.common import Check, local, part, write
-from jaxgen.setup import Setup
 from jaxgen.training.log import progress, say
 
 ROUNDS = ("halving", "one")

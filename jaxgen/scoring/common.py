@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxgen.data import Source, to_host
 from jaxgen.errors import invalid
-from jaxgen.setup import Setup
+from jaxgen.run.setup import Setup
 from jaxgen.training.checkpoint import write_atomic
 
 Check = Callable[[], None]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import UsageError, invalid
-from jaxgen.metrics import extractors, sets
-from jaxgen.metrics.files import evaluate_sets
-from jaxgen.metrics.sets import Set
-from jaxgen.metrics.side import Extractor
+from jaxgen.metrics import extractors
+from jaxgen.metrics.sets import reading as sets
+from jaxgen.metrics.sets.files import evaluate_sets
+from jaxgen.metrics.sets.reading import Set
+from jaxgen.metrics.sets.side import Extractor
 from jaxgen.scoring.common import check_draws
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import say

@@ -15,9 +15,9 @@ from jaxgen import __version__
 from jaxgen.data import Source, normalise, whole
 from jaxgen.errors import invalid
 from jaxgen.method import Spec, fold
-from jaxgen.model import Model
+from jaxgen.run.model import Model
+from jaxgen.run.setup import Setup
 from jaxgen.scoring.common import Check, part, write
-from jaxgen.setup import Setup
 from jaxgen.training.log import progress, say
 
 

@@ -20,8 +20,8 @@ from jaxgen.metrics.evaluate import look
 from jaxgen.metrics.extractors import lpips
 from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.receipt import receipt
-from jaxgen.metrics.reconstruction import reconstruction
-from jaxgen.model import Model, Samples, balanced_labels
+from jaxgen.metrics.scores.reconstruction import reconstruction
+from jaxgen.run.model import Model, Samples, balanced_labels
 from jaxgen.scoring.common import Check, check_draws, local, write
 from jaxgen.scoring.shared import Shared
 from jaxgen.training import hosts

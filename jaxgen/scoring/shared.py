@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgen.metrics.side import Extractor, parts
+from jaxgen.metrics.sets.side import Extractor, parts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.frechet import Moments, gaussian_distance, merge, moments
-from jaxgen.metrics.quantise import quantise
-from jaxgen.metrics.side import Extractor
-from jaxgen.model import Model
+from jaxgen.metrics.scores.frechet import Moments, gaussian_distance, merge, moments
+from jaxgen.metrics.sets.quantise import quantise
+from jaxgen.metrics.sets.side import Extractor
+from jaxgen.run.model import Model
 
 # (seed, count) -> features or predictions [count, d]; no seed is given twice.
 Generator = Callable[[int, int], np.ndarray]

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, path_of, together
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser, path_of, together
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold, normal
 from jaxgen.steer.particles import Particles, check_threshold, smc
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgen.chain import RESAMPLING
 from jaxgen.errors import invalid
+from jaxgen.method.chain import RESAMPLING
 from jaxgen.steer.resample import effective_size, log_mean_exp, normalised, systematic, take
 
 PyTree = Any

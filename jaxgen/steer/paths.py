@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.chain import Chain, Reward, State
 from jaxgen.errors import invalid
+from jaxgen.method.chain import Chain, Reward, State
 from jaxgen.steer.search import Search, best_of, branch, search
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen.chain import Chain, Steered
 from jaxgen.errors import invalid
 from jaxgen.method import Sampler
+from jaxgen.method.chain import Chain, Steered
 
 PyTree = Any
 
@@ -23,8 +23,8 @@ def steered(sampler: Sampler, section: Any) -> Sampler:
     """`sampler` under a search or a soft law of this room, by a reward.
 
     section: a function of (chain, reward), its keywords, and `reward`, a section that builds
-    fn(x [B, ...], labels [B]) -> [B] (see `jaxgen.rewards`), which sees what the sampler makes:
-    images, tokens or latents. E.g. dict(name="search.best_of", count=16,
+    fn(x [B, ...], labels [B]) -> [B] (see `jaxgen.frozen.rewards`), which sees what the sampler
+    makes: images, tokens or latents. E.g. dict(name="search.best_of", count=16,
     reward=dict(name="classifier", file="runs/digits/classifier.safetensors")). Each image has a
     search of its own, so image i still depends on its key and label alone; `calls` counts it all.
 

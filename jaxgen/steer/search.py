@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.chain import BRANCHES, Chain, Reward, Steered
 from jaxgen.errors import invalid
 from jaxgen.method import fold
+from jaxgen.method.chain import BRANCHES, Chain, Reward, Steered
 
 Traced = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxgen.chain import CHOICE, Chain, Reward, State, Steered
 from jaxgen.errors import invalid
 from jaxgen.method import fold
+from jaxgen.method.chain import CHOICE, Chain, Reward, State, Steered
 from jaxgen.steer.search import branch
 
 Value = Callable[[State, jax.Array], jax.Array]

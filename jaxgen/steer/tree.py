@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgen.chain import CHOICE, Chain, Reward, State, Steered
 from jaxgen.errors import invalid
 from jaxgen.method import fold
+from jaxgen.method.chain import CHOICE, Chain, Reward, State, Steered
 from jaxgen.steer.search import branch
 
 NOWHERE = -1

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.chain import Chain, Reward, State
 from jaxgen.errors import invalid, unknown
 from jaxgen.method import fold
+from jaxgen.method.chain import Chain, Reward, State
 from jaxgen.nn.mlp import MLP
 from jaxgen.steer.fit import fit
 from jaxgen.steer.svdd import Value

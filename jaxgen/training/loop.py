@@ -213,10 +213,10 @@ def fit(
 ) -> tuple[TrainState, dict[str, float]]:
     """Train from the workdir's newest whole checkpoint, or from scratch, to `config.train.images`.
 
-    parts: a `jaxgen.setup.Setup`. initial: changes the fresh state (`--init_from`). preview(state,
-    step) -> picture, called every `train.sample_every` images. flops_per_image: useful
-    floating-point operations of one training image (3 x forward, 2 per multiply-add). Returns
-    (state, timings in seconds). Raises Interrupted, with the state saved, after a signal.
+    parts: a `jaxgen.run.setup.Setup`. initial: changes the fresh state (`--init_from`).
+    preview(state, step) -> picture, called every `train.sample_every` images. flops_per_image:
+    useful floating-point operations of one training image (3 x forward, 2 per multiply-add).
+    Returns (state, timings in seconds). Raises Interrupted, with the state saved, after a signal.
     """
     method, mesh, size, total = parts.method, parts.mesh, parts.data.batch_size, parts.steps
     seed = parts.config.get("seed", 0)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.chain import ESTIMATES, Chain, State
 from jaxgen.errors import invalid, unknown
 from jaxgen.families.discrete.bounds import remaining
 from jaxgen.families.discrete.core import Core
 from jaxgen.families.discrete.schedules import Schedule
 from jaxgen.method import Sampler, fold
+from jaxgen.method.chain import ESTIMATES, Chain, State
 
 PyTree = Any
 

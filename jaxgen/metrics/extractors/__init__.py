@@ -4,7 +4,7 @@
     extractor = load("dinov2_vitb14", "dinov2_vitb14_pretrain.pth", dtype="bfloat16")
     scores = evaluate(samples, labels, train, test, classifier, extractors=[extractor])
 
-Nothing is downloaded. Each is an `Extractor` of `jaxgen.metrics.side`; the digest that goes
+Nothing is downloaded. Each is an `Extractor` of `jaxgen.metrics.sets.side`; the digest that goes
 into a score's receipt is the sha256 of the published file of weights, with ", unverified" where
 nothing says what it ought to be.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from jaxgen.errors import invalid, unknown
 from jaxgen.metrics.extractors import clip, dinov2, inception
 from jaxgen.metrics.extractors.own import Identity, own
-from jaxgen.metrics.side import Extractor
+from jaxgen.metrics.sets.side import Extractor
 
 NETWORKS: dict[str, Callable[..., Extractor]] = {
     "inception": inception.extractor,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jaxgen.metrics.extractors import vit
 from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.resize import pil_bicubic
 from jaxgen.metrics.extractors.weights import Origin, State, dense, obtain, taken
-from jaxgen.metrics.resize import pil_bicubic
 
 SIZE = 336
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

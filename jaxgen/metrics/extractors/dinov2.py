@@ -17,8 +17,8 @@ import numpy as np
 from jaxgen.errors import invalid
 from jaxgen.metrics.extractors import vit
 from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.resize import keys, pil_bicubic
 from jaxgen.metrics.extractors.weights import Origin, State, obtain, taken
-from jaxgen.metrics.resize import keys, pil_bicubic
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

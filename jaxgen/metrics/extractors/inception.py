@@ -21,8 +21,8 @@ import scipy.special
 
 from jaxgen.errors import invalid
 from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.resize import tf1_bilinear
 from jaxgen.metrics.extractors.weights import Origin, State, dense, obtain, taken
-from jaxgen.metrics.resize import tf1_bilinear
 
 SIZE = 299
 _FILE = "inception-2015-12-05-6726825d.pth"

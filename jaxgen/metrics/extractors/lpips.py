@@ -30,7 +30,7 @@ from jaxgen.metrics.extractors.network import (
     described,
 )
 from jaxgen.metrics.extractors.weights import Origin, State, obtain, taken
-from jaxgen.metrics.quantise import quantise
+from jaxgen.metrics.sets.quantise import quantise
 
 # ImageNet's mean and deviation for images in [-1, 1], as the authors round them.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.quantise import quantise
+from jaxgen.metrics.sets.quantise import quantise
 
 PyTree = Any
 DTYPES = ("float32", "bfloat16")
@@ -26,8 +26,8 @@ ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 class Network:
     """What `features` needs, and nothing else: weights and two pure functions.
 
-    name, digest: see `jaxgen.metrics.side.Extractor`. prepare: images [B, H, W, 3] uint8 -> the
-    network's input. apply: (params, input) -> outputs by name, each [B, d]; "features" is one.
+    name, digest: see `jaxgen.metrics.sets.side.Extractor`. prepare: images [B, H, W, 3] uint8 ->
+    the network's input. apply: (params, input) -> outputs by name, each [B, d]; "features" is one.
     batch: images at a time, over all devices. devices: None for all of this process's.
     """
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.chain import Chain, State
 from jaxgen.method import Sampler, fold
+from jaxgen.method.chain import Chain, State
 
 PyTree = Any
 Encoder = Callable[[jax.Array], jax.Array]

@@ -86,11 +86,11 @@ def neighbours(
 ) -> Description:
     """The encodings [B, count, D] of the nearest neighbours in a database.
 
-    encoder: examples -> vectors [B, D], a section of `jaxgen.encoders` or a function. database:
-    an .npz file with `images` and, for labelled, `labels`, as the source `arrays.arrays` has them,
-    or (images, labels); it is encoded once. skip: nearest ones left out in training, 1 where the
-    database is the training data. A sample's query is a random row of the database; labelled: of
-    its label's. To sample from another database: `sample.describe`.
+    encoder: examples -> vectors [B, D], a section of `jaxgen.frozen.encoders` or a function.
+    database: an .npz file with `images` and, for labelled, `labels`, as the source `arrays.arrays`
+    has them, or (images, labels); it is encoded once. skip: nearest ones left out in training, 1
+    where the database is the training data. A sample's query is a random row of the database;
+    labelled: of its label's. To sample from another database: `sample.describe`.
     """
     images, labels = _open(database, spec)
     if skip < 0 or not 1 <= count <= len(images) - skip:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion import grids, solvers
-from jaxgen.families.diffusion.denoiser import Network
+from jaxgen.families.diffusion import solvers
+from jaxgen.families.diffusion.core import grids
+from jaxgen.families.diffusion.core.denoiser import Network
+from jaxgen.families.diffusion.core.path import linear
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.descriptions.base import Description, Encoder
-from jaxgen.families.diffusion.path import linear
-from jaxgen.families.diffusion.sampler import integrate, prior
 from jaxgen.method import Spec, fold, normal
 from jaxgen.nn.mlp import MLP
 
@@ -37,10 +38,10 @@ def representation(
 ) -> Description:
     """The encoder's vectors, and a residual MLP of their flow, trained beside the denoiser.
 
-    encoder: examples -> vectors [B, D], a section of `jaxgen.encoders` or a function. scale: what
-    the vectors are divided by; deviations of about 1 are best. width, depth: of the MLP. steps: of
-    Heun's method, two calls each but for the last. labelled: the vectors are drawn given the label,
-    which is then what the labels of `sample` mean; else labels are ignored.
+    encoder: examples -> vectors [B, D], a section of `jaxgen.frozen.encoders` or a function. scale:
+    what the vectors are divided by; deviations of about 1 are best. width, depth: of the MLP.
+    steps: of Heun's method, two calls each but for the last. labelled: the vectors are drawn given
+    the label, which is then what the labels of `sample` mean; else labels are ignored.
     """
     if not scale > 0:
         raise invalid("describe.scale", scale, "a number > 0")

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.path import TINY, expand
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
-from jaxgen.families.diffusion.path import TINY, expand
-from jaxgen.families.diffusion.prediction import Prediction
 
 NAN = float("nan")
 

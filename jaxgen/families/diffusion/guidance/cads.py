@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.path import TINY, expand
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import Guided, pair
-from jaxgen.families.diffusion.path import TINY, expand
-from jaxgen.families.diffusion.prediction import Prediction
 from jaxgen.method import fold, normal
 
 STREAM = 0x5CAD5

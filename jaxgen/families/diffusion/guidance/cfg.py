@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.guidance.pair import Guided, extrapolate
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.path import TINY, Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
 from jaxgen.families.diffusion.guidance.interval import within_times
 from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
-from jaxgen.families.diffusion.path import TINY, Path, expand
-from jaxgen.families.diffusion.prediction import Prediction, to_prediction
 
 
 def cfg_zero(guided: Denoiser, *, path: Path | None = None) -> Guided:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def cfgpp(guided: Denoiser) -> Guided:

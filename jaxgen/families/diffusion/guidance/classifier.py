@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import jax
 
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.universal import along
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def classifier(

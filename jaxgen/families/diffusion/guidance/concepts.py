@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
-from jaxgen.families.diffusion.path import Path, expand
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.path import Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold, normal
 
 

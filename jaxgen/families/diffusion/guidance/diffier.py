@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.path import TINY, Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction, from_x0
 from jaxgen.families.diffusion.guidance.pair import one_of
-from jaxgen.families.diffusion.path import TINY, Path, expand
-from jaxgen.families.diffusion.prediction import Prediction, from_x0
 from jaxgen.method import fold, normal
 
 STREAM = 0xD1FF1E

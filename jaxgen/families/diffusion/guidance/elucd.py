@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.universal import along
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def elucd(

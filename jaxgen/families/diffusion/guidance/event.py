@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.path import TINY, Path
+from jaxgen.families.diffusion.core.prediction import ALPHA_MIN, Prediction
 from jaxgen.families.diffusion.guidance.universal import Answer, uphill
-from jaxgen.families.diffusion.path import TINY, Path
-from jaxgen.families.diffusion.prediction import ALPHA_MIN, Prediction
 
 Constraint = Callable[[jax.Array], jax.Array]
 LogLikelihood = Callable[[jax.Array, jax.Array], jax.Array]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import expand
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import At, pushed
-from jaxgen.families.diffusion.path import expand
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def gfcg(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import needs_pair
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def limit(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import jax
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, together
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, together
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.interval import limit
 from jaxgen.families.diffusion.guidance.pair import Guided
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def spatext(

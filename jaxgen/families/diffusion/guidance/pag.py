@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Layer
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Layer
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import At, one_of, pushed
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def pag(guided: Denoiser, *, layers: tuple[Layer, ...], scale: float = 1.0) -> Denoiser:

@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeGuard
 import jax
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, together
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, together
+from jaxgen.families.diffusion.core.prediction import Prediction
 
 
 class At(NamedTuple):

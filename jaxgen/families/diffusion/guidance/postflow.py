@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.path import expand
+from jaxgen.families.diffusion.core.path import expand
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.path import Path
+from jaxgen.families.diffusion.core.path import Path
 from jaxgen.method import fold, normal
 
 PyTree = Any

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import Prediction, to_prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
 
 Refiner = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """r(x_t [B, ...], the velocity before [B, ...], t [B]) -> [B, ...]."""

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
+from jaxgen.families.diffusion.core.path import TINY, Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
 from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
-from jaxgen.families.diffusion.path import TINY, Path, expand
-from jaxgen.families.diffusion.prediction import Prediction, to_prediction
 
 SPACES = ("x0", "eps", "v")
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Layer, Memory, path_of
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Layer, Memory, path_of
+from jaxgen.families.diffusion.core.path import TINY, Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.guidance.pair import At, is_pair, one_of
-from jaxgen.families.diffusion.path import TINY, Path, expand
-from jaxgen.families.diffusion.prediction import Prediction
 
 
 def sag(

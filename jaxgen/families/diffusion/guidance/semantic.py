@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxgen.families.diffusion.denoiser import Denoiser
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import TINY, Path, expand
 from jaxgen.families.diffusion.guidance.classifier import classifier
-from jaxgen.families.diffusion.path import TINY, Path, expand
 
 Encoder = Callable[[jax.Array, jax.Array], jax.Array]
 Similarity = Callable[[jax.Array, jax.Array], jax.Array]

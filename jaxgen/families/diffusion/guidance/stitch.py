@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.prediction import Prediction
 
 
 def stitch(parts: Sequence[tuple[Denoiser, float]], grid: jax.Array) -> Denoiser:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser, Memory
-from jaxgen.families.diffusion.path import Path, expand
-from jaxgen.families.diffusion.prediction import Prediction, from_x0
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
+from jaxgen.families.diffusion.core.path import Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction, from_x0
 
 
 def static(guided: Denoiser, path: Path, *, bound: float = 1.0) -> Denoiser:

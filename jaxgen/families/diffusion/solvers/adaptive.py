@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import Path, expand
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
 
 # Bogacki & Shampine (1989), 3(2), and Dormand & Prince (1980), 5(4): nodes, rows of the tableau

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import TINY, Path
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import TINY, Path
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
 from jaxgen.method import fold, normal
 

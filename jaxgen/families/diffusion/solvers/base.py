@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold
 
 History = Any

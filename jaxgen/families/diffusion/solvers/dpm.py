@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import TINY, Path
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import TINY, Path
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.solvers.base import (
     Carry,
     Solver,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import TINY, Path
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import TINY, Path
 from jaxgen.families.diffusion.solvers.base import Carry, Solver
 from jaxgen.families.diffusion.solvers.ode import heun
 from jaxgen.method import fold, normal

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import Prediction
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.denoiser import Denoiser
-from jaxgen.families.diffusion.path import Path
-from jaxgen.families.diffusion.prediction import ALPHA_MIN
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.core.prediction import ALPHA_MIN
 from jaxgen.families.diffusion.solvers.ancestral import ddim
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
 from jaxgen.method import fold, normal

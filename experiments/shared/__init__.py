@@ -1,0 +1,1 @@
+"""What experiments share: toys, exact networks, checks."""

@@ -1,0 +1,66 @@
+"""What the adversarial experiments share: the method on data drawn afresh as one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.shared.quick import quick_jit
+from jaxgen.families.adversarial.method import Discriminator, judgement_loss
+from jaxgen.method import Method, TrainState
+
+
+class Identity(nn.Module):
+    """A backbone whose features are the data."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """x [B, D] -> [B, D]."""
+        return x
+
+
+def fit(method: Method, draw: Callable[[jax.Array], Any], steps: int, seed: int = 0) -> TrainState:
+    """The state after updates on batches draw(key)."""
+    root = jax.random.key(seed)
+
+    def body(state: TrainState, _: None) -> tuple[TrainState, None]:
+        one, two = jax.random.split(jax.random.fold_in(root, state.step))
+        return method.update(state, draw(one), two)[0], None
+
+    return jax.lax.scan(body, method.init(root), None, length=steps)[0]
+
+
+def fit_judge(
+    judge: Discriminator,
+    game: Any,
+    real: jax.Array,
+    fake: jax.Array,
+    steps: int,
+    tx: Any,
+    *,
+    project: Callable[[Any], Any] = lambda p: p,
+    penalty: Callable[[Any, jax.Array], jax.Array] = lambda p, key: jnp.zeros(()),
+) -> Any:
+    """Parameters of a discriminator trained on fixed samples, real and fake [B, D] each."""
+    x, labels = jnp.concatenate([real, fake]), jnp.zeros(2 * len(real), jnp.int32)
+
+    def loss(params: Any, key: jax.Array) -> jax.Array:
+        judged: Any = judge.apply({"params": params}, x, labels)
+        return judgement_loss(game, judged)[0] + penalty(params, key)
+
+    def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params, key), state, params)
+        return (project(jax.tree.map(jnp.add, params, updates)), state), None
+
+    @quick_jit
+    def run() -> Any:
+        params = project(judge.init(jax.random.key(0), x, labels)["params"])
+        keys = jax.random.split(jax.random.key(1), steps)
+        return jax.lax.scan(body, (params, tx.init(params)), keys)[0][0]
+
+    return run()

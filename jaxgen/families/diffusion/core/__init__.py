@@ -1,0 +1,1 @@
+"""What every diffusion model has: path, prediction, denoiser, noise, grids, sampler, likelihood."""

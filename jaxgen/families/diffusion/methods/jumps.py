@@ -1,0 +1,220 @@
+"""`mean_flow` and `shortcut`: networks of two times that jump from noise to data in few steps.
+
+The network is u(z, t, h, label), the mean velocity of the probability flow from z at time t back to
+time t - h: z_{t-h} = z_t - h u. At h = 0 it is flow matching's velocity. It reads the two numbers
+(t, h) as its noise [B, 2], as every network with a `NoiseEmbedding` does; give such a network
+time_scale=1 for `mean_flow`, whose loss has the network's derivative in t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.config import ROOMS, part
+from jaxgen.errors import invalid
+from jaxgen.families.diffusion.core.path import Path, expand
+from jaxgen.families.diffusion.core.prediction import target
+from jaxgen.families.diffusion.core.sampler import prior
+from jaxgen.families.diffusion.core.times import Times
+from jaxgen.families.diffusion.terms.loss import TIMES, example_mean
+from jaxgen.method import (
+    Averages,
+    Batch,
+    LossFn,
+    Method,
+    Metrics,
+    Sampler,
+    Spec,
+    TrainState,
+    dropout_key,
+    example_keys,
+    fold,
+    gradient_update,
+    normal,
+)
+
+PyTree = Any
+Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""u(z [B, ...], t [B], h [B]) -> [B, ...] at fixed parameters and labels."""
+
+
+def mean_flow_target(
+    u: Jump, z: jax.Array, v: jax.Array, t: jax.Array, h: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(u, v - h du/dt) at z_t, whose velocity is v (Geng et al. 2025).
+
+    du/dt runs along the flow with the end time t - h fixed: one forward derivative with tangents
+    (v, 1, 1).
+    """
+    one = jnp.ones_like(t)
+    out, slope = jax.jvp(u, (z, t, h), (v, one, one))
+    return out, v - expand(h, v) * slope
+
+
+def shortcut_target(u: Jump, z: jax.Array, t: jax.Array, h: jax.Array) -> jax.Array:
+    """The mean velocity over h of two jumps of h / 2 (Frans et al. 2024)."""
+    half = h / 2
+    first = u(z, t, half)
+    return (first + u(z - expand(half, z) * first, t - half, half)) / 2
+
+
+def mean_flow(
+    spec: Spec,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Averages,
+    *,
+    path: Path | str = "linear",
+    times: Any = "uniform",
+    share: float = 0.25,
+    power: float = 1.0,
+    accumulate: int = 1,
+) -> Method:
+    """MeanFlow (Geng et al. 2025): the mean velocity by its own differential identity, one stage.
+
+    spec: the data. model: a Flax module(x, noise [B, 2], labels, *, train). times: two draws are t
+    and t - h. share: of examples with h > 0; the rest is flow matching. power: an example's squared
+    error is divided by (itself + 1e-3)^power, without a gradient (their adaptive weight; 0: none,
+    1: theirs). Labels are given, guidance is not offered. Parameters are {"net": ...}.
+
+    Raises UsageError for values out of range.
+    """
+    if power < 0:
+        raise invalid("method.power", power, "power >= 0")
+    way, clock = _parts(path, times, share)
+
+    def loss(
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        u, x0, keys = _jump(model, params, batch, key), *_data(batch, key)
+        step, index = jax.random.fold_in(key, TIMES), batch["index"]
+        a, b = (clock.draw(fold(keys, n), step, index, way, ())[0] for n in (1, 2))
+        jumps = jax.vmap(jax.random.uniform)(fold(keys, 3)) < share
+        t, h = jnp.where(jumps, jnp.maximum(a, b), a), jnp.where(jumps, jnp.abs(a - b), 0.0)
+        eps = normal(fold(keys, 0), x0.shape[1:])
+        v = target("velocity", x0, eps, t, way)
+        out, wanted = mean_flow_target(u, way.mix(x0, eps, t), v, t, h)
+        error = example_mean((out - jax.lax.stop_gradient(wanted)) ** 2)
+        weight = 1 / (jax.lax.stop_gradient(error) + 1e-3) ** power
+        return (weight * error).mean(), ({"mse": error.mean()}, extra)
+
+    return _method(spec, model, optimizer, averages, way, loss, accumulate)
+
+
+def shortcut(
+    spec: Spec,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Averages,
+    *,
+    path: Path | str = "linear",
+    times: Any = "uniform",
+    share: float = 0.25,
+    levels: int = 7,
+    accumulate: int = 1,
+) -> Method:
+    """Shortcut models (Frans et al. 2024): a jump of h learns what two jumps of h / 2 do.
+
+    spec, model, times (of the rest): as `mean_flow`. share: of examples with a jump, h = 2^-k with
+    k uniform in 0 to levels - 1, t a multiple of h; the rest is flow matching, h = 0. Half of the
+    smallest jump is flow matching's too. Targets come from the current parameters, where the paper
+    takes an average of them. Sample with a power of two of steps.
+
+    Raises UsageError for values out of range.
+    """
+    if levels < 1:
+        raise invalid("method.levels", levels, "levels >= 1")
+    way, clock = _parts(path, times, share)
+
+    def loss(
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        u, x0, keys = _jump(model, params, batch, key), *_data(batch, key)
+        step, index = jax.random.fold_in(key, TIMES), batch["index"]
+        free = clock.draw(fold(keys, 1), step, index, way, ())[0]
+        k = jax.vmap(lambda a: jax.random.randint(a, (), 0, levels))(fold(keys, 2))
+        jumps = jax.vmap(jax.random.uniform)(fold(keys, 3)) < share
+        h = jnp.exp2(-k.astype(jnp.float32))
+        place = jnp.floor(jax.vmap(jax.random.uniform)(fold(keys, 4)) * jnp.exp2(k)) + 1
+        t, h = jnp.where(jumps, place * h, free), jnp.where(jumps, h, 0.0)
+        eps = normal(fold(keys, 0), x0.shape[1:])
+        z, v = way.mix(x0, eps, t), target("velocity", x0, eps, t, way)
+
+        def halves(z: jax.Array, t: jax.Array, half: jax.Array) -> jax.Array:
+            # Half of the smallest jump is nobody's whole jump: it stands for h = 0.
+            return u(z, t, jnp.where(half < 2.0 ** (1 - levels), 0.0, half))
+
+        wanted = jnp.where(expand(jumps, z), shortcut_target(halves, z, t, h), v)
+        error = example_mean((u(z, t, h) - jax.lax.stop_gradient(wanted)) ** 2)
+        return error.mean(), ({"mse": error.mean()}, extra)
+
+    return _method(spec, model, optimizer, averages, way, loss, accumulate)
+
+
+def _parts(path: Path | str, times: Any, share: float) -> tuple[Path, Times]:
+    """The path and the time sampler of a config."""
+    if not 0 <= share <= 1:
+        raise invalid("method.share", share, "0 <= share <= 1")
+    clock: Times = part(times, ROOMS["times"], "method.times")
+    if jax.tree.leaves(jax.eval_shape(clock.init)):
+        raise invalid("method.times", times, "times without a state, such as 'uniform'")
+    return part(path, ROOMS["path"], "method.path"), clock
+
+
+def _data(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return batch["image"].astype(jnp.float32), example_keys(key, batch)
+
+
+def _jump(model: Any, params: PyTree, batch: Batch, key: jax.Array) -> Jump:
+    """The network in training mode as a function of (z, t, h)."""
+    rngs = {"dropout": dropout_key(key, batch)}
+
+    def u(z: jax.Array, t: jax.Array, h: jax.Array) -> jax.Array:
+        noise, net = jnp.stack([t, h], -1), {"params": params["net"]}
+        return model.apply(net, z, noise, batch["label"], train=True, rngs=rngs)
+
+    return u
+
+
+def _method(
+    spec: Spec,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Averages,
+    path: Path,
+    loss: LossFn,
+    accumulate: int,
+) -> Method:
+    def init(key: jax.Array) -> TrainState:
+        x, label = jnp.zeros((1, *spec.shape)), jnp.zeros(1, jnp.int32)
+        params = {"net": model.init(key, x, jnp.zeros((1, 2)), label)["params"]}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=averages.init(params),
+        )
+
+    def sampler(*, steps: int = 1) -> Sampler:
+        """Jumps of 1 / steps from noise at t=1 to data at t=0; raises UsageError: steps < 1."""
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise invalid("sample.steps", steps, "an integer >= 1")
+
+        @jax.jit
+        def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+            def jump(z: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+                noise = jnp.broadcast_to(jnp.stack([t, 1 / steps]), (z.shape[0], 2))
+                return z - model.apply({"params": params["net"]}, z, noise, labels) / steps, None
+
+            times = 1 - jnp.arange(steps) / steps
+            return jax.lax.scan(jump, prior(path, keys, tuple(spec.shape)), times)[0]
+
+        return Sampler(draw, steps, steps)
+
+    update = gradient_update(loss, optimizer, averages, accumulate=accumulate)
+    return Method(spec=spec, init=init, update=update, sampler=sampler, separable=True)

@@ -1,0 +1,1 @@
+"""What is minimised: a noised batch and a sum of terms."""

@@ -1,0 +1,1 @@
+"""Encoders and rewards by name: networks and functions that nobody trains."""

@@ -1,0 +1,1 @@
+"""Scores, a short file each: features -> statistics -> value."""

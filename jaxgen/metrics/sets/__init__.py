@@ -1,0 +1,1 @@
+"""What is scored: sets of images or features that anyone made."""

@@ -1,0 +1,155 @@
+"""Score samples that anyone made against any reference: no model of ours, no data set of ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgen.errors import invalid
+from jaxgen.metrics.extractors.classifier import fit
+from jaxgen.metrics.receipt import plain, versions
+from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, compute
+from jaxgen.metrics.sets.reading import Set
+from jaxgen.metrics.sets.side import DRAWS, Extractor, draws, side, source, title
+
+
+def evaluate_sets(
+    samples: Set,
+    reference: Set,
+    *,
+    features: str | Extractor = "identity",
+    scores: Sequence[str] | None = None,
+    train: Set | None = None,
+    intervals: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """A receipt of the scores of `samples` against `reference`.
+
+    features: "identity" where the sets are features already, "classifier" for a small network
+    trained on the reference's images and labels, or an extractor. scores: names of
+    `jaxgen.metrics.scores.table.SCORES`; None: the core ones, "all" every one that can be had.
+    train: what the generator learnt from: its own scores are the floors, and copying is measured
+    against it (with the reference's for floors); None: the floors are those of one half of the
+    reference against the other. intervals: see `table.compute`; None: 20 where that takes little,
+    else none.
+
+    The receipt's `scores` are {name: {"value", "better", "floor", "interval", convention...}}.
+    `fid` is so called for features of the standard Inception network of 50,000 images (`fid_10k`
+    for 10,000) and for features that the user brings; of any other network it is `fd_NETWORK`.
+    Raises UsageError for sets that do not go together and for too few images.
+    """
+    start = time.monotonic()
+    if samples.moments is not None:
+        raise invalid("--samples", f"{samples.name}: mu and sigma", "images or features")
+    if samples.images is not None and reference.images is not None:
+        _same_shape(samples, reference, train)
+    extractor: Extractor | None = None
+    if features != "identity":
+        for option, side in (("--samples", samples), ("--reference", reference)):
+            if side.features is not None:
+                given = f"{side.name}: features"
+                raise invalid(
+                    option, given, "images", "Features are scored by --features identity."
+                )
+        if not isinstance(features, str):
+            extractor = features
+        elif features == "classifier":
+            extractor = _classifier(reference, say)
+        else:
+            raise invalid("--features", features, "identity, classifier or an extractor")
+    sides = [
+        _side(s, option, extractor, say)
+        for s, option in (
+            (samples, "--samples"),
+            (reference, "--reference"),
+            *(() if train is None else ((train, "--train"),)),
+        )
+    ]
+    made, known = sides[:2]
+    learnt = sides[2] if train is not None else None
+    pair = Pair(known, made, learnt, seed)
+    halves = _halves(known, learnt, seed)
+
+    def floor(score: Score) -> Floor | None:
+        # What copying is measured against does not count as fresh.
+        if train is None or learnt is None or "train" in score.needs:
+            return halves
+        return Floor(Pair(known, learnt, learnt, seed), f"{train.name}, {train.size} images")
+
+    if intervals is None:
+        intervals = draws(pair)
+        if not intervals:
+            say(f"no intervals for so many images unless asked: --intervals {DRAWS}")
+    found = compute(pair, scores, floor=floor, intervals=intervals)
+    common: dict[str, Any] = {
+        **source(extractor),
+        "samples": samples.size,
+        "reference": reference.size,
+        "seed": seed,
+    }
+    return plain(
+        {
+            "scores": {title(k, extractor, samples.size): v | common for k, v in found.items()},
+            "samples": samples.describe(),
+            "reference": reference.describe(),
+            "train": None if train is None else train.describe(),
+            "versions": versions(),
+            "seconds": time.monotonic() - start,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    )
+
+
+def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[str], None]) -> Side:
+    name = f"{option} {data.name}"
+    if data.moments is not None:
+        return Side(None, known=data.moments, name=name)
+    if extractor is None:
+        if data.features is None:
+            given = f"{data.name}: images {data.images.shape if data.images is not None else ''}"
+            allowed = "arrays [N, d], which are the features themselves"
+            raise invalid("--features", f"identity with {given}", allowed)
+        return Side(data.features, data.labels, name=name)
+    assert data.images is not None
+    say(f"{extractor.name}: features of {len(data.images)} images of {data.name}")
+    return side(data, extractor, name)
+
+
+def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
+    labels = reference.labels
+    if reference.images is None or labels is None or len(np.unique(labels)) < 2:
+        kinds = "none" if labels is None else f"{len(np.unique(labels))} class"
+        raise invalid(
+            "--features",
+            f"classifier with a reference of {kinds}",
+            "a reference with labels of two classes or more (sub-folders, or labels in a .npz)",
+        )
+    say(f"training a classifier on {len(labels)} images of {reference.name}")
+    return fit(reference.images, labels, int(labels.max()) + 1)
+
+
+def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:
+    assert samples.images is not None and reference.images is not None
+    for other in (samples, train):
+        if other is None or other.images is None:
+            continue
+        if other.images.shape[1:] != reference.images.shape[1:]:
+            given = f"{other.name} of {other.images.shape[1:]}"
+            allowed = f"the reference's image shape {reference.images.shape[1:]}"
+            option = "--samples" if other is samples else "--train"
+            raise invalid(option, given, allowed)
+
+
+def _halves(known: Side, learnt: Side | None, seed: int) -> Floor | None:
+    """One half of the reference against the other; None of moments alone."""
+    if known.given is None or len(known.given) < 2:
+        return None
+    order = np.random.default_rng(seed).permutation(len(known.given))
+    middle = len(order) // 2
+    one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
+    pair = Pair(known.rows(one), known.rows(other), learnt, seed)
+    return Floor(pair, f"one half of the reference against the other, {middle} images each")

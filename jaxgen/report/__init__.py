@@ -1,0 +1,1 @@
+"""Report pages, pictures and the comparison of receipts."""

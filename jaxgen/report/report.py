@@ -1,0 +1,182 @@
+"""The report of a run: `report.json`, and `report.html`, one self-contained page."""
+
+from __future__ import annotations
+
+import html
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgen import __version__
+from jaxgen import config as configs
+from jaxgen.report.page import image, page, plot, table
+from jaxgen.report.page import png as drawn
+from jaxgen.report.pictures import png
+from jaxgen.run.model import Model
+from jaxgen.scoring import classification_line, likelihood_line, one_line, title
+from jaxgen.training import hosts
+from jaxgen.training.checkpoint import write_atomic
+from jaxgen.training.log import read_jsonl
+
+
+def write(
+    workdir: Path,
+    model: Model,
+    results: Mapping[str, Any],
+    timings: Mapping[str, float],
+    grids: Mapping[str, np.ndarray],
+    flops_per_image: float,
+) -> dict[str, Any]:
+    """Write both files (the first of many processes does); returns what `report.json` holds.
+
+    results: "evaluate" and "classify" as `jaxgen.scoring` returns them. timings: seconds.
+    flops_per_image: useful floating-point operations to train on one image.
+    """
+    device = model.parts.mesh.devices.flat[0]
+    content = {
+        "config": json.loads(configs.to_json(model.parts.config)),
+        "images_seen": model.images_seen,
+        "steps": model.step,
+        "parameters": sum(int(np.prod(a.shape)) for a in jax.tree.leaves(model.params["params"])),
+        "ema": model.ema,
+        "gflop_per_training_image": flops_per_image / 1e9,
+        "timings": {k: round(float(v), 3) for k, v in timings.items()},
+        "results": dict(results),
+        "device": f"{model.parts.mesh.size} x {device.device_kind}",
+        "processes": jax.process_count(),
+        "versions": {
+            "jaxgen": __version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if not hosts.first():
+        return content
+    write_atomic(workdir / "report.json", json.dumps(content, indent=2, sort_keys=True))
+    curves = _curves(read_jsonl(workdir / "metrics.jsonl"))
+    write_atomic(workdir / "report.html", _page(workdir, content, curves, grids, _rows(model)))
+    return content
+
+
+def summary(content: Mapping[str, Any]) -> str:
+    """The report as a few lines for the terminal."""
+    lines = []
+    for receipt in content["results"].get("evaluate", {}).get("receipts", []):
+        lines.append(f"{title(receipt)}: {one_line(receipt)}")
+    if "likelihood" in content["results"]:
+        lines.append(likelihood_line(content["results"]["likelihood"]))
+    found = content["results"].get("classify")
+    if found:
+        lines.append(classification_line(found))
+    times = ", ".join(
+        f"{k} {v:.1f}" for k, v in content["timings"].items() if k != "images_per_second"
+    )
+    return "\n".join([*lines, f"seconds: {times}"])
+
+
+def _curves(rows: list[dict[str, Any]]) -> bytes:
+    """Loss, gradient norm and throughput against images seen, as PNG bytes."""
+    shown = [("loss", "training loss"), ("grad_norm", "gradient norm")]
+    shown.append(("images_per_second", "images per second"))
+    figure = plot(11, 2.8)
+    for axis, (key, heading) in zip(figure.subplots(1, 3), shown, strict=True):
+        points = [(r["images"], r[key]) for r in rows if key in r and "images" in r]
+        if points:
+            axis.plot(*zip(*points, strict=True), color="#2457d6", linewidth=1.4)
+        axis.set_title(heading, fontsize=10, loc="left")
+        axis.set_xlabel("images seen", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        if key == "images_per_second":
+            axis.set_ylim(bottom=0)
+    return drawn(figure)
+
+
+def _rows(model: Model) -> str:
+    """What the rows of a grid are."""
+    if model.parts.spec.target is not None:
+        return "seed 0"
+    if model.parts.method.sampler is None:
+        return "test images, each above its reconstruction"
+    return "a row a class, seed 0"
+
+
+def _page(
+    workdir: Path,
+    content: Mapping[str, Any],
+    curves: bytes,
+    grids: Mapping[str, np.ndarray],
+    rows_are: str,
+) -> str:
+    timings, results = content["timings"], content["results"]
+    cards = [
+        (f"{content['parameters'] / 1e6:.2f} M", "parameters"),
+        (f"{content['images_seen']:,}", "images seen"),
+        (f"{timings['images_per_second']:,.0f}", "training images/s"),
+        (f"{timings['total']:.0f} s", "whole command"),
+    ]
+    parts = [
+        f"<h1>{html.escape(workdir.name)}</h1>",
+        f'<p class="sub">jaxgen {content["versions"]["jaxgen"]}, JAX {content["versions"]["jax"]}, '
+        f"{html.escape(content['device'])}, {content['written']}</p>",
+        '<div class="cards">',
+        *(f'<div class="card"><b>{v}</b><span>{k}</span></div>' for v, k in cards),
+        "</div>",
+    ]
+    if grids:
+        parts.append("<h2>Samples</h2><div class=grids>")
+        for name, picture in grids.items():
+            caption = f"{name.replace('_', ' ')}: {rows_are}, {content['ema']}"
+            parts.append(image(png(picture), caption))
+        parts.append("</div>")
+    receipts = results.get("evaluate", {}).get("receipts", [])
+    if receipts:
+        parts.append("<h2>Scores</h2>")
+        names = [s["name"] for s in receipts[0]["scores"]]
+        floors = {s["name"]: s.get("floor") for s in receipts[0]["scores"]}
+        head = ["score", *(title(r) for r in receipts), "train-to-test floor"]
+        rows = []
+        for name in names:
+            values = [
+                next((_number(s["value"]) for s in r["scores"] if s["name"] == name), "")
+                for r in receipts
+            ]
+            floor = floors[name]
+            rows.append([name, *values, "" if floor is None else _number(floor)])
+        parts.append(table(head, rows))
+        for receipt in receipts:
+            text = html.escape(json.dumps(receipt, indent=2, sort_keys=True))
+            parts.append(
+                f"<details><summary>receipt, {title(receipt)}</summary><pre>{text}</pre></details>"
+            )
+    headings = {"likelihood": "Likelihood", "classify": "Generative classifier"}
+    for section, heading in headings.items():
+        found = results.get(section)
+        if found:
+            parts.append(f"<h2>{heading}</h2>")
+            shown = found | {f"tempered {k}": v for k, v in (found.get("tempered") or {}).items()}
+            keys = [k for k, v in shown.items() if isinstance(v, (int, float, str))]
+            parts.append(table(["", "value"], [[k, _number(shown[k])] for k in keys]))
+    parts += [
+        "<h2>Training</h2>",
+        image(curves, "means over each logging period; compilation and pauses excluded", "plot"),
+        "<h2>Timings</h2>",
+        table(["", "seconds"], [[k, f"{v:,.2f}"] for k, v in timings.items()]),
+        '<p class="sub">One training image counts as '
+        f"{content['gflop_per_training_image']:.4f} GFLOP: three forward passes, two operations a "
+        "multiply-add.</p>",
+        "<h2>Config</h2>",
+        f"<pre>{html.escape(json.dumps(content['config'], indent=2, sort_keys=True))}</pre>",
+    ]
+    return page(f"jaxgen: {workdir.name}", parts)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

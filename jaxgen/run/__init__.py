@@ -1,0 +1,1 @@
+"""A checked config as objects, other runs that it names, and a trained model."""

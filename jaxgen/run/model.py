@@ -1,0 +1,379 @@
+"""Model: a trained model and what one does with it: sample, encode, decode, log-likelihood.
+
+What is here knows a `Method` and nothing of its family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from jaxgen import config as configs
+from jaxgen.data import normalise, to_global, to_host
+from jaxgen.data.codes import CodeSource
+from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.mesh import within
+from jaxgen.method import Sampler, TrainState
+from jaxgen.run.others import branch, sections
+from jaxgen.run.setup import Setup, make_sampler, sample_options, setup
+from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.log import progress, say
+from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
+from jaxgen.training.weights import dump, read
+
+PyTree = Any
+
+
+@dataclasses.dataclass
+class Samples:
+    """Generated images with how they were made.
+
+    images: float32 [N, H, W, C], as the sampler left them, or what the tokenizer made of them.
+    codes: what the sampler left where a tokenizer stands behind it, else None. labels: int32 [N].
+    seconds excludes compilation and the tokenizer. calls: network evaluations per image.
+    """
+
+    images: np.ndarray
+    codes: np.ndarray | None
+    labels: np.ndarray
+    seed: int
+    ema: str
+    options: dict[str, Any]
+    calls: float
+    steps: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput, compilation excluded."""
+        return len(self.labels) / max(self.seconds, 1e-9)
+
+
+class Model:
+    """A trained model.
+
+    `params` maps a name ("params", or an average's such as "half_life_50000") to parameters; `ema`
+    is the name used where none is asked for.
+    """
+
+    def __init__(
+        self,
+        parts: Setup,
+        params: Mapping[str, PyTree],
+        *,
+        images: int,
+        step: int,
+        tokenizer: Model | None = None,
+    ) -> None:
+        """params: by name; the first average becomes the default. tokenizer: decodes samples."""
+        self.parts = parts
+        self.tokenizer = tokenizer
+        self.params = dict(params)
+        self.ema = next((n for n in parts.ema.names if n in self.params), "params")
+        self.images_seen = images
+        self.step = step
+        self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
+        self._others: dict[str, Model] = {}
+        self._functions: dict[Any, Callable[..., Any]] = {}
+
+    def weights(self, ema: str | None) -> PyTree:
+        """Parameters by name. Raises UsageError naming what there is."""
+        name = ema or self.ema
+        if name not in self.params:
+            raise unknown("--ema", name, self.params)
+        return self.params[name]
+
+    def program(self, options: Mapping[str, Any]) -> tuple[Sampler, Callable[..., jax.Array]]:
+        """The sampler of these options and its jitted function, compiled once per options."""
+        key = _key(options)
+        if key not in self._programs:
+            given = {}
+            if "models" in options:
+                given["branches"] = {
+                    name: branch(self.parts, self._other(own["workdir"]).parts, name, own, options)
+                    for name, own in sections(options["models"]).items()
+                }
+            sampler = make_sampler(self.parts, options, **given)
+            self._programs[key] = (sampler, jax.jit(within(self.parts.layout, sampler.fn)))
+        return self._programs[key]
+
+    def sample(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        *,
+        seed: int = 0,
+        ema: str | None = None,
+        weak: str | None = None,
+        batch_size: int | None = None,
+        check: Callable[[], None] = lambda: None,
+        show: bool = False,
+        **changes: Any,
+    ) -> Samples:
+        """One image per label; image i depends on (seed, i, labels[i]) and nothing else.
+
+        ema: whose parameters. weak: the name of worse parameters for autoguidance. batch_size:
+        images per call of the compiled program (the result does not depend on it). changes:
+        keywords of the method's sampler (guidance, solver, steps, ...) instead of the config's;
+        `models` among them: other workdirs, by the name that guidance asks for (`run.others`).
+        check: called between batches. Raises UsageError for labels or options out of range.
+        """
+        labels = np.asarray(labels)
+        classes = self.parts.spec.num_classes
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
+            raise invalid("labels", labels.tolist(), "a list of one or more integers")
+        wrong = labels[(labels < 0) | (labels > classes)]
+        if len(wrong):
+            raise invalid("labels", int(wrong[0]), f"0 to {classes - 1}, or {classes} for no label")
+        labels = labels.astype(np.int32)
+        options = sample_options(self.parts, changes)
+        sampler, program = self.program(options)
+        params = self.weights(ema)
+        if weak is not None:
+            params = {**params, "weak": self.weights(weak)["net"]}
+        if "models" in options:
+            params = {**params, "models": self._weights_of(options["models"])}
+        mesh = self.parts.mesh
+        size = self._size(batch_size, len(labels))
+        sharding = batch_sharding(mesh)
+        params = _placed(params, mesh)
+        root = jax.random.key(seed)
+        make_keys = jax.jit(lambda ids: jax.vmap(lambda i: jax.random.fold_in(root, i))(ids))
+        chunks = [np.arange(i, i + size) for i in range(0, len(labels), size)]
+
+        def run(ids: np.ndarray) -> jax.Array:
+            # The last chunk is padded by going on counting: one shape, one compilation.
+            padded = np.resize(labels, max(len(labels), int(ids[-1]) + 1))[ids]
+            keys = to_global(make_keys(jnp.asarray(ids)), sharding)
+            return program(params, keys, to_global(padded, sharding))
+
+        jax.block_until_ready(run(chunks[0])) if len(chunks) > 1 else None
+        program_ready = time.monotonic()
+        out = []
+        for ids in _shown("sample", chunks, size, show):
+            check()
+            out.append(to_host(run(ids)))
+        seconds = time.monotonic() - program_ready
+        made = np.concatenate(out)[: len(labels)]
+        return Samples(
+            images=made if self.tokenizer is None else self.tokenizer.decode(self._raw(made)),
+            codes=None if self.tokenizer is None else made,
+            labels=labels,
+            seed=seed,
+            ema=ema or self.ema,
+            options=options,
+            calls=sampler.calls,
+            steps=sampler.steps,
+            seconds=seconds,
+        )
+
+    def _other(self, workdir: str) -> Model:
+        """The model of another workdir, loaded once."""
+        if workdir not in self._others:
+            self._others[workdir] = load(workdir)
+        return self._others[workdir]
+
+    def _weights_of(self, models: Any) -> PyTree:
+        """Parameters of other workdirs' models, by the names that they have here."""
+        found = sections(models).items()
+        return {name: self._other(o["workdir"]).weights(o.get("ema")) for name, o in found}
+
+    def _raw(self, codes: np.ndarray) -> np.ndarray:
+        """Codes as the tokenizer has them: latents without the scale of their source."""
+        source = self.parts.source
+        return source.raw(codes) if isinstance(source, CodeSource) else codes
+
+    def log_prob(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        seed: int = 0,
+        keys: jax.Array | None = None,
+        ema: str | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """log p(example | label) in nats [N] of examples [N, *shape]; the method's options.
+
+        What the numbers are, `method.likelihood` says. Example i's noise comes from keys[i], else
+        from (seed, i).
+        Raises UsageError for a method without a likelihood.
+        """
+        factory = self.parts.method.log_prob
+        if factory is None:
+            raise invalid("log_prob", "a method without a likelihood", "families that have one")
+        fn = self._program(("log_prob", _key(options)), lambda: factory(**options))
+        if keys is None:
+            root = jax.random.key(seed)
+            keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(len(images)))
+        labels = np.asarray(labels, np.int32)
+        return self._map(fn, (images, labels, keys), ema, batch_size)
+
+    def encode(
+        self, images: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Codes of images [N, *shape] (bytes, or floats in [-1, 1]) by a tokenizer."""
+        encode = self.parts.method.encode
+        if encode is None:
+            raise invalid("encode", "a method that is no tokenizer", "a tokenizer's workdir")
+
+        def fn(params: PyTree, image: jax.Array) -> jax.Array:
+            return encode(params, normalise({"image": image})["image"])
+
+        return self._map(self._program("encode", lambda: fn), (images,), ema, batch_size)
+
+    def decode(
+        self, codes: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Images float32 [N, H, W, C] of codes [N, ...] by a tokenizer."""
+        decode = self.parts.method.decode
+        if decode is None:
+            raise invalid("decode", "a method that is no tokenizer", "a tokenizer's workdir")
+        return self._map(self._program("decode", lambda: decode), (codes,), ema, batch_size)
+
+    def _size(self, batch_size: int | None, count: int) -> int:
+        """Rows per call: what is asked for or the config's, in multiples of the devices."""
+        size = min(self.parts.evaluate.batch_size, count) if batch_size is None else batch_size
+        if size < 1:
+            raise invalid("--batch_size", size, "images >= 1")
+        devices = batch_devices(self.parts.mesh)
+        return -(-size // devices) * devices
+
+    def _program(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """jit(make()), kept under `key`, so that a second call compiles nothing."""
+        if key not in self._functions:
+            self._functions[key] = jax.jit(within(self.parts.layout, make()))
+        return self._functions[key]
+
+    def _map(
+        self,
+        program: Callable[..., jax.Array],
+        arrays: Sequence[Any],
+        ema: str | None,
+        batch_size: int | None,
+    ) -> np.ndarray:
+        """program(params, *rows) over all rows; the last batch is padded by going round."""
+        count = len(arrays[0])
+        size, sharding = self._size(batch_size, count), batch_sharding(self.parts.mesh)
+        params = _placed(self.weights(ema), self.parts.mesh)
+        out = []
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size) % count
+            out.append(to_host(program(params, *(to_global(a[rows], sharding) for a in arrays))))
+        return np.concatenate(out)[:count]
+
+
+def load(workdir: str | Path) -> Model:
+    """The model of a workdir, from its newest whole checkpoint, with every average of it.
+
+    Raises UsageError where there is no run or no checkpoint that can be read.
+    """
+    workdir = Path(workdir)
+    config = saved_config(workdir)
+    # Where the run was trained is no matter here: the environment says who joins.
+    parts = setup(ml_collections.ConfigDict({k: v for k, v in config.items() if k != "hosts"}))
+    if not (workdir / "checkpoints").is_dir():
+        raise invalid("--workdir", str(workdir), "a folder with checkpoints")
+    abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
+    with Checkpoints(workdir, say=say) as checkpoints:
+        restored = checkpoints.restore(abstract, state_sharding(parts.mesh, abstract))
+    if restored is None:
+        raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
+    model = of_state(parts, restored[1], load_tokenizer(parts))
+    for path in sorted((workdir / "ema").glob("*.safetensors")):
+        model.params[path.stem] = read(path)[0]
+    return model
+
+
+def of_state(parts: Setup, state: TrainState, tokenizer: Model | None = None) -> Model:
+    """The model that a state of training holds."""
+    step = int(state.step)
+    return Model(
+        parts,
+        {**state.ema, "params": state.params},
+        images=step * parts.data.batch_size,
+        step=step,
+        tokenizer=tokenizer,
+    )
+
+
+def load_tokenizer(parts: Setup) -> Model | None:
+    """The tokenizer whose codes the source holds, or None where it holds images.
+
+    Raises UsageError where its workdir does not fit the codes (vocabulary, grid).
+    """
+    own = parts.source.tokenizer if isinstance(parts.source, CodeSource) else None
+    workdir = parts.data.tokenizer or own
+    if workdir is None:
+        return None
+    tokenizer = load(workdir)
+    code, spec = tokenizer.parts.method.code, parts.spec
+    if code is None:
+        raise invalid("config.data.tokenizer", str(workdir), "the workdir of a tokenizer")
+    if (code.shape, code.levels) != (spec.shape, spec.levels):
+        raise invalid(
+            "config.data.tokenizer",
+            f"{workdir}, whose codes are {code.shape} of {code.levels} levels",
+            f"a tokenizer with codes {spec.shape} of {spec.levels} levels, as the source's",
+        )
+    source = parts.source
+    if isinstance(source, CodeSource):
+        tokenizer.ema = source.ema if source.ema in tokenizer.params else "params"
+        if digest(tokenizer.weights(None)) != source.digest:
+            raise invalid(
+                "config.data.tokenizer",
+                f"{workdir}, whose parameters are not those that made the codes",
+                "the tokenizer as it was",
+                "Train on it no further, or run `jaxgen tokenize` again.",
+            )
+    return tokenizer
+
+
+def digest(params: PyTree) -> str:
+    """sha256 of parameters, as their safetensors file has them."""
+    return hashlib.sha256(dump(params, {})).hexdigest()
+
+
+def saved_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that a run left in its workdir. Raises UsageError where there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise invalid("--workdir", str(workdir), "the folder of a run (it has a config.json)")
+    try:
+        return configs.from_json(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path}: not readable as JSON: {error}") from error
+
+
+def _key(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=str)
+
+
+def _placed(params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """Parameters on the mesh as in training, so that what did not fit one device never has to."""
+    return jax.tree.map(to_global, params, state_sharding(mesh, params))
+
+
+def _shown(title: str, chunks: list[np.ndarray], size: int, show: bool) -> Iterator[np.ndarray]:
+    if not show:
+        yield from chunks
+        return
+    with progress(title, len(chunks) * size) as advance:
+        for i, ids in enumerate(chunks):
+            yield ids
+            advance((i + 1) * size)
+
+
+def balanced_labels(count: int, classes: int) -> np.ndarray:
+    """`count` labels 0, 1, ..., C-1, 0, 1, ...: all classes equally often, give or take one."""
+    return (np.arange(count) % classes).astype(np.int32)

@@ -1,0 +1,377 @@
+"""From a config to the parts of a run: sources, networks, method, averages, sizes.
+
+Everything that a config says is checked here, before a workdir is touched or anything compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from jaxgen import config as configs
+from jaxgen.data import Source, Target, normalise
+from jaxgen.errors import invalid, unknown
+from jaxgen.mesh import Layout
+from jaxgen.method import Method, Sampler, Spec
+from jaxgen.nn.flops import count
+from jaxgen.steer.sampler import steered
+from jaxgen.training.ema import Averages
+from jaxgen.training.hosts import HostOptions, join
+from jaxgen.training.optim import optimizer
+from jaxgen.training.sharding import check_batch, make_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """`config.data`: a source, how it is split, and the pipeline's settings.
+
+    source: a section or a name in `jaxgen.data`. train, test: the source's names of its halves.
+    batch_size: global. flip: random horizontal flips. workers: reader processes (0: threads).
+    prefetch: batches kept on the device ahead of the step. tokenizer: the workdir of the tokenizer
+    whose codes the source holds, where it is not the one that the codes themselves name. holds:
+    what the source is meant to hold, as {"shape", "num_classes", "levels"?, "tokens"?}: `jaxgen
+    plan` then needs no data, and data that hold something else are refused.
+    """
+
+    source: Any
+    batch_size: int = 256
+    train: str = "train"
+    test: str = "test"
+    flip: bool = False
+    workers: int = 0
+    prefetch: int = 2
+    tokenizer: str | None = None
+    holds: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """`config.train`: all lengths in images seen.
+
+    images: the whole run. accumulate: microbatches per update. log_every, sample_every: how often
+    a line of metrics and a sample grid are written (0: never). preview_per_label: rows of the grid.
+    """
+
+    images: int
+    accumulate: int = 1
+    log_every: int = 10_000
+    sample_every: int = 0
+    preview_per_label: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """`config.checkpoint`: every: images between saves (0: only at the end).
+
+    keep_last, keep_best (by training loss), keep_every (images): what stays. snapshot_every:
+    images between snapshots of the power-function averages (0: none).
+    """
+
+    every: int = 0
+    keep_last: int = 2
+    keep_best: int = 0
+    keep_every: int = 0
+    snapshot_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """`config.log`: TensorBoard events in the workdir; W&B project name, or None."""
+
+    tensorboard: bool = True
+    wandb: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """`config.evaluate`: at_end: part of `train`. guidance: scales to score at, one receipt each.
+
+    Without scales, samples are scored once, as the config's `sample` section makes them. samples:
+    how many, labels balanced. batch_size: images per call of the compiled sampler.
+    """
+
+    at_end: bool = True
+    samples: int = 2000
+    guidance: tuple[float, ...] = ()
+    batch_size: int = 200
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyOptions:
+    """`config.classify`: at_end: part of `train`. draws: noise draws per class at most.
+
+    limit: images of the split to classify (0: all). batch_size: images per compiled call.
+    """
+
+    at_end: bool = True
+    draws: int = 16
+    limit: int = 0
+    batch_size: int = 100
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions:
+    """`config.likelihood`: at_end: part of `train`. limit: images of the split (0: all).
+
+    batch_size: images per compiled call. draws: estimates averaged, where each is random.
+    """
+
+    at_end: bool = False
+    limit: int = 0
+    batch_size: int = 100
+    draws: int = 1
+    seed: int = 0
+
+
+SECTIONS = {
+    "data": DataOptions,
+    "train": TrainOptions,
+    "checkpoint": CheckpointOptions,
+    "log": LogOptions,
+    "ema": Averages,
+    "evaluate": EvaluateOptions,
+    "classify": ClassifyOptions,
+    "likelihood": LikelihoodOptions,
+    "hosts": HostOptions,
+}
+"""Sections that are plain options; the other keys of `TOP` name callables."""
+
+TOP = ("seed", "model", "method", "optimizer", "sample", "mesh", *SECTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A checked config and what it says, as objects. source: None from `setup(data=False)`."""
+
+    config: ml_collections.ConfigDict
+    data: DataOptions
+    train: TrainOptions
+    checkpoint: CheckpointOptions
+    log: LogOptions
+    ema: Averages
+    evaluate: EvaluateOptions
+    classify: ClassifyOptions
+    likelihood: LikelihoodOptions
+    hosts: HostOptions
+    source: Any
+    spec: Spec
+    method: Method
+    modules: Any
+    layout: Layout
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices, as the layout has them."""
+        return self.layout.mesh
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return math.ceil(self.train.images / self.data.batch_size)
+
+    def every(self, images: int) -> int:
+        """A period in images as a period in steps; 0 stays 0 (never)."""
+        return 0 if images <= 0 else max(1, round(images / self.data.batch_size))
+
+    @functools.cached_property
+    def test_source(self) -> Source:
+        """The test half, opened when first asked for."""
+        return open_source(self.data, self.data.test)
+
+
+def open_source(data: DataOptions, split: str) -> Source:
+    """The source of a data section, at one of its splits."""
+    return configs.build(data.source, configs.ROOMS["source"], "config.data.source", split=split)
+
+
+def setup(
+    config: ml_collections.ConfigDict, *, devices: Sequence[Any] | None = None, data: bool = True
+) -> Setup:
+    """Build and check all parts of a config. Raises UsageError naming the option at fault.
+
+    Joins the other processes of the run first, as `config.hosts` says.
+
+    devices: in place of those of this run. data=False: where the config says what its source
+    holds, that source is not opened, and the parts have none.
+    """
+    for key in config:
+        if key not in TOP:
+            raise unknown(f"config.{key}", key, TOP)
+    for key in ("data", "method", "train"):
+        if key not in config:
+            raise invalid(f"config.{key}", "nothing", f"a section (all: {', '.join(TOP)})")
+    options: dict[str, Any] = {}
+    for key, cls in SECTIONS.items():
+        section = config.get(key, {"half_life": (50_000,)} if key == "ema" else {})
+        keywords = configs.check(cls, dict(section), f"config.{key}")
+        options[key] = cls(**keywords)
+    reading, train = options["data"], options["train"]
+    if train.images < 1:
+        raise invalid("config.train.images", train.images, "images >= 1")
+    if train.accumulate < 1:
+        raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
+    if devices is None:
+        join(options["hosts"])
+    sizes = configs.check(make_layout, dict(config.get("mesh", {})), "config.mesh", {"devices"})
+    layout = make_layout(**sizes, devices=devices)
+    check_batch(reading.batch_size, layout.mesh, train.accumulate)
+    declared = None if reading.holds is None else _declared(reading.holds)
+    source = open_source(reading, reading.train) if data or declared is None else None
+    spec = spec_of(source) if source is not None else declared
+    assert spec is not None
+    if declared is not None and dataclasses.replace(spec, target=None) != declared:
+        raise invalid(
+            "config.data.holds",
+            declared,
+            f"what the source holds: {spec}",
+            "Other data on purpose: config.data.holds=None.",
+        )
+    modules = _each(config.get("model", {}), functools.partial(_network, spec=spec), "model")
+    run = dict(images=train.images, batch_size=reading.batch_size)
+
+    def make_optimizer(section: Any, option: str) -> Any:
+        keywords = {k: section[k] for k in section}
+        label = keywords.pop("name", "adamw")
+        return optimizer(
+            **configs.check(optimizer, {"name": label, **keywords}, option, run), **run
+        )
+
+    tx = _each(config.get("optimizer", {"name": "adamw"}), make_optimizer, "optimizer")
+    method = configs.build(
+        config.method,
+        configs.ROOMS["method"],
+        "config.method",
+        spec=spec,
+        model=modules,
+        optimizer=tx,
+        averages=options["ema"],
+        accumulate=train.accumulate,
+    )
+    parts = Setup(
+        config=config,
+        source=source,
+        spec=spec,
+        method=method,
+        modules=modules,
+        layout=layout,
+        **options,
+    )
+    # A bad sampler, an image size that a network cannot take: said now, not after training.
+    if method.sampler is not None:
+        make_sampler(parts, sample_options(parts, {}))
+    jax.eval_shape(method.init, jax.random.key(0))
+    return parts
+
+
+def _declared(section: Any) -> Spec:
+    keywords = configs.check(Spec, dict(section), "config.data.holds", {"target"})
+    return Spec(**{**keywords, "shape": tuple(keywords["shape"])})
+
+
+def spec_of(source: Source) -> Spec:
+    """What a method is told of a source."""
+    return Spec(
+        shape=tuple(source.shape),
+        num_classes=source.num_classes,
+        levels=source.levels,
+        tokens=source.tokens,
+        target=source if isinstance(source, Target) else None,
+    )
+
+
+def _network(section: Any, option: str, *, spec: Spec) -> Any:
+    """A network, told of the data what its signature asks for."""
+    offered = dict(
+        num_classes=spec.num_classes,
+        out_channels=spec.shape[-1],
+        shape=spec.shape,
+        levels=spec.levels,
+    )
+    room = configs.ROOMS["model"]
+    return configs.build(section, room, option, **configs.wanted(section, room, option, offered))
+
+
+def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `method.sampler`, and `steer`: the config's `sample` with changes, checked.
+
+    A change may also be `models`, which `jaxgen.run.model` reads. Raises UsageError that names what
+    this family's sampler can be told.
+    """
+    sampler = parts.method.sampler
+    if sampler is None:
+        raise invalid("sample", "a method that does not generate", "families with a sampler")
+    allowed = [*inspect.signature(sampler).parameters, "steer", "models"]
+    for key in changes:
+        if key not in allowed:
+            raise invalid(
+                f"--{key}", changes[key], f"options of this model's sampler: {', '.join(allowed)}"
+            )
+    options = {**parts.config.get("sample", {}), **changes}
+    apart = {"steer": configs.to_dict(options.pop("steer", None))}
+    if "models" in changes:
+        apart["models"] = configs.to_dict(options.pop("models"))
+    checked = configs.check(sampler, options, "config.sample")
+    return {**checked, **{k: v for k, v in apart.items() if v is not None}}
+
+
+def make_sampler(parts: Setup, options: Mapping[str, Any], **given: Any) -> Sampler:
+    """The sampler of checked options (`sample_options`), steered where they say so.
+
+    given: further keywords of the method's sampler.
+    """
+    make = parts.method.sampler
+    assert make is not None  # `sample_options` has refused
+    own = {k: v for k, v in options.items() if k not in ("steer", "models")}
+    sampler = make(**own, **given)
+    return steered(sampler, options["steer"]) if "steer" in options else sampler
+
+
+def abstract_batch(parts: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch as sources give it, as shapes and dtypes: bytes, tokens, or real numbers; labels."""
+    size, kind = parts.data.batch_size, jnp.float32
+    if parts.spec.levels is not None:
+        kind = jnp.int32 if parts.spec.tokens else jnp.uint8
+    batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if parts.spec.target is None:
+        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
+    return batch
+
+
+def train_flops(parts: Setup) -> float:
+    """Useful floating-point operations to train on one example, two a multiply-add.
+
+    By the method, or else those of its update as written, recomputation included.
+    """
+    if parts.method.train_flops is not None:
+        return parts.method.train_flops()
+    state = jax.eval_shape(parts.method.init, jax.random.key(0))
+    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, normalise(b), jax.random.key(0)))
+    return 2 * count(update(state, abstract_batch(parts)).jaxpr) / parts.data.batch_size
+
+
+def _each(section: Any, make: Any, option: str) -> Any:
+    """Build one section, or each of a dict of sections (families with several networks)."""
+    if (
+        isinstance(section, str)
+        or "name" in section
+        or option == "optimizer"
+        and not _nested(section)
+    ):
+        return make(
+            section if not isinstance(section, str) else {"name": section}, f"config.{option}"
+        )
+    return {k: make(section[k], f"config.{option}.{k}") for k in section}
+
+
+def _nested(section: Any) -> bool:
+    return bool(section) and all(hasattr(section[k], "keys") for k in section)

@@ -1,0 +1,52 @@
+"""Every family at a size that compiles in seconds: a config and what makes it narrow."""
+
+from jaxgen import config as configs
+from jaxgen.run.setup import TOP, Setup, setup
+
+DESCENT = "optimizer=" + repr(dict(name="sgd", learning_rate=0.02))
+BERT = "model=" + repr(dict(name="bert.Bert", patch=2, width=32, depth=1, heads=2))
+BITS = "data.source=" + repr(dict(name="bars_and_stripes.bars_and_stripes", size=4))
+SMALL = dict(widths=(8, 16), blocks=1, groups=4)
+ADVERSARY = dict(discriminator=dict(name="vqgan.PatchGAN", width=8, depth=1))
+VQ = dict(autoencoder=dict(name="vqgan.VQGAN", channels=8, attention_levels=(), **SMALL))
+KL = dict(autoencoder=dict(name="autoencoder.AutoencoderKL", latent_channels=2, **SMALL))
+
+FAMILIES: dict[str, tuple[str, list[str]]] = {
+    "diffusion": ("tests/tiny.py", []),
+    "llamagen": (
+        "configs/digits_llamagen.py",
+        ["model.width=32", "model.depth=1", "model.heads=2"],
+    ),
+    "pixelcnn": ("configs/digits_pixelcnn.py", ["model.width=16", "model.depth=1"]),
+    "maskgit": ("configs/digits_maskgit.py", [BERT]),
+    "maskbit": (
+        "configs/digits_maskgit.py",
+        [BITS, "method.name=discrete.maskbit", BERT, "sample.steps=8"],
+    ),
+    "gan": (
+        "configs/digits_gan.py",
+        ["model.generator.width=32", "model.discriminator.width=32"],
+    ),
+    "tarflow": (
+        "configs/digits_tarflow.py",
+        ["model.width=32", "model.flows=2", "model.layers=1", "model.dropout=0.0"],
+    ),
+    "glow": ("configs/digits_glow.py", ["model.steps=1", "model.hidden=16"]),
+    "cvae": ("configs/digits_vae.py", ["model.hidden=(32,)", "model.dropout=0.0"]),
+    "iwae": ("configs/digits_vae.py:iwae", ["model.hidden=((32,),(16,))", "model.dropout=0.0"]),
+    "vqgan": ("configs/digits_vqgan.py", ["model=" + repr(VQ | ADVERSARY)]),
+    "kl": ("configs/digits_kl.py", ["model=" + repr(KL | ADVERSARY)]),
+    "gflownet": (
+        "configs/hypergrid.py",
+        ["model.width=32", "method.replay_size=64", "method.replay_priority=1.0"],
+    ),
+}
+TOKENIZERS = ("vqgan", "kl")
+
+
+def built(name: str, *overrides: str) -> Setup:
+    """The parts of a family's tiny run, batches of 32."""
+    config, narrow = FAMILIES[name]
+    loaded = configs.load(config)
+    configs.override(loaded, [*narrow, "data.batch_size=32", *overrides], TOP)
+    return setup(loaded)

@@ -1,0 +1,85 @@
+"""The benchmarks' arithmetic: a timeline as a table, and two libraries' samplers that are one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import traces
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("loop_add_fusion.3", "element-wise"),
+        ("input_reduce_fusion", "reductions and norms"),
+        ("gemm_fusion_dot.12", "matrix products"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_TNT", "matrix products"),
+        ("sm90_xmma_gemm_bf16bf16", "matrix products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention"),
+        ("ncclDevKernel_AllReduce", "communication"),
+        ("MemcpyD2D", "copies and layout"),
+        ("loop_convert_fusion", "element-wise"),
+        ("while.5", "loops and calls"),
+    ],
+)
+def test_kinds_of_operations(name, expected):
+    assert traces.kind(name) == expected
+
+
+def test_time_inside_counts_once_and_idle_time_is_what_no_line_fills():
+    one = [("while.1", 0.0, 10.0), ("dot.1", 1.0, 4.0), ("loop_fusion", 4.0, 9.0),
+           ("copy.1", 5.0, 6.0)]  # fmt: skip
+    two = [("dot.2", 9.0, 11.0), ("dot.3", 14.0, 15.0)]
+    found = traces.summarise([one, [], two])
+    assert found["kinds"] == {
+        "matrix products": 6.0,
+        "element-wise": 4.0,
+        "loops and calls": 2.0,
+        "copies and layout": 1.0,
+    }
+    assert found["wall"] == 15.0 and found["idle"] == 3.0
+
+
+PROFILED = """
+import json, jax
+from experiments.benchmarks import traces
+x = jax.numpy.ones((256, 256))
+step = jax.jit(lambda x: jax.lax.scan(lambda h, _: (h @ x, None), x, None, length=20)[0])
+step(x).block_until_ready()
+found = traces.profile(lambda: step(x).block_until_ready(), 2)
+print(json.dumps([found, traces.table(found)]))
+"""
+
+
+def test_a_profile_names_what_was_run():
+    """In a process of its own: where libtpu has compiled something, JAX's profiler crashes."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROFILED], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, table = json.loads(done.stdout.splitlines()[-1])
+    # 40 products of 256^3 and nothing else to speak of.
+    assert found["kinds"]["matrix products"] > 0.5 * found["wall"] > 0
+    assert len(table) >= 4
+
+
+@pytest.mark.parity
+def test_both_sides_draw_the_same_images():
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from experiments.benchmarks import dit_peers, dit_samplers
+    from experiments.benchmarks.gpu_dit import TINY as size
+
+    peer = size.torch().eval()
+    labels, params = dit_peers.batch(size)["label"], dit_peers.weights(size, peer)
+    options = {"solver": "dpmpp_2m", "steps": 20, "scale": 1.5}
+    ours = dit_samplers.jaxgen_sampling(size.jaxgen(), size, params, labels, **options)()
+    theirs = dit_samplers.torch_sampling(peer, size, labels, **options)()
+    # float32 through 20 steps.
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())

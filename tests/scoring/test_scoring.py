@@ -1,0 +1,174 @@
+"""What a model's scoring adds to the scores: receipts like those of files, parts of processes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from jaxgen.api import compare, evaluate, evaluate_files, load, train
+from jaxgen.cli import main
+from jaxgen.config import load as load_config
+from jaxgen.config import override
+from jaxgen.data import whole
+from jaxgen.errors import UsageError
+from jaxgen.metrics.sets.quantise import quantise
+from jaxgen.metrics.sets.side import parts
+from jaxgen.run.setup import TOP
+from jaxgen.scoring.shared import Shared
+from tests.running import TINY
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "run"
+    config = load_config(TINY)
+    override(config, ["train.images=320", "log.tensorboard=False"], TOP)
+    train(config, path)
+    return path
+
+
+def means(images):
+    """Features of one's own: of each quarter of the image its mean."""
+    return images.reshape(len(images), 2, 4, 2, 4).mean((2, 4)).reshape(len(images), 4)
+
+
+MEANS = f"{__name__}:means"
+
+
+def test_a_models_receipt_and_a_files_are_alike(workdir, tmp_path):
+    model = load(workdir)
+    real = whole(model.parts.test_source)
+    made = model.sample(np.arange(900) % 10, seed=5).images
+    train_images = whole(model.parts.source)["image"]
+    np.savez(tmp_path / "made.npz", images=quantise(made), labels=np.arange(900) % 10)
+    np.savez(tmp_path / "real.npz", images=real["image"], labels=real["label"])
+    np.savez(tmp_path / "train.npz", images=train_images)
+    places = [tmp_path / f"{name}.npz" for name in ("made", "real")]
+    theirs = evaluate_files(*places, train=tmp_path / "train.npz", features=MEANS, intervals=2)
+    (ours,) = evaluate(model, workdir, samples=900, features=MEANS, intervals=2)["receipts"]
+    assert ours["reference"]["sha256"] == theirs["reference"]["sha256"]
+    assert ours["train"]["sha256"] == theirs["train"]["sha256"]
+    mine = {s["name"]: s for s in ours["scores"]}
+    # The floor is the training half against the test half in both.
+    for name in ("fd_means", "kid_means", "recall_k3_means"):
+        assert mine[name]["floor"] == pytest.approx(theirs["scores"][name]["floor"], rel=1e-9)
+        assert mine[name]["interval"] is not None
+    (tmp_path / "theirs.json").write_text(json.dumps(theirs))
+    runs = [next((workdir / "receipts").glob("evaluate*.json")), tmp_path / "theirs.json"]
+    found = compare(runs, tmp_path / "page.html")
+    assert set(found["scores"]["fd_means"]["values"]) == set(found["receipts"])
+
+
+def test_scores_and_intervals_of_a_model_are_chosen(workdir, capsys):
+    command = ["evaluate", "--workdir", str(workdir), "--samples", "100", "--json"]
+    assert main([*command, "--scores", "fid,authenticity", "--intervals", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)["receipts"][0]["scores"]
+    names = {s["name"] for s in found}
+    assert {"fd_classifier", "fd_classifier_matched", "authenticity_classifier"} <= names
+    assert not {"kid_classifier", "recall_k3_classifier"} & names
+    assert not any("interval" in s for s in found)
+    for wrong, said in (("fidd", "--scores: got 'fidd'"), ("sfid", "--features inception")):
+        assert main([*command, "--scores", wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*command, "--intervals", "1"]) == 2
+    assert "--intervals: got 1" in capsys.readouterr().err
+    for features, said in (
+        (["--features", "lpips"], "lpips compares images with their reconstructions"),
+        (["--features", f"{MEANS},identity", "--weights", "x.pth"], "a single network"),
+    ):
+        assert main([*command, *features]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_composed_guidance_is_scored_and_named(workdir, capsys):
+    command = ["evaluate", "--workdir", str(workdir), "--samples", "100", "--json"]
+    command += ["--scores", "fid", "--intervals", "0", "--features", MEANS]
+    rule = [{"name": "cfg.cfg", "weight": 3.0}, {"name": "interval.limit", "low": 0.2, "high": 0.8}]
+    command += [f"--sample.guidance={rule}"]
+    assert main([*command, "--guidance", "2"]) == 2
+    assert "--sample.guidance; not both" in capsys.readouterr().err
+    assert main(command) == 0
+    (found,) = json.loads(capsys.readouterr().out)["receipts"]
+    assert found["sampling"]["guidance"] == rule and found["guidance"] is None
+
+
+class Pixels:
+    """Features, and one thing more, of another width and kind."""
+
+    name, digest = "pixels", "none"
+
+    def features(self, images):
+        return self.parts(images)["features"]
+
+    def parts(self, images):
+        flat = images.reshape(len(images), -1)
+        return {"features": flat[:, :5] / np.float32(3), "probabilities": flat[:, :2] / 3.0}
+
+
+@pytest.mark.parametrize("count", [7, 2])
+def test_processes_look_at_a_part_each_and_all_know_everything(monkeypatch, count):
+    images = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 1), np.uint8)
+    wanted, inner = parts(Pixels(), images), Pixels()
+    assert all(
+        np.array_equal(array, Shared(inner).parts(images)[name]) for name, array in wanted.items()
+    )
+    processes, sent = 3, []
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    seen = []
+    monkeypatch.setattr(Pixels, "parts", _counted(Pixels.parts, seen))
+
+    def run(process, gather):
+        monkeypatch.setattr(jax, "process_index", lambda: process)
+        monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+        return Shared(inner).parts(images)
+
+    def sends(array, tiled):
+        sent.append(array)
+        return np.concatenate([array] * processes)
+
+    for process in range(processes):
+        run(process, sends)
+    assert max(seen) == -(-count // processes)
+    turns = [np.concatenate(sent[i::2]) for i in range(2)]
+    found = run(1, lambda array, tiled: turns.pop(0))
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+
+
+def _counted(fn, seen):
+    def counting(self, images):
+        seen.append(len(images))
+        return fn(self, images)
+
+    return counting
+
+
+def test_too_few_images_are_refused(workdir):
+    with pytest.raises(UsageError, match="samples: got 5"):
+        evaluate(load(workdir), workdir, samples=5, features="identity")
+
+
+def test_samples_that_were_saved_score_as_those_that_are_drawn(workdir, tmp_path, capsys):
+    place, real = tmp_path / "made.npz", tmp_path / "real.npz"
+    base = ["--workdir", str(workdir), "--seed", "0"]
+    assert main(["sample", *base, "--labels", ",".join(f"{c}:12" for c in range(10)), "--out",
+                 str(place)]) == 0  # fmt: skip
+    test = whole(load(workdir).parts.test_source)
+    np.savez(real, images=test["image"], labels=test["label"])
+    with np.load(place) as file:
+        assert np.abs(file["images"]).max() > 1 and file["clip"].tolist() == [-1, 1]
+        arrays = dict(file)
+    capsys.readouterr()
+    command = ["evaluate", "--samples", str(place), "--reference", str(real), "--json"]
+    command += ["--features", MEANS, "--intervals", "0"]
+    assert main(command) == 0
+    saved = json.loads(capsys.readouterr().out)["scores"]["fd_means"]["value"]
+    np.savez(place, images=quantise(arrays["images"]), labels=arrays["labels"])
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["fd_means"]["value"] == saved
+    np.savez(place, **{**arrays, "clip": np.array([0.0, 1.0])})
+    assert main(command) == 2
+    assert "clip [0.0, 1.0]" in capsys.readouterr().err
