@@ -1,24 +1,21 @@
-"""Method: what a family of models gives the training loop, and the way from a loss to an update.
+"""Method: what a family of models gives the training loop.
 
 A `Method` is a frozen dataclass of pure functions. The loop, the checkpoints, the sharding, the
 evaluator and the command line know nothing else about a family. Most families differ only in their
-loss: `gradient_update` turns it into `update`. Families with several optimizers (adversarial,
-distillation) write their own `update` out of the same parts.
+losses, which `jaxgen.method.learning` turns into `init` and `update`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxgen import mesh
 from jaxgen.errors import invalid
 from jaxgen.method.chain import Chain
 
@@ -158,9 +155,12 @@ class Sampler:
 class Method:
     """A family of models, as pure functions. Fields that a family does not have are None.
 
-    init(key) -> TrainState. update(state, batch, key) -> (TrainState, metrics), where batch has
-    `image` [B, *shape] (float32, or int32 tokens; absent where the source is a target) and `label`
-    [B] int32, and key is the step's own. metrics has "loss".
+    init(key) -> TrainState. update(state, batch, key, frozen) -> (TrainState, metrics), where batch
+    has `image` [B, *shape] (float32, or int32 tokens; absent where the source is a target), `label`
+    [B] int32 and the source's columns, and key is the step's own. metrics has "loss". frozen: the
+    method's frozen arrays where they lie; a method without any need not take it.
+    training: what `init` and `update` were made of, which wraps change; None where a method writes
+    its own.
     sampler(**options) -> Sampler; its signature is the schema of a config's `sample` section.
     log_prob(**options) -> fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B]; `likelihood`
     says what they are.
@@ -174,11 +174,15 @@ class Method:
     train_flops() -> floating-point operations to train on one example; None: counted from `update`.
     separable: the gradient of a batch is the mean over its parts, whatever the cut, so that
     `update` may see one device's part (`mesh.Layout.via`).
+    plain(params) -> params as the sampler of the method without its wraps takes them.
+
+    All functions of params find the frozen arrays in params["frozen"] (`with_frozen`).
     """
 
     spec: Spec
     init: Callable[[jax.Array], TrainState]
-    update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+    update: Callable[..., tuple[TrainState, Metrics]]
+    training: Any = None
     sampler: Callable[..., Sampler] | None = None
     log_prob: Callable[..., Callable[..., jax.Array]] | None = None
     likelihood: Likelihood | None = None
@@ -190,32 +194,34 @@ class Method:
     scores: Callable[[PyTree, jax.Array], dict[str, Any]] | None = None
     train_flops: Callable[[], float] | None = None
     separable: bool = False
+    plain: Callable[[PyTree], PyTree] = lambda params: params
+
+    @property
+    def frozen(self) -> Mapping[str, PyTree]:
+        """Arrays by name that the programs need and nobody trains."""
+        return {} if self.training is None else self.training.frozen
+
+    @property
+    def loss(self) -> Callable[..., Any]:
+        """loss(params, batch, key, extra) of a method's one loss. UsageError: it has more."""
+        learners = {} if self.training is None else self.training.learners
+        if len(learners) != 1:
+            raise invalid("method.loss", f"a method of {len(learners)} losses", "one loss")
+        return next(iter(learners.values())).loss
 
 
-def fold(keys: jax.Array, number: int | jax.Array) -> jax.Array:
-    """fold_in of one number into each of keys [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+def with_frozen(params: Mapping[str, PyTree], frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Parameters as a method's functions want them: with the frozen arrays, where there are any."""
+    return {**params, "frozen": frozen} if frozen else dict(params)
 
 
-def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Standard normal noise [B, *shape], row i from keys[i] alone."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
-
-
-def no_label(labels: jax.Array, null_label: int) -> jax.Array:
-    """ "No label" for each of labels [B]; of descriptions [B, ...] in their place, NaN."""
-    integers = jnp.issubdtype(labels.dtype, jnp.integer)
-    return jnp.full_like(labels, null_label if integers else jnp.nan)
-
-
-def drop_labels(keys: jax.Array, labels: jax.Array, share: float, null_label: int) -> jax.Array:
-    """labels [B] with a share of them replaced by "no label" (Ho & Salimans 2022); keys [B].
-
-    Or descriptions [B, ...] in their place (see `no_label`).
-    """
-    dropped = jax.vmap(jax.random.uniform)(keys) < share
-    dropped = dropped.reshape(-1, *[1] * (labels.ndim - 1))
-    return jnp.where(dropped, no_label(labels, null_label), labels)
+def sampling_params(method: Method, params: PyTree, average: PyTree) -> PyTree:
+    """An average, completed by the groups of params that no learner trains and it leaves out."""
+    trained = None if method.training is None else method.training.trained
+    if trained is None:
+        return dict(average)
+    fixed = {k: a for k, a in params.items() if k not in trained and k not in average}
+    return {**fixed, **average}
 
 
 def exact_label_error(
@@ -238,121 +244,3 @@ def exact_label_error(
         return -log_prob(params, x, labels, jax.vmap(jax.random.fold_in)(keys, draw))
 
     return error
-
-
-def optimizers_of(optimizer: Any, names: Sequence[str]) -> dict[str, optax.GradientTransformation]:
-    """An optimizer for each of several networks: one for all, or a mapping with exactly `names`.
-
-    Raises UsageError for other names.
-    """
-    if not isinstance(optimizer, Mapping):
-        return dict.fromkeys(names, optimizer)
-    if set(optimizer) != set(names):
-        raise invalid(
-            "config.optimizer",
-            sorted(optimizer),
-            f"one section, or one each for {', '.join(names)}",
-        )
-    return {name: optimizer[name] for name in names}
-
-
-def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """One key per example, from the step's key and its place in the global batch: keys [B].
-
-    The place comes from `batch["index"]`, never from a rank or a device, so the noise is the same
-    on any number of devices, hosts and microbatches.
-    """
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
-
-
-def dropout_key(key: jax.Array, batch: Batch) -> jax.Array:
-    """The key of a microbatch for `nn.parallel.Dropout`, apart from every example's."""
-    return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), batch["part"])
-
-
-def placed(batch: Batch, step: jax.Array) -> Batch:
-    """A batch that knows where in training it stands: `index`, `seen` and `part` (0) [B].
-
-    index: each example's place in the global batch, also where this code sees one device's part.
-    seen: examples seen before this update. part: the microbatch, which `cut` counts.
-    """
-    size = batch["label"].shape[0]
-    index = mesh.position("data") * size + jnp.arange(size, dtype=jnp.int32)
-    seen = jnp.full(size, step.astype(jnp.float32) * size * mesh.size("data"))
-    return {**batch, "index": index, "seen": seen, "part": jnp.zeros((), jnp.int32)}
-
-
-LossFn = Callable[[PyTree, Batch, jax.Array, PyTree], tuple[jax.Array, tuple[Metrics, PyTree]]]
-
-
-def mean_gradient(
-    loss: LossFn, params: PyTree, batch: Batch, key: jax.Array, extra: PyTree, accumulate: int = 1
-) -> tuple[jax.Array, Metrics, PyTree, PyTree]:
-    """(value, metrics, extra, gradient) of a loss over a batch cut into `accumulate` microbatches.
-
-    Values, metrics and gradients are means over the microbatches (and over devices, where this code
-    sees one's part), so those of the whole batch up to rounding; `extra` goes from one to the next.
-    accumulate must divide the batch.
-    """
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    if accumulate == 1:
-        (value, (metrics, extra)), grads = gradient(params, batch, key, extra)
-        return mesh.mean(value), mesh.mean(metrics), extra, mesh.mean_gradient(grads)
-
-    def body(carry: PyTree, part: Batch) -> tuple[PyTree, tuple[jax.Array, Metrics]]:
-        total, extra = carry
-        (value, (metrics, extra)), grads = gradient(params, part, key, extra)
-        return (jax.tree.map(jnp.add, total, grads), extra), (value, metrics)
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    (grads, extra), (values, many) = jax.lax.scan(body, (zeros, extra), cut(batch, accumulate))
-    grads = mesh.mean_gradient(jax.tree.map(lambda g: g / accumulate, grads))
-    value, metrics = mesh.mean((values.mean(), jax.tree.map(lambda m: m.mean(0), many)))
-    return value, metrics, extra, grads
-
-
-def cut(batch: Batch, parts: int) -> Batch:
-    """A batch as `parts` equal ones: [B, ...] -> [parts, B / parts, ...].
-
-    Part p holds every parts-th example from p on, so that each device's examples stay on it.
-    """
-    whole = {k: a for k, a in batch.items() if k != "part"}
-    pieces = jax.tree.map(
-        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), whole
-    )
-    return {**pieces, "part": jnp.arange(parts, dtype=jnp.int32)}
-
-
-def gradient_update(
-    loss: LossFn,
-    optimizer: optax.GradientTransformation,
-    averages: Averages,
-    *,
-    accumulate: int = 1,
-    project: Callable[[PyTree], PyTree] | None = None,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Turn a loss into an update: gradient, accumulation, optimizer step, projection, averages.
-
-    loss(params, batch, key, extra) -> (scalar, (metrics, extra)), a mean over the examples given;
-    the batch has what `placed` adds (what is annealed counts in `seen`). accumulate: the number of
-    microbatches a batch is cut into (must divide B); the gradient is the mean over them, so the
-    result is that of the whole batch up to rounding. project: applied to the parameters after each
-    step (EDM2's forced weight normalisation). Clipping is a part of `optimizer`.
-    """
-
-    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        size = batch["label"].shape[0] * mesh.size("data")
-        batch = placed(batch, state.step)
-        value, metrics, extra, grads = mean_gradient(
-            loss, state.params, batch, key, state.extra, accumulate
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        if project is not None:
-            params = project(params)
-        step = state.step + 1
-        ema = averages.update(state.ema, params, step, size)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
-        return TrainState(step, params, opt_state, ema, extra), metrics
-
-    return update

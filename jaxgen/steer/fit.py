@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen.errors import invalid
+from jaxgen.method import minimise
 
 PyTree = Any
 
@@ -33,13 +34,7 @@ def fit(
     if min(steps, batch) < 1:
         raise invalid("steer.fit", (steps, batch), "steps >= 1 and batch >= 1")
 
-    def update(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-        params, state = carry
-        keys = jax.random.split(jax.random.fold_in(key, number), batch)
-        value, slope = jax.value_and_grad(loss)(params, keys)
-        change, state = optimizer.update(slope, state, params)
-        return (optax.apply_updates(params, change), state), value
+    def at(params: PyTree, number: jax.Array) -> jax.Array:
+        return loss(params, jax.random.split(jax.random.fold_in(key, number), batch))
 
-    start = (params, optimizer.init(params))
-    (params, _), losses = jax.lax.scan(update, start, jnp.arange(steps))
-    return params, losses
+    return minimise(at, optimizer, params, jnp.arange(steps))

@@ -8,13 +8,11 @@ reconstruction (Esser et al., equations 6 and 7).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxgen.config import part
 from jaxgen.errors import invalid
@@ -22,14 +20,15 @@ from jaxgen.families.adversarial.loss import Loss
 from jaxgen.method import (
     Averages,
     Batch,
+    Learner,
     Method,
     Metrics,
     Spec,
+    Training,
     TrainState,
     example_keys,
-    mean_gradient,
+    method_of,
     optimizers_of,
-    placed,
 )
 from jaxgen.nn.vqgan import LAST
 from jaxgen.tokenizers.quantisers import Quantised, Quantiser, perplexity
@@ -87,8 +86,6 @@ def vqgan(
     if perceptual is not None:
         features = part(perceptual, "jaxgen.tokenizers", "method.perceptual")
     net, judge = _networks(model, quant)
-    names = ("autoencoder", "discriminator") if judge is not None else ("autoencoder",)
-    tx = optimizers_of(optimizer, names)
     encoded = jax.eval_shape(
         lambda key: net.init_with_output(key, jnp.zeros((1, *spec.shape)), method="encode")[0],
         jax.random.key(0),
@@ -99,31 +96,16 @@ def vqgan(
     else:
         code = Spec(encoded.shape[1:-1], spec.num_classes, quant.levels, tokens=True)
 
-    def learned(params: PyTree) -> PyTree:
-        """What the autoencoder's optimizer trains."""
-        return {k: params[k] for k in ("net", "codebook") if k in params and _is_trained(k)}
-
-    def _is_trained(part: str) -> bool:
-        return part == "net" or quant.trained
-
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         keys = jax.random.split(key, 3)
         x = jnp.zeros((1, *spec.shape))
         params = {"net": net.init(keys[0], x)["params"]}
         book = quant.init(keys[1])
         if book:
             params["codebook"] = book
-        opt_state = {"autoencoder": tx["autoencoder"].init(learned(params))}
         if judge is not None:
             params["discriminator"] = judge.init(keys[2], x)["params"]
-            opt_state["discriminator"] = tx["discriminator"].init(params["discriminator"])
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=opt_state,
-            ema=averages.init(_averaged(params)),
-            extra={"codebook": quant.start(book)} if quant.refresh is not None else (),
-        )
+        return params, {"codebook": quant.start(book)} if quant.refresh is not None else ()
 
     def rebuilt(
         params: PyTree, x: jax.Array, keys: jax.Array | None
@@ -151,7 +133,7 @@ def vqgan(
             value += perceptual_weight * metrics["perceptual"]
         return value, metrics
 
-    def weight(params: PyTree, fixed: PyTree, z: jax.Array, x: jax.Array) -> jax.Array:
+    def weight(params: PyTree, z: jax.Array, x: jax.Array) -> jax.Array:
         """The adaptive weight at these codes, held."""
 
         def last(of: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -162,24 +144,27 @@ def vqgan(
             return jnp.linalg.norm(jax.grad(f)(_leaf(params["net"], LAST)))
 
         one = last(lambda made: distance(x, made)[0])
-        two = last(lambda made: game.generator(judged(fixed["discriminator"], made)))
+        two = last(lambda made: game.generator(judged(params["discriminator"], made)))
         return jax.lax.stop_gradient(adaptive_weight(one, two))
 
+    def judging(batch: Batch) -> jax.Array:
+        """1 from when on there is an adversary, 0 before."""
+        return (batch["seen"][0] >= adversarial_start).astype(jnp.float32)
+
     def autoencoder_loss(
-        fixed: PyTree, on: jax.Array, params: PyTree, part: Batch, key: jax.Array, extra: PyTree
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        x, keys = part["image"], example_keys(key, part)
-        params = {**fixed, **params}
+        x, keys = batch["image"], example_keys(key, batch)
         made, found, z = rebuilt(params, x, keys)
         value, metrics = distance(x, made)
         value += found.loss
         metrics |= {"quantiser": found.loss, **found.metrics}
         if judge is not None:
-            metrics["g_loss"] = game.generator(judged(fixed["discriminator"], made))
-            scale = adversarial_weight * on
+            metrics["g_loss"] = game.generator(judged(params["discriminator"], made))
+            scale = adversarial_weight * judging(batch)
             if adaptive:
                 held = jax.lax.stop_gradient((params, found.z))
-                metrics["adaptive_weight"] = weight(held[0], fixed, held[1], x)
+                metrics["adaptive_weight"] = weight(*held, x)
                 scale *= metrics["adaptive_weight"]
             value += scale * metrics["g_loss"]
         if quant.levels is not None:
@@ -189,63 +174,58 @@ def vqgan(
             metrics["sums"] = found.sums
             # As many vectors of the batch as there are codes, by chance.
             pick = jax.random.randint(key, metrics["share"].shape, 0, flat.size)
-            extra = {"candidates": jax.lax.stop_gradient(z.reshape(-1, quant.width)[pick])}
+            candidates = jax.lax.stop_gradient(z.reshape(-1, quant.width)[pick])
+            extra = {**extra, "candidates": candidates}
         return value, (metrics, extra)
 
     def discriminator_loss(
-        fixed: PyTree, on: jax.Array, d: PyTree, part: Batch, key: jax.Array, extra: PyTree
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        made = rebuilt(fixed, part["image"], example_keys(key, part))[0]
-        real, fake = judged(d, part["image"]), judged(d, jax.lax.stop_gradient(made))
+        d, x = params["discriminator"], batch["image"]
+        made = jax.lax.stop_gradient(rebuilt(params, x, example_keys(key, batch))[0])
+        real, fake = judged(d, x), judged(d, made)
         value = game.discriminator(real, fake)
         metrics = {
+            "loss": jnp.zeros(()),  # a run's loss is the autoencoder's
             "d_loss": value,
             "d_real": (real > game.threshold).mean(),
             "d_fake": (fake <= game.threshold).mean(),
         }
-        return on * value, (metrics, extra)
+        return judging(batch) * value, (metrics, extra)
 
-    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        size = batch["label"].shape[0]
-        batch = placed(batch, state.step)
-        on = (state.step * size >= adversarial_start).astype(jnp.float32)
-        params, opt_state = dict(state.params), dict(state.opt_state)
-        own = learned(params)
-        fixed = {k: v for k, v in params.items() if k not in own}
-        extra: PyTree = ()
-        if quant.refresh is not None:
-            extra = {"candidates": jnp.zeros((quant.levels, quant.width))}
-        value, metrics, extra, grads = mean_gradient(
-            functools.partial(autoencoder_loss, fixed, on), own, batch, key, extra, accumulate
-        )
-        updates, opt_state["autoencoder"] = tx["autoencoder"].update(
-            grads, opt_state["autoencoder"], own
-        )
-        following = {**params, **optax.apply_updates(own, updates)}
+    def gathering(
+        state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
+    ) -> tuple[TrainState, Batch, Metrics]:
+        """Room for the vectors that may become codes in this update."""
+        room = {"candidates": jnp.zeros((quant.levels, quant.width))}
+        return state.replace(extra={**state.extra, **room}), batch, {}
+
+    def refreshed(params: PyTree, extra: PyTree, metrics: Metrics) -> Any:
+        """After the autoencoder's step: the codebook's own, and what is said of its use."""
         share, sums = metrics.pop("share", None), metrics.pop("sums", None)
-        kept: PyTree = ()
         if quant.refresh is not None:
-            book, state_of_book = quant.refresh(
-                following["codebook"], state.extra["codebook"], share, sums, extra["candidates"]
+            book, kept = quant.refresh(
+                params["codebook"], extra["codebook"], share, sums, extra["candidates"]
             )
-            following["codebook"], kept = book, {"codebook": state_of_book}
+            params, extra = {**params, "codebook": book}, {"codebook": kept}
         if share is not None:
             metrics |= {"perplexity": perplexity(share), "used": (share > 0).mean()}
-        if judge is not None:
-            held = {k: v for k, v in params.items() if k != "discriminator"}
-            d = params["discriminator"]
-            _, found, _, d_grads = mean_gradient(
-                functools.partial(discriminator_loss, held, on), d, batch, key, (), accumulate
-            )
-            updates, opt_state["discriminator"] = tx["discriminator"].update(
-                d_grads, opt_state["discriminator"], d
-            )
-            following["discriminator"] = optax.apply_updates(d, updates)
-            metrics |= found
-        step = state.step + 1
-        ema = averages.update(state.ema, _averaged(following), step, size)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
-        return TrainState(step, following, opt_state, ema, kept), metrics
+        return params, extra, metrics
+
+    book = quant.trained and bool(jax.eval_shape(quant.init, jax.random.key(0)))
+    trains = ("net", "codebook") if book else ("net",)
+    learners = {"autoencoder": Learner(loss=autoencoder_loss, trains=trains, after=refreshed)}
+    if judge is not None:
+        learners["discriminator"] = Learner(loss=discriminator_loss, trains="discriminator")
+    training = Training(
+        learners=learners,
+        fresh=fresh,
+        optimizer=optimizers_of(optimizer, tuple(learners)),
+        averages=averages,
+        averaged=("net", "codebook"),
+        accumulate=accumulate,
+        prepare=gathering if quant.refresh is not None else None,
+    )
 
     def encode(params: PyTree, x: jax.Array) -> jax.Array:
         z = net.apply({"params": params["net"]}, x, method="encode")
@@ -260,10 +240,9 @@ def vqgan(
         z = quant.embed(params.get("codebook", {}), codes)
         return jnp.clip(net.apply({"params": params["net"]}, z, method="decode"), -1, 1)
 
-    return Method(
-        spec=spec,
-        init=init,
-        update=update,
+    return method_of(
+        spec,
+        training,
         encode=encode,
         decode=decode,
         code=code,
@@ -273,10 +252,6 @@ def vqgan(
 def adaptive_weight(reconstruction: jax.Array, adversarial: jax.Array) -> jax.Array:
     """The ratio of two gradients' norms, at most 1e4 (Esser et al. 2021, equation 7)."""
     return jnp.minimum(reconstruction / (adversarial + 1e-4), 1e4)
-
-
-def _averaged(params: PyTree) -> PyTree:
-    return {k: v for k, v in params.items() if k != "discriminator"}
 
 
 def _rngs(keys: jax.Array | None) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxgen.errors import UsageError
 from jaxgen.families.adversarial.method import STANDING, adversarial
 from jaxgen.method import Spec
+from jaxgen.method.streams import LEARNERS
 from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator
 from jaxgen.run.setup import setup
 from jaxgen.testing import check_sampler
@@ -124,7 +125,7 @@ def test_running_moments_are_averages_of_the_batches():
     state, _ = run(method, 1, start)
     keys = jax.vmap(
         lambda i: jax.random.fold_in(
-            jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 0), i
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), LEARNERS + 1), i
         )
     )(jnp.arange(16))
     z = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (8,)))(keys)

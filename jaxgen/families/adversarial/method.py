@@ -6,14 +6,12 @@ combinations that mean nothing are refused when the config is built.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxgen.config import part
 from jaxgen.errors import UsageError, invalid
@@ -25,18 +23,18 @@ from jaxgen.families.adversarial.regularisers import Case, Regulariser
 from jaxgen.method import (
     Averages,
     Batch,
+    Learner,
     Method,
     Metrics,
     Sampler,
     Spec,
-    TrainState,
-    cut,
+    Training,
     example_keys,
     fold,
-    mean_gradient,
+    method_of,
     optimizers_of,
-    placed,
 )
+from jaxgen.method.streams import NOISE
 
 PyTree = Any
 ROOM = "jaxgen.families.adversarial"
@@ -93,7 +91,6 @@ def adversarial(
         raise invalid("method.discriminator_steps", discriminator_steps, "steps >= 1")
     if not 0 <= statistics_decay < 1:
         raise invalid("method.statistics_decay", statistics_decay, "0 <= decay < 1")
-    tx = optimizers_of(optimizer, ("generator", "discriminator"))
 
     def chosen(value: Any, key: str) -> Any:
         return part(value, f"{ROOM}.{key}", f"method.{key}", num_classes=spec.num_classes)
@@ -107,24 +104,21 @@ def adversarial(
     _check_parts(game, rules, augment, judge)
     generator = model["generator"]
 
-    def init(key: jax.Array) -> TrainState:
+    def projected(params: PyTree) -> PyTree:
+        for rule in rules:
+            if rule.project is not None:
+                params = {**params, "discriminator": rule.project(params["discriminator"])}
+        return params
+
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         labels = jnp.zeros(1, jnp.int32)
         g = generator.init(key, jnp.zeros((1, law.size)), labels)
         _check_output(g, generator, law, spec)
         d = judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, *spec.shape)), labels)
         params = {"generator": g.pop("params"), "discriminator": d.pop("params")}
-        for rule in rules:
-            if rule.project is not None:
-                params["discriminator"] = rule.project(params["discriminator"])
         if g:
             params["statistics"] = g
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state={name: tx[name].init(params[name]) for name in tx},
-            ema=averages.init(_averaged(params)),
-            extra={"discriminator": d} if d else (),
-        )
+        return projected(params), {"discriminator": d} if d else ()
 
     def moved(old: PyTree, new: PyTree) -> PyTree:
         """Running averages of moments; the power iterations' vectors as they are now."""
@@ -145,12 +139,13 @@ def adversarial(
         return logits
 
     def discriminator_loss(
-        g: PyTree, g_statistics: PyTree, d: PyTree, part: Batch, key: jax.Array, statistics: PyTree
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        keys, labels, real = example_keys(key, part), part["label"], part["image"]
+        d, statistics = params["discriminator"], extra["discriminator"] if extra else {}
+        keys, labels, real = example_keys(key, batch), batch["label"], batch["image"]
         fake, _ = generator.apply(
-            {"params": g, **g_statistics},
-            law.draw(fold(keys, 0)),
+            {"params": params["generator"], **params.get("statistics", {})},
+            law.draw(fold(keys, NOISE)),
             labels,
             train=True,
             mutable=["batch_stats"],
@@ -168,6 +163,7 @@ def adversarial(
             mutable=STATISTICS,
         )
         value, metrics = judgement_loss(game, judged)
+        metrics["loss"] = metrics["d_loss"]
         for number, rule in enumerate(rules):
             if rule.penalty is not None:
                 case = Case(
@@ -183,93 +179,55 @@ def adversarial(
             if rule.weights is not None and "discriminator" in rule.networks:
                 metrics[f"{rule.name}_discriminator"] = rule.weights(d)
                 value += metrics[f"{rule.name}_discriminator"]
-        return value, (metrics, moved(statistics, new))
+        return value, (metrics, {"discriminator": moved(statistics, new)} if extra else extra)
 
     def generator_loss(
-        d: PyTree, d_statistics: PyTree, g: PyTree, part: Batch, key: jax.Array, statistics: PyTree
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        keys, labels = example_keys(key, part), part["label"]
+        g, carried = params["generator"], extra or {}
+        statistics, d_statistics = (carried.get(n, {}) for n in ("statistics", "discriminator"))
+        keys, labels = example_keys(key, batch), batch["label"]
         fake, new = generator.apply(
             {"params": g, **statistics},
-            law.draw(fold(keys, 0)),
+            law.draw(fold(keys, NOISE)),
             labels,
             train=True,
             mutable=STATISTICS,
         )
         shown = fake if augment is None else augment(fake, fold(keys, 1))
         judged, _ = judge.apply(
-            {"params": d, **d_statistics}, shown, labels, train=True, mutable=["batch_stats"]
+            {"params": params["discriminator"], **d_statistics},
+            shown,
+            labels,
+            train=True,
+            mutable=["batch_stats"],
         )
         value = game.generator(judged.logits)
-        metrics = {"g_loss": value}
+        metrics = {"g_loss": value, "loss": value}
         for rule in rules:
             if rule.weights is not None and "generator" in rule.networks:
                 metrics[rule.name] = rule.weights(g)
                 value += metrics[rule.name]
-        return value, (metrics, moved(statistics, new))
+        if statistics:
+            extra = {**extra, "statistics": moved(statistics, new)}
+        return value, (metrics, extra)
 
-    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        size = batch["label"].shape[0]
-        if size % (discriminator_steps * accumulate):
-            raise invalid(
-                "config.data.batch_size",
-                size,
-                f"a multiple of {discriminator_steps} discriminator steps x {accumulate}",
-            )
-        parts = cut(placed(batch, state.step), discriminator_steps)
-        g = state.params["generator"]
-        g_statistics = state.params.get("statistics", {})
-        against_g = functools.partial(discriminator_loss, g, g_statistics)
-        before = state.opt_state["discriminator"]
-
-        def step(carry: PyTree, given: tuple[Batch, jax.Array]) -> tuple[PyTree, Metrics]:
-            d, opt_state, statistics = carry
-            part, number = given
-            _, metrics, statistics, grads = mean_gradient(
-                against_g, d, part, jax.random.fold_in(key, number), statistics, accumulate
-            )
-            updates, opt_state = tx["discriminator"].update(grads, opt_state, d)
-            d = optax.apply_updates(d, updates)
-            for rule in rules:
-                if rule.project is not None:
-                    d = rule.project(d)
-            metrics["d_grad_norm"] = optax.global_norm(grads)
-            return (d, _with_schedule_of(opt_state, before), statistics), metrics
-
-        start = (
-            state.params["discriminator"],
-            before,
-            state.extra["discriminator"] if state.extra else {},
-        )
-        numbers = jnp.arange(1, discriminator_steps + 1)
-        if discriminator_steps == 1:
-            first = jax.tree.map(lambda a: a[0], (parts, numbers))
-            (d, d_opt, d_statistics), metrics = step(start, first)
-        else:
-            (d, d_opt, d_statistics), many = jax.lax.scan(step, start, (parts, numbers))
-            metrics = jax.tree.map(lambda m: m.mean(0), many)
-        d_opt = _with_schedule_of(d_opt, before, ahead=1)
-
-        against_d = functools.partial(generator_loss, d, d_statistics)
-        part = jax.tree.map(lambda a: a[0], parts)
-        g_value, found, g_statistics, grads = mean_gradient(
-            against_d, g, part, jax.random.fold_in(key, 0), g_statistics, accumulate
-        )
-        updates, g_opt = tx["generator"].update(grads, state.opt_state["generator"], g)
-        params = {"generator": optax.apply_updates(g, updates), "discriminator": d}
-        if g_statistics:
-            params["statistics"] = g_statistics
-        number = state.step + 1
-        ema = averages.update(state.ema, _averaged(params), number, size)
-        metrics = {
-            "loss": metrics["d_loss"] + found["g_loss"],
-            "grad_norm": optax.global_norm(grads),
-            **metrics,
-            **found,
-        }
-        opt_state = {"generator": g_opt, "discriminator": d_opt}
-        extra = {"discriminator": d_statistics} if d_statistics else ()
-        return TrainState(number, params, opt_state, ema, extra), metrics
+    training = Training(
+        learners={
+            "discriminator": Learner(
+                loss=discriminator_loss,
+                trains="discriminator",
+                steps=discriminator_steps,
+                after=lambda params, extra, metrics: (projected(params), extra, metrics),
+            ),
+            "generator": Learner(loss=generator_loss, trains="generator", carries=("statistics",)),
+        },
+        fresh=fresh,
+        optimizer=optimizers_of(optimizer, ("generator", "discriminator")),
+        averages=averages,
+        averaged=("generator", "statistics"),
+        accumulate=accumulate,
+    )
 
     def sampler(*, truncation: float | None = None, standing: int = 0) -> Sampler:
         """Images from latents, one network evaluation each.
@@ -313,7 +271,7 @@ def adversarial(
 
         return Sampler(fn, calls=1)
 
-    return Method(spec=spec, init=init, update=update, sampler=sampler)
+    return method_of(spec, training, sampler=sampler)
 
 
 def judgement_loss(game: Loss, judged: Judgement) -> tuple[jax.Array, Metrics]:
@@ -335,27 +293,8 @@ def judgement_loss(game: Loss, judged: Judgement) -> tuple[jax.Array, Metrics]:
     return value, metrics
 
 
-def _averaged(params: PyTree) -> PyTree:
-    return {k: v for k, v in params.items() if k != "discriminator"}
-
-
 def _any_label(keys: jax.Array, classes: int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.randint(k, (), 0, classes))(fold(keys, 1))
-
-
-def _with_schedule_of(state: PyTree, before: PyTree, ahead: int = 0) -> PyTree:
-    """The optimizer's state with the schedules' counts of `before`, plus `ahead`.
-
-    Schedules count updates, in which a discriminator may take several steps.
-    """
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    def pick(new: Any, old: Any) -> Any:
-        return optax.ScaleByScheduleState(old.count + ahead) if is_schedule(new) else new
-
-    return jax.tree.map(pick, state, before, is_leaf=is_schedule)
 
 
 def _kind(model: Any) -> Any:

@@ -25,13 +25,13 @@ from jaxgen.method import (
     Metrics,
     Sampler,
     Spec,
-    TrainState,
     drop_labels,
     dropout_key,
     exact_label_error,
     example_keys,
     fold,
-    gradient_update,
+    method_of,
+    single,
 )
 
 PyTree = Any
@@ -117,15 +117,10 @@ def autoregressive(
         log = jax.nn.log_softmax(alpha / spec.size * log, axis=0)
         return jnp.take_along_axis(log, batch["label"][None], axis=0)[0]
 
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         tokens, labels = jnp.zeros((1, spec.size), jnp.int32), jnp.zeros(1, jnp.int32)
         params = {"net": net.init(key, tokens, labels)["params"]}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-        )
+        return params, ()
 
     def sampler(
         *,
@@ -169,10 +164,9 @@ def autoregressive(
         """fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B], exact."""
         return lambda params, x, labels, keys: rows(params, x, labels).sum(-1)
 
-    return Method(
-        spec=spec,
-        init=init,
-        update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+    return method_of(
+        spec,
+        single(loss, fresh, optimizer, averages, accumulate=accumulate),
         separable=True,
         sampler=sampler,
         log_prob=log_prob,

@@ -23,12 +23,12 @@ from jaxgen.method import (
     Metrics,
     Sampler,
     Spec,
-    TrainState,
     drop_labels,
     dropout_key,
     example_keys,
     fold,
-    gradient_update,
+    method_of,
+    single,
 )
 
 PyTree = Any
@@ -235,16 +235,11 @@ def _method(
             return error.mean(), ({}, extra)
         return (error * chosen).mean() / mean_share, ({}, extra)
 
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         x = core.codec.inputs(jnp.zeros((1, core.size), jnp.int32))
         options = {"noise": jnp.zeros(1)} if timed else {}
         params = {"net": core.net.init(key, x, jnp.zeros(1, jnp.int32), **options)["params"]}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-        )
+        return params, ()
 
     default = solver
 
@@ -319,10 +314,9 @@ def _method(
         own = jax.vmap(jax.random.fold_in)(fold(keys, 1), draw)
         return bound(core, params["net"], core.elements(x), labels, own, place)
 
-    return Method(
-        spec=spec,
-        init=init,
-        update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+    return method_of(
+        spec,
+        single(loss, fresh, optimizer, averages, accumulate=accumulate),
         separable=True,
         sampler=sampler,
         log_prob=log_prob,

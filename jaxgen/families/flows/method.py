@@ -30,8 +30,9 @@ from jaxgen.method import (
     exact_label_error,
     example_keys,
     fold,
-    gradient_update,
+    method_of,
     normal,
+    single,
 )
 
 PyTree = Any
@@ -103,16 +104,13 @@ def flow(
         value = -found.mean() / spec.size
         return value, ({"bits_per_dim": value / math.log(2)}, extra)
 
-    plain = gradient_update(loss, optimizer, averages, accumulate=accumulate)
-
-    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        if not has_start:
-            return plain(state, batch, key)
+    def initialised(
+        state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
+    ) -> tuple[TrainState, Batch, Metrics]:
+        """Before the first update: the network set from the first batch, and averages with it."""
 
         def start(params: PyTree) -> PyTree:
-            size = batch["label"].shape[0]
-            keys = example_keys(key, {**batch, "index": jnp.arange(size, dtype=jnp.int32)})
-            x = noised(batch["image"], fold(keys, 0))
+            x = noised(batch["image"], fold(example_keys(key, batch), 0))
             _, new = model.apply(
                 {"params": params["net"]}, x, batch["label"], initialise=True, mutable=["params"]
             )
@@ -123,17 +121,12 @@ def flow(
             name: jax.tree.map(lambda a, b: jnp.where(state.step == 0, b, a), average, params)
             for name, average in state.ema.items()
         }
-        return plain(state.replace(params=params, ema=ema), batch, key)
+        return state.replace(params=params, ema=ema), batch, {}
 
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         example = jnp.zeros((1, *spec.shape))
         params = {"net": model.init(key, example, jnp.zeros(1, jnp.int32))["params"]}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-        )
+        return params, ()
 
     def sampler(
         *, temperature: float = 1.0, guidance: float = 1.0, denoised: bool = noise == "gaussian"
@@ -172,10 +165,10 @@ def flow(
 
         return fn
 
-    return Method(
-        spec=spec,
-        init=init,
-        update=update,
+    prepare = initialised if has_start else None
+    return method_of(
+        spec,
+        single(loss, fresh, optimizer, averages, accumulate=accumulate, prepare=prepare),
         sampler=sampler,
         log_prob=log_prob,
         likelihood=Likelihood(exact=True, mass=False),

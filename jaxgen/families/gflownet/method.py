@@ -24,7 +24,8 @@ from jaxgen.method import (
     TrainState,
     example_keys,
     fold,
-    gradient_update,
+    method_of,
+    single,
 )
 
 PyTree = Any
@@ -112,18 +113,12 @@ def gflownet(
         forward_looking=forward_looking,
     )
 
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         features = env.features(jnp.asarray(env.root())[None])
         params: dict[str, Any] = {"net": model.init(key, features)["params"]}
         if chosen.flow == "none":
             params["log_z"] = jnp.zeros(())
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-            extra={"replay": replay.empty(replay_size, env.steps)} if replay_size else (),
-        )
+        return params, {"replay": replay.empty(replay_size, env.steps)} if replay_size else ()
 
     def heads_for(params: PyTree, batch_size: int) -> Heads:
         """The quicker of two ways to the same numbers, for a batch of trajectories."""
@@ -146,12 +141,11 @@ def gflownet(
         metrics = {"log_z": z, "steps": path.valid.sum(1).astype(jnp.float32).mean()}
         return chosen.of(path).mean(), (metrics, extra)
 
-    learn = gradient_update(objective, optimizer, averages, accumulate=accumulate)
-
-    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        label = batch["label"]
-        places: Batch = {"index": jnp.arange(len(label), dtype=jnp.int32)}
-        keys = example_keys(key, places)
+    def walked(
+        state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
+    ) -> tuple[TrainState, Batch, Metrics]:
+        """Trajectories of the current policy, some of them replaced by replayed ones."""
+        label, keys = batch["label"], example_keys(key, batch)
         # No label is negative; said of the batch, so that trajectories lie on devices as it does.
         actions, end = rollout(
             env,
@@ -170,9 +164,8 @@ def gflownet(
             actions = replay.mix(
                 past, actions, fold(keys, 2), share=replay_share, priority=replay_priority
             )
-        drawn = {"label": label, "actions": actions}
-        state, metrics = learn(state.replace(extra=()), drawn, key)
-        return state.replace(extra=extra), {**metrics, "log_reward": reward.mean()}
+        metrics = {"log_reward": reward.mean()}
+        return state.replace(extra=extra), {**batch, "actions": actions}, metrics
 
     def sampler(*, temperature: float = 1.0) -> Sampler:
         """Samples by the forward policy. temperature: P_F to the power 1 / temperature.
@@ -223,7 +216,8 @@ def gflownet(
             "log_reward": env.log_reward(end).mean(),
         }
 
-    return Method(spec=spec, init=init, update=update, sampler=sampler, scores=scores)
+    training = single(objective, fresh, optimizer, averages, accumulate=accumulate, prepare=walked)
+    return method_of(spec, training, sampler=sampler, scores=scores)
 
 
 def fl_gflownet(

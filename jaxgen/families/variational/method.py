@@ -30,13 +30,13 @@ from jaxgen.method import (
     Metrics,
     Sampler,
     Spec,
-    TrainState,
     dropout_key,
     exact_label_error,
     example_keys,
     fold,
-    gradient_update,
+    method_of,
     normal,
+    single,
 )
 
 PyTree = Any
@@ -185,15 +185,10 @@ def vae(
             metrics = {"rec": rec.mean(), "kl": kl.mean(), "effective_samples": effective.mean()}
         return value, (metrics, extra)
 
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         example = jnp.zeros((1, *spec.shape))
         params = {"net": net.init(key, example, jnp.zeros(1, jnp.int32))["params"]}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-        )
+        return params, ()
 
     def sampler(*, temperature: float = 1.0, pixels: Literal["mean", "sample"] = "mean") -> Sampler:
         """Ancestral samples. temperature: scales the latents' noise. pixels: an image is the mean
@@ -227,10 +222,9 @@ def vae(
 
         return bound
 
-    return Method(
-        spec=spec,
-        init=init,
-        update=gradient_update(loss, optimizer, averages, accumulate=accumulate),
+    return method_of(
+        spec,
+        single(loss, fresh, optimizer, averages, accumulate=accumulate),
         separable=True,
         sampler=sampler,
         log_prob=log_prob,

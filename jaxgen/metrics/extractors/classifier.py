@@ -28,6 +28,7 @@ import safetensors.numpy
 
 from jaxgen.data import normalise
 from jaxgen.errors import invalid
+from jaxgen.method import minimise
 
 # Change it whenever the network or its training changes: cached classifiers are then retrained.
 _RECIPE = "cnn-2"
@@ -235,30 +236,25 @@ def _train(
     )
     optimizer = optax.adamw(schedule, weight_decay=1e-2)
 
-    def loss(params: Any, key: jax.Array, image: jax.Array, label: jax.Array) -> jax.Array:
-        outputs: Any = network.apply({"params": params}, image, train=True, rngs={"dropout": key})
-        targets = optax.smooth_labels(jax.nn.one_hot(label, num_classes), 0.05)
-        return optax.softmax_cross_entropy(outputs[1], targets).mean()
-
-    def step(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        params, state = carry
+    def loss(params: Any, given: tuple[jax.Array, jax.Array]) -> jax.Array:
         chosen, key = given
         augmenting, dropping = jax.random.split(key)
         image = normalise({"image": images[chosen]})["image"]
         image = augment(augmenting, image, training.shift, training.flip)
-        grads = jax.grad(loss)(params, dropping, image, labels[chosen])
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
+        rngs = {"dropout": dropping}
+        outputs: Any = network.apply({"params": params}, image, train=True, rngs=rngs)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels[chosen], num_classes), 0.05)
+        return optax.softmax_cross_entropy(outputs[1], targets).mean()
 
-    def epoch(carry: Any, key: jax.Array) -> tuple[Any, None]:
+    def epoch(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The examples of an epoch's steps in a new order, and the steps' keys."""
         ordering, stepping = jax.random.split(key)
         order = jax.random.permutation(ordering, len(images))[: steps * batch_size]
-        given = (order.reshape(steps, batch_size), jax.random.split(stepping, steps))
-        return jax.lax.scan(step, carry, given)[0], None
+        return order.reshape(steps, batch_size), jax.random.split(stepping, steps)
 
-    carry = (params, optimizer.init(params))
-    (params, _), _ = jax.lax.scan(epoch, carry, jax.random.split(stream, epochs))
-    return params
+    orders, keys = jax.lax.map(epoch, jax.random.split(stream, epochs))
+    given = (orders.reshape(-1, batch_size), keys.reshape(-1))
+    return minimise(loss, optimizer, params, given)[0]
 
 
 def read(file: str | Path) -> tuple[Any, str | None]:

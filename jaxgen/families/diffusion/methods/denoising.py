@@ -27,9 +27,9 @@ from jaxgen.method import (
     Method,
     Sampler,
     Spec,
-    TrainState,
-    gradient_update,
+    method_of,
     no_label,
+    single,
 )
 from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.flops import multiply_adds
@@ -158,7 +158,7 @@ def denoising(
     def project(params: PyTree) -> PyTree:
         return {**params, "net": projection(params["net"])}
 
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         x, one = jnp.zeros((1, *spec.shape)), jnp.zeros(1)
         told = jnp.zeros(1, jnp.int32) if description is None else description.of(x)
         params = {"net": model.init(key, x, one, told)["params"]}
@@ -167,13 +167,7 @@ def denoising(
         if learned_uncertainty:
             params["uncertainty"] = spread.init(jax.random.fold_in(key, 1), one)["params"]
         params = project(params)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-            extra={"times": times.init()},
-        )
+        return params, {"times": times.init()}
 
     def sampler(
         *,
@@ -266,16 +260,9 @@ def denoising(
     }
 
     given_labels = extra_dims is None and description is None
-    return Method(
-        spec=spec,
-        init=init,
-        update=gradient_update(
-            loss,
-            optimizer,
-            averages,
-            accumulate=accumulate,
-            project=project,
-        ),
+    return method_of(
+        spec,
+        single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project),
         sampler=sampler,
         log_prob=(lambda **options: log_prob(network, tuple(spec.shape), **options))
         if given_labels

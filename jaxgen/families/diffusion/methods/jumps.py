@@ -30,12 +30,12 @@ from jaxgen.method import (
     Metrics,
     Sampler,
     Spec,
-    TrainState,
     dropout_key,
     example_keys,
     fold,
-    gradient_update,
+    method_of,
     normal,
+    single,
 )
 
 PyTree = Any
@@ -190,15 +190,10 @@ def _method(
     loss: LossFn,
     accumulate: int,
 ) -> Method:
-    def init(key: jax.Array) -> TrainState:
+    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         x, label = jnp.zeros((1, *spec.shape)), jnp.zeros(1, jnp.int32)
         params = {"net": model.init(key, x, jnp.zeros((1, 2)), label)["params"]}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=averages.init(params),
-        )
+        return params, ()
 
     def sampler(*, steps: int = 1) -> Sampler:
         """Jumps of 1 / steps from noise at t=1 to data at t=0; raises UsageError: steps < 1."""
@@ -216,5 +211,5 @@ def _method(
 
         return Sampler(draw, steps, steps)
 
-    update = gradient_update(loss, optimizer, averages, accumulate=accumulate)
-    return Method(spec=spec, init=init, update=update, sampler=sampler, separable=True)
+    training = single(loss, fresh, optimizer, averages, accumulate=accumulate)
+    return method_of(spec, training, sampler=sampler, separable=True)

@@ -35,8 +35,9 @@ from jaxgen.method import (
     dropout_key,
     example_keys,
     fold,
-    gradient_update,
     normal,
+    only_learner,
+    retrained,
 )
 from jaxgen.nn.dit import patchify
 from jaxgen.nn.masked_dit import MaskedDiT
@@ -117,8 +118,9 @@ def masked_denoising(
         kept=(counts[0], counts[1]),
         reconstruction=reconstruction,
     )
-    update = gradient_update(loss, optimizer, averages, accumulate=accumulate)
-    return dataclasses.replace(whole, update=update, train_flops=None, separable=False)
+    learner = dataclasses.replace(only_learner(whole, "method"), loss=loss)
+    masked = retrained(whole, learners={"net": learner}, accumulate=accumulate)
+    return dataclasses.replace(masked, train_flops=None, separable=False)
 
 
 def masked_loss(
