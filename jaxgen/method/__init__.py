@@ -32,6 +32,7 @@ from jaxgen.method.protocol import (
     TrainState,
     exact_label_error,
     sampling_params,
+    update_with,
     with_frozen,
 )
 from jaxgen.method.streams import (
@@ -77,5 +78,6 @@ __all__ = [
     "sampling_params",
     "single",
     "training_of",
+    "update_with",
     "with_frozen",
 ]

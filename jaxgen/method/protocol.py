@@ -210,6 +210,13 @@ class Method:
         return next(iter(learners.values())).loss
 
 
+def update_with(
+    method: Method, state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
+) -> tuple[TrainState, Metrics]:
+    """`method.update` told of the frozen arrays, where it has any."""
+    return method.update(state, batch, key, *((frozen,) if method.frozen else ()))
+
+
 def with_frozen(params: Mapping[str, PyTree], frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Parameters as a method's functions want them: with the frozen arrays, where there are any."""
     return {**params, "frozen": frozen} if frozen else dict(params)

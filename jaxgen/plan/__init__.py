@@ -17,6 +17,7 @@ import ml_collections
 
 from jaxgen.errors import invalid
 from jaxgen.mesh import within
+from jaxgen.method import with_frozen
 from jaxgen.nn.flops import count
 from jaxgen.plan.hlo import Costs, costs
 from jaxgen.plan.machine import Chip, devices_of
@@ -100,8 +101,16 @@ def _update(parts: Setup) -> tuple[Any, int, float]:
         jax.tree.map(lambda a: _abstract(a.shape, a.dtype, everywhere), tally),
         batch,
         _abstract((), jax.random.key(0).dtype, everywhere),
+        _laid(dict(method.frozen), mesh),
     )
     return lowered, size, size * train_flops(parts)
+
+
+def _laid(tree: Any, mesh: Any) -> Any:
+    """Shapes and dtypes of a tree's leaves, as they lie on the mesh."""
+    return jax.tree.map(
+        lambda a, s: _abstract(a.shape, a.dtype, s), tree, state_sharding(mesh, tree)
+    )
 
 
 def _sampler(parts: Setup) -> tuple[Any, int, float]:
@@ -114,11 +123,7 @@ def _sampler(parts: Setup) -> tuple[Any, int, float]:
     if size % across:
         raise invalid("config.evaluate.batch_size", size, f"a multiple of {across} devices")
     state = jax.eval_shape(method.init, jax.random.key(0))
-    params = jax.tree.map(
-        lambda a, s: _abstract(a.shape, a.dtype, s),
-        state.params,
-        state_sharding(mesh, state.params),
-    )
+    params = _laid(with_frozen(state.params, method.frozen), mesh)
     rows = batch_sharding(mesh)
     keys = _abstract((size,), jax.random.key(0).dtype, rows)
     labels = _abstract((size,), jnp.int32, rows)

@@ -23,12 +23,12 @@ from jaxgen import __version__
 from jaxgen.data import batches, local_rows, normalise, to_device, to_global
 from jaxgen.errors import Failure, invalid
 from jaxgen.mesh import BATCH, Layout, using
-from jaxgen.method import Method, TrainState
+from jaxgen.method import Method, TrainState, update_with
 from jaxgen.training.checkpoint import Checkpoints, write_atomic
 from jaxgen.training.ema import power_name
 from jaxgen.training.interrupt import Interrupted, Interrupts
 from jaxgen.training.log import Log, progress, say
-from jaxgen.training.sharding import batch_sharding, replicated, state_sharding
+from jaxgen.training.sharding import batch_sharding, place_frozen, replicated, state_sharding
 from jaxgen.training.watch import current
 from jaxgen.training.weights import dump
 
@@ -43,18 +43,22 @@ class Diverged(Failure):
 def make_step(
     method: Method, layout: Layout | None = None
 ) -> Callable[..., tuple[TrainState, PyTree]]:
-    """step(state, tally, batch, root key) -> (state, tally): one update, metrics summed on device.
+    """step(state, tally, batch, root key, frozen) -> (state, tally): one update, metrics summed.
 
     The step's key is fold_in(root, state.step): a function of (seed, step) alone. tally holds, per
     metric, the sum and the first step at which it was not finite. layout: in force in the update.
     """
 
     def step(
-        state: TrainState, tally: PyTree, batch: dict[str, jax.Array], root: jax.Array
+        state: TrainState,
+        tally: PyTree,
+        batch: dict[str, jax.Array],
+        root: jax.Array,
+        frozen: PyTree = None,
     ) -> tuple[TrainState, PyTree]:
         key = jax.random.fold_in(root, state.step)
         with using(layout):
-            state, metrics = method.update(state, normalise(batch), key)
+            state, metrics = update_with(method, state, normalise(batch), key, frozen)
         add = {
             k: (
                 tally[k][0] + v.astype(jnp.float32),
@@ -81,13 +85,14 @@ def jitted_step(method: Method, layout: Layout, shardings: PyTree) -> Any:
         )
     if layout.via == "shard_map":
         whole, cut = PartitionSpec(), PartitionSpec(BATCH)
-        step = jax.shard_map(
+        inside = jax.shard_map(
             step,
             mesh=mesh,
-            in_specs=(whole, whole, cut, whole),
+            in_specs=(whole, whole, cut, whole, whole),
             out_specs=(whole, whole),
             check_vma=False,
         )
+        step = lambda s, t, b, r, f=None: inside(s, t, b, r, f)
     if layout.via == "pmap":
         step = _by_pmap(step, mesh)
     places = (shardings, replicated(mesh))
@@ -100,14 +105,16 @@ def _by_pmap(step: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[...,
     each = jax.pmap(
         step,
         axis_name="data",
-        in_axes=(None, None, 0, None),
+        in_axes=(None, None, 0, None, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
     )
 
-    def whole(state: TrainState, tally: PyTree, batch: Any, root: jax.Array) -> Any:
+    def whole(
+        state: TrainState, tally: PyTree, batch: Any, root: jax.Array, frozen: PyTree = None
+    ) -> Any:
         parts = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
-        return each(state, tally, parts, root)
+        return each(state, tally, parts, root, frozen)
 
     return whole
 
@@ -115,7 +122,10 @@ def _by_pmap(step: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[...,
 def empty_tally(method: Method, state: PyTree, batch: PyTree) -> PyTree:
     """A tally with nothing in it, for the metrics that `update` returns."""
     _, metrics = jax.eval_shape(
-        lambda s, b: method.update(s, normalise(b), jax.random.key(0)), state, batch
+        lambda s, b, f: update_with(method, s, normalise(b), jax.random.key(0), f),
+        state,
+        batch,
+        dict(method.frozen),
     )
     return {k: (np.zeros((), np.float32), np.asarray(LARGEST, np.int32)) for k in metrics}
 
@@ -259,9 +269,10 @@ def fit(
         clean = jax.tree.map(
             lambda a: to_global(a, replicated(mesh)), empty_tally(method, abstract, batch)
         )
+        frozen = place_frozen(method, mesh)
         step = jitted_step(method, parts.layout, shardings)
         clock = time.monotonic()
-        compiled = step.lower(state, clean, batch, root).compile()
+        compiled = step.lower(state, clean, batch, root, frozen).compile()
         timings = {"setup": clock - begin, "compile": time.monotonic() - clock}
         meter = Meter(log, clean, size, mesh.size, flops_per_image, peak_flops)
         log_every, save_every, sample_every, snapshot_every = (
@@ -277,7 +288,7 @@ def fit(
         watch = current()
         for done in range(first + 1, total + 1):
             with jax.transfer_guard("disallow"):
-                state, meter.tally = compiled(state, meter.tally, batch, root)
+                state, meter.tally = compiled(state, meter.tally, batch, root, frozen)
             meter.steps += 1
             if watch is not None:
                 watch.step, watch.doing = done, "training"

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgen.data import to_global
 from jaxgen.errors import invalid
 from jaxgen.mesh import AXES, BATCH, Layout
+from jaxgen.method import Method
 from jaxgen.nn.placement import placement
 
 PyTree = Any
@@ -82,6 +84,12 @@ def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
         return NamedSharding(mesh, placement(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def place_frozen(method: Method, mesh: Mesh) -> PyTree:
+    """The method's frozen arrays on the mesh, as parameters of their names would lie."""
+    frozen = {"frozen": dict(method.frozen)}
+    return jax.tree.map(to_global, frozen, state_sharding(mesh, frozen))["frozen"]
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
