@@ -14,12 +14,13 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen.data import Source, normalise, to_host
+from jaxgen.data import Source, normalise
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import TrainState
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
-from jaxgen.run.model import Model, Samples, load, load_tokenizer, of_state, saved_config
+from jaxgen.run import start
+from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_state, saved_config
 from jaxgen.run.setup import Setup, setup, train_flops
 from jaxgen.run.tokenize import tokenize
 from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
@@ -48,6 +49,7 @@ FREE = (
         "likelihood",
         "mesh",
         "hosts",
+        "start",
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
@@ -71,8 +73,9 @@ class Trained:
 def train(
     config: ml_collections.ConfigDict, workdir: str | Path, *, init_from: str | None = None
 ) -> Trained:
-    """Train from the workdir's last whole checkpoint, else `init_from`, else from scratch.
+    """Train from the workdir's last whole checkpoint, else `config.start`, else from scratch.
 
+    init_from: a workdir in the place of `config.start`.
     Then scores, classifies and writes `report.html` and `report.json`, as the config says. Raises
     UsageError for bad input (nothing written is lost) and Interrupted after Ctrl-C or SIGTERM (the
     state is saved).
@@ -80,11 +83,16 @@ def train(
     begin = time.monotonic()
     workdir = Path(workdir)
     config = ml_collections.ConfigDict(config)
+    if init_from is not None:
+        with config.unlocked():
+            config.start = str(init_from)
     with Interrupts() as interrupts, watched():
         parts = setup(config)
         _check_together(parts, workdir)
         _check_same_run(config, workdir)
-        initial = None if init_from is None else _initial(init_from)
+        initial = None
+        if parts.start is not None and not has_checkpoints(workdir):
+            initial = start.initial(parts.method, parts.start)
         useful = train_flops(parts)
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomic(workdir / "config.json", configs.to_json(config))
@@ -240,7 +248,7 @@ def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
     if model is None:
         _PREVIEWS.clear()
         model = _PREVIEWS[id(parts)] = of_state(parts, state, load_tokenizer(parts))
-    model.params = {**state.ema, "params": state.params}
+    model.params = by_name(parts, state)
     if parts.method.sampler is None:
         picture = _reconstructions(model)
     else:
@@ -293,28 +301,9 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         raise UsageError(
             f"--workdir: {workdir} holds another run; these keys cannot change in it:\n"
             + "\n".join(line for line, (k, _, _) in zip(lines, changes, strict=True) if k in fixed)
-            + f"\nUse another --workdir, or --init_from {workdir} to start from its parameters."
+            + f"\nUse another --workdir, or --config.start={workdir} to start from its parameters."
         )
     say("The config changed since the last run:\n" + "\n".join(lines))
-
-
-def _initial(init_from: str) -> Any:
-    source = load(init_from)
-
-    def initial(state: TrainState) -> TrainState:
-        # An average may leave out what sampling does not need (a discriminator).
-        params = to_host({**source.weights("params"), **source.weights(None)})
-        have = jax.tree.map(lambda a: (a.shape, str(a.dtype)), params)
-        want = jax.tree.map(lambda a: (a.shape, str(a.dtype)), state.params)
-        if have != want:
-            raise invalid("--init_from", init_from, "a run with the same networks")
-        copies = {
-            name: {part: params[part] for part in average} for name, average in state.ema.items()
-        }
-        return state.replace(params=params, ema=copies)
-
-    say(f"Starting from {init_from} ({source.images_seen} images).")
-    return initial
 
 
 def _headline(parts: Setup, workdir: Path) -> str:

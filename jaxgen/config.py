@@ -41,6 +41,7 @@ ROOMS = {
     "reward": "jaxgen.frozen.rewards",
     "describe": "jaxgen.families.diffusion.descriptions",
     "encoder": "jaxgen.frozen.encoders",
+    "wrap": "jaxgen",
 }
 """Where the `name` of a section with this key is looked for."""
 
@@ -129,7 +130,7 @@ def override(
                 continue
             if not _compatible(current, value):
                 raise invalid(f"config.{key}", value, f"a {type(current).__name__}")
-        elif not parents:
+        elif not parents and last not in sections:
             raise unknown(f"config.{key}", last, section.keys())
         with section.ignore_type(), section.unlocked():
             section[last] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
@@ -161,23 +162,34 @@ def _compatible(current: Any, value: Any) -> bool:
 
 
 def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
-    """The callable that `name` stands for: `room.name`, or `name` itself as a full dotted path.
+    """The callable that `name` stands for: `room.name`, `jaxgen.name`, or the full dotted path.
 
-    Raises UsageError that names the option and the closest existing name.
+    The name of a module stands for the function in it that is called as the module: `tune.lora` is
+    `jaxgen.tune.lora.lora`. Raises UsageError that names the option and the closest existing name.
     """
     if not isinstance(name, str) or not name:
         raise invalid(f"{option}.name", name, f"the name of a function in {room}")
-    for full in (f"{room}.{name}", name):
+    for full in (f"{room}.{name}", f"jaxgen.{name}", name):
         module_name, _, attribute = full.rpartition(".")
-        try:
-            if not module_name or importlib.util.find_spec(module_name) is None:
-                continue
-        except (ModuleNotFoundError, ValueError):
-            continue
-        found = getattr(importlib.import_module(module_name), attribute, None)
-        if callable(found):
-            return found
-    raise unknown(f"{option}.name", name, _names_in(room))
+        for home in (full, module_name):
+            found = getattr(_module(home), attribute, None)
+            if callable(found):
+                return found
+    inner, _, _ = name.rpartition(".")
+    names = _names_in(room)
+    if inner and _module(f"{room}.{inner}") is not None:
+        names = [f"{inner}.{n}" for n in _names_in(f"{room}.{inner}")]
+    raise unknown(f"{option}.name", name, names)
+
+
+def _module(name: str) -> types.ModuleType | None:
+    """The module of a dotted name, or None where there is none."""
+    try:
+        if not name or importlib.util.find_spec(name) is None:
+            return None
+    except (ModuleNotFoundError, ValueError):
+        return None
+    return importlib.import_module(name)
 
 
 def _names_in(room: str) -> list[str]:

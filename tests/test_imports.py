@@ -17,7 +17,6 @@ LEVELS = [
     ["testing", "classify", "metrics"],
     ["frozen"],
     ["training"],
-    ["run.setup"],
     ["run", "plan", "launch"],
     ["report.pictures", "report.page", "scoring", "selection"],
     ["report"],

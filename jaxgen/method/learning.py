@@ -73,8 +73,10 @@ class Training:
     state carries. optimizer: one for a single learner, or one for each under its name. averaged:
     the groups that are averaged; None: all. prepare(state, batch, key, frozen) -> (state, batch,
     metrics): what an update does first and without a gradient (rollouts, replay, data-dependent
-    initialisation). frozen: arrays by name that programs need and nobody trains: arguments of the
-    update, never differentiated, averaged or saved.
+    initialisation). frozen: arrays by name that the losses need and nobody trains, or functions
+    without arguments that give them (what is loaded only to train): arguments of the update, never
+    differentiated, averaged or saved. started(state) -> state: what follows where the parameters
+    came from another run.
     """
 
     learners: Mapping[str, Learner]
@@ -84,7 +86,12 @@ class Training:
     averaged: tuple[str, ...] | None = None
     accumulate: int = 1
     prepare: Prepare | None = None
-    frozen: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
+    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    started: Callable[[TrainState], TrainState] | None = None
+
+    def arrays(self) -> dict[str, PyTree]:
+        """The frozen arrays themselves."""
+        return {n: held() if callable(held) else held for n, held in self.frozen.items()}
 
     @property
     def trained(self) -> set[str] | None:
@@ -168,7 +175,7 @@ def learn(training: Training) -> tuple[Init, Update]:
     def update(
         state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree = None
     ) -> tuple[TrainState, Metrics]:
-        frozen = training.frozen if frozen is None else frozen
+        frozen = training.arrays() if frozen is None else frozen
         own_size = batch["label"].shape[0]
         if own_size % (shares * training.accumulate):
             allowed = f"a multiple of {shares} steps x {training.accumulate} microbatches"

@@ -176,7 +176,8 @@ class Method:
     `update` may see one device's part (`mesh.Layout.via`).
     plain(params) -> params as the sampler of the method without its wraps takes them.
 
-    All functions of params find the frozen arrays in params["frozen"] (`with_frozen`).
+    reads: names of the frozen arrays that functions of params need (a database), besides losses;
+    they find them in params["frozen"] (`with_frozen`).
     """
 
     spec: Spec
@@ -195,11 +196,12 @@ class Method:
     train_flops: Callable[[], float] | None = None
     separable: bool = False
     plain: Callable[[PyTree], PyTree] = lambda params: params
+    reads: tuple[str, ...] = ()
 
     @property
-    def frozen(self) -> Mapping[str, PyTree]:
-        """Arrays by name that the programs need and nobody trains."""
-        return {} if self.training is None else self.training.frozen
+    def frozen(self) -> dict[str, PyTree]:
+        """Arrays by name that the update needs and nobody trains."""
+        return {} if self.training is None else self.training.arrays()
 
     @property
     def loss(self) -> Callable[..., Any]:
@@ -214,12 +216,16 @@ def update_with(
     method: Method, state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
 ) -> tuple[TrainState, Metrics]:
     """`method.update` told of the frozen arrays, where it has any."""
-    return method.update(state, batch, key, *((frozen,) if method.frozen else ()))
+    has = method.training is not None and method.training.frozen
+    return method.update(state, batch, key, *((frozen,) if has else ()))
 
 
-def with_frozen(params: Mapping[str, PyTree], frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Parameters as a method's functions want them: with the frozen arrays, where there are any."""
-    return {**params, "frozen": frozen} if frozen else dict(params)
+def with_frozen(method: Method, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Parameters as the method's functions want them: with the frozen arrays that they read."""
+    if not method.reads:
+        return dict(params)
+    held = {name: method.training.frozen[name] for name in method.reads}
+    return {**params, "frozen": {n: a() if callable(a) else a for n, a in held.items()}}
 
 
 def sampling_params(method: Method, params: PyTree, average: PyTree) -> PyTree:

@@ -101,7 +101,7 @@ def _update(parts: Setup) -> tuple[Any, int, float]:
         jax.tree.map(lambda a: _abstract(a.shape, a.dtype, everywhere), tally),
         batch,
         _abstract((), jax.random.key(0).dtype, everywhere),
-        _laid(dict(method.frozen), mesh),
+        _laid(method.frozen, mesh),
     )
     return lowered, size, size * train_flops(parts)
 
@@ -123,7 +123,7 @@ def _sampler(parts: Setup) -> tuple[Any, int, float]:
     if size % across:
         raise invalid("config.evaluate.batch_size", size, f"a multiple of {across} devices")
     state = jax.eval_shape(method.init, jax.random.key(0))
-    params = _laid(with_frozen(state.params, method.frozen), mesh)
+    params = _laid(with_frozen(method, state.params), mesh)
     rows = batch_sharding(mesh)
     keys = _abstract((size,), jax.random.key(0).dtype, rows)
     labels = _abstract((size,), jnp.int32, rows)

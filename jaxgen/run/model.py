@@ -23,7 +23,7 @@ from jaxgen.data import normalise, to_global, to_host
 from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.mesh import within
-from jaxgen.method import Sampler, TrainState
+from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
 from jaxgen.run.others import branch, sections
 from jaxgen.run.setup import Setup, make_sampler, sample_options, setup
 from jaxgen.training.checkpoint import Checkpoints
@@ -91,7 +91,7 @@ class Model:
         name = ema or self.ema
         if name not in self.params:
             raise unknown("--ema", name, self.params)
-        return self.params[name]
+        return with_frozen(self.parts.method, self.params[name])
 
     def program(self, options: Mapping[str, Any]) -> tuple[Sampler, Callable[..., jax.Array]]:
         """The sampler of these options and its jitted function, compiled once per options."""
@@ -139,7 +139,7 @@ class Model:
         sampler, program = self.program(options)
         params = self.weights(ema)
         if weak is not None:
-            params = {**params, "weak": self.weights(weak)["net"]}
+            params = {**params, "weak": self.parts.method.plain(self.weights(weak))["net"]}
         if "models" in options:
             params = {**params, "models": self._weights_of(options["models"])}
         mesh = self.parts.mesh
@@ -291,7 +291,8 @@ def load(workdir: str | Path) -> Model:
         raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
     model = of_state(parts, restored[1], load_tokenizer(parts))
     for path in sorted((workdir / "ema").glob("*.safetensors")):
-        model.params[path.stem] = read(path)[0]
+        found = read(path)[0]
+        model.params[path.stem] = sampling_params(parts.method, model.params["params"], found)
     return model
 
 
@@ -300,11 +301,20 @@ def of_state(parts: Setup, state: TrainState, tokenizer: Model | None = None) ->
     step = int(state.step)
     return Model(
         parts,
-        {**state.ema, "params": state.params},
+        by_name(parts, state),
         images=step * parts.data.batch_size,
         step=step,
         tokenizer=tokenizer,
     )
+
+
+def by_name(parts: Setup, state: TrainState) -> dict[str, PyTree]:
+    """Parameters and averages of a state; an average has the groups that nobody trains, too."""
+    averages = {
+        name: sampling_params(parts.method, state.params, average)
+        for name, average in state.ema.items()
+    }
+    return {**averages, "params": state.params}
 
 
 def load_tokenizer(parts: Setup) -> Model | None:

@@ -20,8 +20,10 @@ from jaxgen import config as configs
 from jaxgen.data import Source, Target, normalise
 from jaxgen.errors import invalid, unknown
 from jaxgen.mesh import Layout
-from jaxgen.method import Method, Sampler, Spec
+from jaxgen.method import Method, Sampler, Spec, update_with
 from jaxgen.nn.flops import count
+from jaxgen.run.networks import Other, opened
+from jaxgen.run.start import StartOptions, options_of
 from jaxgen.steer.sampler import steered
 from jaxgen.training.ema import Averages
 from jaxgen.training.hosts import HostOptions, join
@@ -146,7 +148,10 @@ SECTIONS = {
 }
 """Sections that are plain options; the other keys of `TOP` name callables."""
 
-TOP = ("seed", "model", "method", "optimizer", "sample", "mesh", *SECTIONS)
+TOP = (
+    *("seed", "model", "method", "optimizer", "sample", "mesh", "start", "networks", "wrap"),
+    *SECTIONS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +173,8 @@ class Setup:
     method: Method
     modules: Any
     layout: Layout
+    networks: Mapping[str, Other]
+    start: StartOptions | None
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -247,16 +254,21 @@ def setup(
         )
 
     tx = _each(config.get("optimizer", {"name": "adamw"}), make_optimizer, "optimizer")
+    networks = opened(config.get("networks"))
+    room = configs.ROOMS["method"]
+    own = configs.wanted(config.method, room, "config.method", {"networks": networks})
     method = configs.build(
         config.method,
-        configs.ROOMS["method"],
+        room,
         "config.method",
         spec=spec,
         model=modules,
         optimizer=tx,
         averages=options["ema"],
         accumulate=train.accumulate,
+        **own,
     )
+    method = wrapped(method, config.get("wrap", ()), spec=spec, networks=networks)
     parts = Setup(
         config=config,
         source=source,
@@ -264,6 +276,8 @@ def setup(
         method=method,
         modules=modules,
         layout=layout,
+        networks=networks,
+        start=options_of(config.get("start")),
         **options,
     )
     # A bad sampler, an image size that a network cannot take: said now, not after training.
@@ -271,6 +285,20 @@ def setup(
         make_sampler(parts, sample_options(parts, {}))
     jax.eval_shape(method.init, jax.random.key(0))
     return parts
+
+
+def wrapped(method: Method, sections: Any, **offered: Any) -> Method:
+    """The method through each of `config.wrap` in order: functions from Method to Method.
+
+    offered: what a wrap may ask for besides the method (`spec`, `networks`).
+    """
+    if isinstance(sections, str) or hasattr(sections, "keys"):
+        sections = (sections,)
+    for number, section in enumerate(sections or ()):
+        option = f"config.wrap[{number}]"
+        own = configs.wanted(section, configs.ROOMS["wrap"], option, offered)
+        method = configs.build(section, configs.ROOMS["wrap"], option, method=method, **own)
+    return method
 
 
 def _declared(section: Any) -> Spec:
@@ -355,8 +383,11 @@ def train_flops(parts: Setup) -> float:
     if parts.method.train_flops is not None:
         return parts.method.train_flops()
     state = jax.eval_shape(parts.method.init, jax.random.key(0))
-    update = jax.make_jaxpr(lambda s, b: parts.method.update(s, normalise(b), jax.random.key(0)))
-    return 2 * count(update(state, abstract_batch(parts)).jaxpr) / parts.data.batch_size
+    update = jax.make_jaxpr(
+        lambda s, b, f: update_with(parts.method, s, normalise(b), jax.random.key(0), f)
+    )
+    traced = update(state, abstract_batch(parts), parts.method.frozen)
+    return 2 * count(traced.jaxpr) / parts.data.batch_size
 
 
 def _each(section: Any, make: Any, option: str) -> Any:

@@ -125,7 +125,7 @@ def empty_tally(method: Method, state: PyTree, batch: PyTree) -> PyTree:
         lambda s, b, f: update_with(method, s, normalise(b), jax.random.key(0), f),
         state,
         batch,
-        dict(method.frozen),
+        method.frozen,
     )
     return {k: (np.zeros((), np.float32), np.asarray(LARGEST, np.int32)) for k in metrics}
 

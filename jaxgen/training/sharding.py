@@ -88,7 +88,7 @@ def state_sharding(mesh: Mesh, abstract: PyTree) -> PyTree:
 
 def place_frozen(method: Method, mesh: Mesh) -> PyTree:
     """The method's frozen arrays on the mesh, as parameters of their names would lie."""
-    frozen = {"frozen": dict(method.frozen)}
+    frozen = {"frozen": method.frozen}
     return jax.tree.map(to_global, frozen, state_sharding(mesh, frozen))["frozen"]
 
 

@@ -74,5 +74,5 @@ def test_another_run_starts_from_both_networks(workdir, tmp_path):
         )
     other = config()
     other.model.generator.width = 9
-    with pytest.raises(UsageError, match="same networks"):
+    with pytest.raises(UsageError, match="parameters of the same shapes"):
         train(other, tmp_path / "other", init_from=str(workdir))

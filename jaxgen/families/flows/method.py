@@ -6,6 +6,7 @@ A network is a Flax module(x, labels, train=...) -> (z [B, D], ln |det dz/dx| [B
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -114,19 +115,23 @@ def flow(
             _, new = model.apply(
                 {"params": params["net"]}, x, batch["label"], initialise=True, mutable=["params"]
             )
-            return {"net": new["params"]}
+            return {**params, "net": new["params"]}
 
-        params = jax.lax.cond(state.step == 0, start, lambda p: p, state.params)
-        ema = {
-            name: jax.tree.map(lambda a, b: jnp.where(state.step == 0, b, a), average, params)
-            for name, average in state.ema.items()
-        }
-        return state.replace(params=params, ema=ema), batch, {}
+        done = state.extra["initialised"]
+        params = jax.lax.cond(done, lambda p: p, start, state.params)
+
+        def following(average: PyTree) -> PyTree:
+            own = {group: params[group] for group in average}
+            return jax.tree.map(lambda a, b: jnp.where(done, a, b), average, own)
+
+        ema = {name: following(average) for name, average in state.ema.items()}
+        extra = {"initialised": jnp.ones((), bool)}
+        return state.replace(params=params, ema=ema, extra=extra), batch, {}
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         example = jnp.zeros((1, *spec.shape))
         params = {"net": model.init(key, example, jnp.zeros(1, jnp.int32))["params"]}
-        return params, ()
+        return params, {"initialised": jnp.zeros((), bool)} if has_start else ()
 
     def sampler(
         *, temperature: float = 1.0, guidance: float = 1.0, denoised: bool = noise == "gaussian"
@@ -165,10 +170,17 @@ def flow(
 
         return fn
 
-    prepare = initialised if has_start else None
+    training = single(loss, fresh, optimizer, averages, accumulate=accumulate)
+    if has_start:
+        # What came from another run is initialised already.
+        training = dataclasses.replace(
+            training,
+            prepare=initialised,
+            started=lambda state: state.replace(extra={"initialised": jnp.ones((), bool)}),
+        )
     return method_of(
         spec,
-        single(loss, fresh, optimizer, averages, accumulate=accumulate, prepare=prepare),
+        training,
         sampler=sampler,
         log_prob=log_prob,
         likelihood=Likelihood(exact=True, mass=False),

@@ -1,0 +1,139 @@
+"""`start` of a config: initial parameters from another run, read only where the run has none yet.
+
+    start="runs/base"
+    start=dict(workdir="runs/base", ema="half_life_50000", skip=(r"\\.labels\\.",))
+    start=dict(file="base.safetensors")
+
+Parameters are taken by their dotted names (`net.blocks.qkv.kernel`). What the other run does not
+have is initialised as if there were no start, and said; a name that both have with other shapes is
+an error that lists them, unless `skip` matches it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgen.data import to_host
+from jaxgen.errors import invalid
+from jaxgen.method import Method, TrainState
+from jaxgen.training.log import say
+from jaxgen.training.weights import read
+
+PyTree = Any
+MOST = 8
+"""Names that a message lists before it counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartOptions:
+    """`config.start`: a run's `workdir` (and which average, `ema`), or a `file` of parameters.
+
+    skip: regular expressions of dotted names that are not taken.
+    """
+
+    workdir: str | None = None
+    file: str | None = None
+    ema: str | None = None
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UsageError unless there is one source, and for what is no regular expression."""
+        if (self.workdir is None) == (self.file is None):
+            raise invalid("config.start", dataclasses.asdict(self), "a workdir or a file")
+        if self.file is not None and self.ema is not None:
+            raise invalid("config.start.ema", self.ema, "None with a file")
+        for pattern in self.skip:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise invalid(
+                    "config.start.skip", pattern, f"a regular expression ({error})"
+                ) from error
+
+
+def source_of(options: StartOptions) -> tuple[PyTree, str]:
+    """(parameters on the host, where they are from)."""
+    if options.file is not None:
+        if not Path(options.file).is_file():
+            raise invalid("config.start.file", options.file, "an existing .safetensors file")
+        return read(Path(options.file))[0], options.file
+    from jaxgen.run.model import load
+
+    assert options.workdir is not None
+    model = load(options.workdir)
+    # An average may leave out what sampling does not need (a discriminator).
+    found = {**model.params["params"], **model.weights(options.ema)}
+    found.pop("frozen", None)
+    return to_host(found), f"{options.workdir} ({model.images_seen} images)"
+
+
+def initial(method: Method, options: StartOptions) -> Callable[[TrainState], TrainState]:
+    """What gives a fresh state the parameters, and averages, of another run.
+
+    All that can be wrong is found here, before anything is written or compiled. Raises UsageError.
+    """
+    source, place = source_of(options)
+    abstract = jax.eval_shape(method.init, jax.random.key(0)).params
+    theirs, ours = _named(source), _named(abstract)
+    skipped = {n for n in ours if any(re.search(p, n) for p in options.skip)}
+    shared = {n for n in ours if n in theirs and n not in skipped}
+    if not shared:
+        raise invalid("config.start", place, "a run that shares parameters with this one",
+                      f"It has {_listed(theirs)}; this run has {_listed(ours)}.")  # fmt: skip
+    differ = [n for n in ours if n in shared and np.shape(theirs[n]) != ours[n].shape]
+    if differ:
+        lines = [f"{n}: {np.shape(theirs[n])} there, {ours[n].shape} here" for n in differ]
+        raise invalid("config.start", place, "parameters of the same shapes",
+                      f"These differ: {_listed(lines, '; ')}. Leave them fresh with "
+                      "config.start.skip=(regex, ...).")  # fmt: skip
+    say(f"Starting from {place}: {len(shared)} of {len(ours)} arrays.")
+    fresh, left = [n for n in ours if n not in shared], [n for n in theirs if n not in ours]
+    for what, names in (("Initialised anew", fresh), ("Not used of it", left)):
+        if names:
+            say(f"{what}: {_listed(names)}.")
+
+    def taken(path: Any, leaf: Any) -> Any:
+        name = _name(path)
+        return np.asarray(theirs[name], leaf.dtype) if name in shared else leaf
+
+    def started(state: TrainState) -> TrainState:
+        params = jax.tree_util.tree_map_with_path(taken, to_host(state.params))
+        averages = {n: {group: params[group] for group in a} for n, a in state.ema.items()}
+        state = state.replace(params=params, ema=averages)
+        follow = None if method.training is None else method.training.started
+        return state if follow is None else follow(state)
+
+    return started
+
+
+def options_of(section: Any) -> StartOptions | None:
+    """`config.start` as options; a plain string is a workdir."""
+    from jaxgen import config as configs
+
+    if section is None:
+        return None
+    keywords: dict[str, Any] = (
+        {"workdir": section} if isinstance(section, str) else dict(section)
+    )
+    return StartOptions(**configs.check(StartOptions, keywords, "config.start"))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _listed(names: Iterable[str], comma: str = ", ") -> str:
+    names = list(names)
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return comma.join(names[:MOST]) + more
