@@ -35,7 +35,7 @@ def get_config(size: str = "S") -> ml_collections.ConfigDict:
                 times=dict(name="log_normal", mean=-0.8, std=1.6),
                 weighting=dict(name="edm", sigma_data=0.5),
                 sigma_data=0.5,
-                learned_uncertainty=True,
+                terms=("uncertainty",),
                 label_dropout=0.1,
             ),
             optimizer=dict(

@@ -294,6 +294,9 @@ def check(
     checked = {}
     for key, value in keywords.items():
         if key not in allowed:
+            moved = getattr(function, "moved", {}).get(key)
+            if moved is not None:
+                raise invalid(f"{option}.{key}", value, f"now {moved}")
             raise unknown(f"{option}.{key}", key, allowed)
         value = _tuples(to_dict(value)) if isinstance(value, (list, tuple)) else value
         hint = hints.get(key)

@@ -17,6 +17,7 @@ LEVELS = [
     ["testing", "classify", "metrics"],
     ["frozen"],
     ["training"],
+    ["tune", "distill", "unlearn"],
     ["run", "plan", "launch"],
     ["report.pictures", "report.page", "scoring", "selection"],
     ["report"],

@@ -7,9 +7,10 @@ import numpy as np
 
 from experiments.shared.check import Check, below, control, mean_near
 from experiments.shared.linear_fit import best_line
+from jaxgen.families.diffusion.terms.contrast import contrast
 
 PAPER = "Contrastive Flow Matching"
-ENTRY = "jaxgen.families.diffusion.terms.loss.denoising_loss"
+ENTRY = "jaxgen.families.diffusion.terms.contrast.contrast"
 MEAN, STD, TIME, WEIGHT = 0.7, 0.5, 0.7, 0.3
 
 
@@ -38,4 +39,4 @@ def checks() -> list[Check]:
 def _fit(seed: int, weight: float) -> jax.Array:
     key = jax.random.key(seed)
     x0 = MEAN + STD * jax.random.normal(jax.random.fold_in(key, 7), (20_000, 1))
-    return best_line(x0, TIME, key, contrast=weight)
+    return best_line(x0, TIME, key, terms=[contrast(weight)])

@@ -9,7 +9,13 @@ from scipy.optimize import linear_sum_assignment
 
 from experiments.shared.check import Check, below, control, mean_below, mean_near
 from experiments.shared.linear_fit import best_line
-from jaxgen.families.diffusion.core.coupling import assignment, optimal
+from jaxgen.families.diffusion.core.coupling import (
+    INDEPENDENT,
+    Coupling,
+    assignment,
+    nearest_pairs,
+    optimal,
+)
 
 PAPER = "Multisample Flow Matching: Straightening Flows with Minibatch Couplings"
 ENTRY = "jaxgen.families.diffusion.core.coupling.optimal"
@@ -26,7 +32,7 @@ def checks() -> list[Check]:
         cost = ((a[:, None] - b) ** 2).sum(-1)
         ours = np.asarray(cost)[np.arange(96), np.asarray(jax.jit(assignment)(cost))].sum()
         gaps.append(ours / np.asarray(cost)[linear_sum_assignment(np.asarray(cost))].sum() - 1)
-        same.append(jnp.abs(jnp.sort(jax.jit(optimal)(a, b), 0) - jnp.sort(b, 0)).max())
+        same.append(jnp.abs(jnp.sort(jax.jit(nearest_pairs)(a, b), 0) - jnp.sort(b, 0)).max())
     found.append(below("cost over SciPy's - 1, 96 pairs, worst seed", max(gaps), 1e-5))
     found.append(below("change of the noise's law by the pairing", max(same), 0.0))
 
@@ -35,7 +41,7 @@ def checks() -> list[Check]:
     for t, bound in ((0.7, 0.03), (1.0, 0.03)):
         straight = (1 - STD) / ((1 - t) * STD + t)
         mixed = (t - (1 - t) * STD**2) / (((1 - t) * STD) ** 2 + t**2)
-        near, far = (_slopes(t, coupling) for coupling in ("optimal", "independent"))
+        near, far = (_slopes(t, coupling) for coupling in (optimal(), INDEPENDENT))
         check = f"slope of the velocity at t={t:g}"
         found.append(mean_near(check, near, straight, bound))
         found.append(control(mean_near(check, far, straight, bound)))
@@ -48,7 +54,7 @@ def checks() -> list[Check]:
     return found
 
 
-def _slopes(t: float, coupling: str) -> np.ndarray:
+def _slopes(t: float, coupling: Coupling) -> np.ndarray:
     """Slope of the best line for each seed [SEEDS], one batch of SIZE pairs each."""
 
     @jax.jit

@@ -1,23 +1,18 @@
-"""Encoders: frozen functions from examples to vectors, for `method.describe`.
+"""Encoders by name: frozen functions from examples to vectors, for descriptions and terms.
 
-An encoder is a function that takes a section's keywords and returns fn(x [B, *shape]) -> [B, D],
-traced by JAX. One's own is a section with its dotted path.
+An encoder is a function that takes a section's keywords and returns a `jaxgen.method.Encoder`, or
+fn(x [B, *shape]) -> [B, D] traced by JAX. One's own is a section with its dotted path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import jax
-
+from jaxgen.method import Encoder
 from jaxgen.metrics.extractors import classifier as classifiers
-
-Encoder = Callable[[jax.Array], jax.Array]
 
 
 def flat() -> Encoder:
     """The example itself, flattened."""
-    return lambda x: x.reshape(x.shape[0], -1)
+    return Encoder(lambda params, x: x.reshape(x.shape[0], -1))
 
 
 def classifier(*, file: str) -> Encoder:
@@ -26,5 +21,5 @@ def classifier(*, file: str) -> Encoder:
     file: e.g. "runs/digits/classifier.safetensors". For images [B, H, W, C] in [-1, 1] of the size
     that it was trained on.
     """
-    apply = classifiers.opened(file, "encoder.file")
-    return lambda x: apply(x)[0]
+    apply, params = classifiers.opened(file, "encoder.file")
+    return Encoder(lambda params, x: apply(params, x)[0], params)

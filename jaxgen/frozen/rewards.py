@@ -25,10 +25,10 @@ def classifier(*, file: str) -> Reward:
     file: e.g. "runs/digits/classifier.safetensors". For images [B, H, W, C] in [-1, 1] of the size
     that it was trained on; 0 where the label is "no label".
     """
-    apply = classifiers.opened(file, "reward.file")
+    apply, params = classifiers.opened(file, "reward.file")
 
     def reward(x: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = apply(x)[1]
+        logits = apply(params, x)[1]
         classes = logits.shape[1]
         log = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log, jnp.minimum(labels, classes - 1)[:, None], axis=1)[:, 0]

@@ -4,6 +4,7 @@ from jaxgen.method.chain import (
     Chain,
     Steered,
 )
+from jaxgen.method.encoder import Encoder, encoder_of
 from jaxgen.method.learning import (
     Learner,
     LossFn,
@@ -45,6 +46,8 @@ from jaxgen.method.streams import (
 )
 
 __all__ = [
+    "Encoder",
+    "encoder_of",
     "Averages",
     "Batch",
     "Chain",

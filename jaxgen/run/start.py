@@ -119,9 +119,7 @@ def options_of(section: Any) -> StartOptions | None:
 
     if section is None:
         return None
-    keywords: dict[str, Any] = (
-        {"workdir": section} if isinstance(section, str) else dict(section)
-    )
+    keywords: dict[str, Any] = {"workdir": section} if isinstance(section, str) else dict(section)
     return StartOptions(**configs.check(StartOptions, keywords, "config.start"))
 
 

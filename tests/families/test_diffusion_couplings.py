@@ -12,8 +12,9 @@ from scipy.optimize import linear_sum_assignment
 from jaxgen.errors import UsageError
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.core.closed_form import closed_form
-from jaxgen.families.diffusion.core.coupling import assignment, optimal
+from jaxgen.families.diffusion.core.coupling import assignment, nearest_pairs
 from jaxgen.families.diffusion.core.kinetic import energy, kinetic_optimal
+from jaxgen.families.diffusion.core.noise import pfgmpp
 from jaxgen.families.diffusion.core.path import linear, trig
 from jaxgen.families.diffusion.core.sampler import prior
 from jaxgen.method import Spec
@@ -44,18 +45,23 @@ def test_assignment_survives_ties():
 def test_optimal_on_a_line_is_sorted():
     """In one dimension the optimal pairing is monotone."""
     x0 = jax.random.permutation(jax.random.key(0), jnp.linspace(-1, 3, 50)[:, None])
-    eps = optimal(x0, jax.random.normal(jax.random.key(1), (50, 1)))
+    eps = nearest_pairs(x0, jax.random.normal(jax.random.key(1), (50, 1)))
     order = np.argsort(x0[:, 0])
     assert (np.diff(np.asarray(eps)[order, 0]) > 0).all()
 
 
 @pytest.mark.parametrize(
-    "options", [{"coupling": "optimal"}, {"contrast": 0.05}, {"extra_dims": 4.0}]
+    "options",
+    [
+        {"coupling": "optimal"},
+        {"terms": [{"name": "contrast", "weight": 0.05}]},
+        {"noise": {"name": "pfgmpp", "extra_dims": 4.0}},
+    ],
 )
 def test_the_options_train_and_change_the_update(options):
     plain, other = method(), method(**options)
-    assert plain.separable and other.separable == ("extra_dims" in options)
-    assert (other.log_prob is None) == ("extra_dims" in options)
+    assert plain.separable and other.separable == ("noise" in options)
+    assert (other.log_prob is None) == ("noise" in options)
     batch = {
         "image": jax.random.normal(jax.random.key(0), (8, 2)),
         "label": jnp.zeros(8, jnp.int32),
@@ -73,9 +79,10 @@ def test_the_options_train_and_change_the_update(options):
     "options",
     [
         {"coupling": "otpimal"},
-        {"extra_dims": 0.0},
-        {"contrast": 1.0},
-        {"contrast": 0.1, "learned_uncertainty": True},
+        {"noise": {"name": "pfgmpp", "extra_dims": 0.0}},
+        {"noise": {"name": "pfgmpp", "extra_dims": 4.0}, "learned_variance": True},
+        {"terms": [{"name": "contrast", "weight": 1.0}]},
+        {"terms": ["contrats"]},
     ],
 )
 def test_bad_options_of_the_method_are_named(options):
@@ -105,11 +112,11 @@ def method(**options):
 
 def test_a_sampler_starts_from_the_kernel_of_its_extra_dimensions():
     """A network that starts at zero velocity leaves the prior as it is."""
-    m = method(extra_dims=3.0)
+    m = method(noise={"name": "pfgmpp", "extra_dims": 3.0})
     params = jax.jit(m.init)(jax.random.key(0)).params
     keys, labels = jax.random.split(jax.random.key(1), 16), jnp.zeros(16, jnp.int32)
     out = m.sampler(steps=1, solver="euler").fn(params, keys, labels)
-    np.testing.assert_allclose(out, prior(linear(), keys, (2,), 3.0), rtol=1e-5)
+    np.testing.assert_allclose(out, prior(linear(), keys, (2,), pfgmpp(3.0)), rtol=1e-5)
     assert np.abs(np.asarray(out - prior(linear(), keys, (2,)))).max() > 0.1
 
 

@@ -137,7 +137,7 @@ def test_representations_are_drawn_with_their_frequencies():
             keys = jax.random.split(jax.random.fold_in(key, number), 128)
             labels = jnp.arange(128, dtype=jnp.int32) % 2
             often = jax.vmap(lambda k: jax.random.bernoulli(k, 0.8))(keys) == (labels == 1)
-            codes = rdm.of(jnp.where(often, 1.0, -1.0)[:, None] * jnp.ones((128, 3)))
+            codes = rdm.of(rdm.frozen, jnp.where(often, 1.0, -1.0)[:, None] * jnp.ones((128, 3)))
             grads = jax.grad(lambda p: rdm.loss(p, codes, labels, keys).mean())(params)
             updates, state = adam.update(grads, state)
             return (optax.apply_updates(params, updates), state), None
@@ -149,7 +149,7 @@ def test_representations_are_drawn_with_their_frequencies():
     keys, labels = jax.random.split(jax.random.key(1), 2000), jnp.arange(2000) % 2
 
     def shares(params):
-        x = np.asarray(rdm.draw(params, keys, labels.astype(jnp.int32)))[:, 0]
+        x = np.asarray(rdm.draw(params, rdm.frozen, keys, labels.astype(jnp.int32)))[:, 0]
         assert x.shape == (2000,)
         return np.array([(x[label::2] > 0).mean() for label in (0, 1)])
 
@@ -204,11 +204,11 @@ def test_labels_choose_the_query_where_they_are_asked_for():
     keys = jax.random.split(jax.random.key(5), 200)
     wanted = jnp.arange(200, dtype=jnp.int32) % 2
     by_label = neighbours(SPEC, encoder=flat(), database=(x, labels), labelled=True)
-    found = np.asarray(by_label.draw(None, keys, wanted))
+    found = np.asarray(by_label.draw(None, by_label.frozen, keys, wanted))
     assert found.shape == (200, 4, 3)
     np.testing.assert_array_equal(found[..., 0] > 0, np.repeat(np.asarray(wanted)[:, None], 4, 1))
-    blind = np.asarray(neighbours(SPEC, encoder=flat(), database=(x, labels)).draw(
-        None, keys, wanted))  # fmt: skip
+    either = neighbours(SPEC, encoder=flat(), database=(x, labels))
+    blind = np.asarray(either.draw(None, either.frozen, keys, wanted))
     # Half of them, whatever the label: four standard errors of 200.
     assert abs((blind[:, 0, 0] > 0).mean() - 0.5) < 4 * 0.5 / 200**0.5
 
@@ -216,8 +216,10 @@ def test_labels_choose_the_query_where_they_are_asked_for():
 def test_in_training_the_nearest_are_skipped():
     itself = neighbours(SPEC, encoder=flat(), database=(POINTS, None), count=2)
     others = neighbours(SPEC, encoder=flat(), database=(POINTS, None), count=2, skip=1)
-    np.testing.assert_array_equal(itself.of(POINTS)[:, 0], POINTS)
-    np.testing.assert_array_equal(others.of(POINTS)[:, 0], itself.of(POINTS)[:, 1])
+    np.testing.assert_array_equal(itself.of(itself.frozen, POINTS)[:, 0], POINTS)
+    np.testing.assert_array_equal(
+        others.of(others.frozen, POINTS)[:, 0], itself.of(itself.frozen, POINTS)[:, 1]
+    )
 
 
 def test_another_database_is_an_option_of_the_sampler(tmp_path):

@@ -165,7 +165,8 @@ BRANCHES = {"cond": lambda params, labels: COND, "uncond": lambda params, labels
 
 
 def sampler(**options):
-    return build_sampler(PATH, (3,), BRANCHES, solver="euler", grid="uniform", **options)
+    options = dict(solver="euler", grid="uniform", steps=18, guidance=1.0, clip="none") | options
+    return build_sampler(PATH, (3,), BRANCHES, **options)
 
 
 def test_sections_are_applied_in_order_and_counted():
@@ -179,7 +180,7 @@ def test_sections_are_applied_in_order_and_counted():
 
 def test_sampler_at_weight_one_is_the_plain_sampler():
     keys, labels = jax.random.split(jax.random.key(0), 4), jnp.zeros(4, jnp.int32)
-    plain = build_sampler(PATH, (3,), BRANCHES, solver="euler", grid="uniform", guidance=[])
+    plain = sampler(guidance=[])
     np.testing.assert_array_equal(sampler(guidance=1.0)({}, keys, labels),
                                   plain({}, keys, labels))  # fmt: skip
 

@@ -353,7 +353,7 @@ def test_learned_uncertainty_finds_the_loss_of_each_noise_level():
     path, std = paths.linear(), 1.0
     model = Exact(path, "velocity", 0.0, std)
     m = denoising(Spec((1,), 1), model, optax.adam(2e-3), Averages((10,)),
-                  learned_uncertainty=True, label_dropout=0.0)  # fmt: skip
+                  terms=["uncertainty"], label_dropout=0.0)  # fmt: skip
 
     @jax.jit
     def run(state):
@@ -364,7 +364,7 @@ def test_learned_uncertainty_finds_the_loss_of_each_noise_level():
 
         return jax.lax.scan(body, state, jnp.arange(800))
 
-    from jaxgen.families.diffusion.methods.denoising import Uncertainty
+    from jaxgen.families.diffusion.terms.uncertainty import Uncertainty
 
     state, _ = run(first_state(m))
     t = jnp.array([0.2, 0.5, 0.8])

@@ -28,8 +28,8 @@ def cond(params, labels):
 
 
 def build(**options):
-    options = {"steps": 6, "grid": "uniform", "guidance": [], **options}
-    return build_sampler(PATH, (3,), {"cond": cond}, **options)
+    plain = {"solver": "heun", "steps": 6, "grid": "uniform", "guidance": [], "clip": "none"}
+    return build_sampler(PATH, (3,), {"cond": cond}, **{**plain, **options})
 
 
 def method(**options):

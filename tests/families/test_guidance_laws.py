@@ -332,7 +332,7 @@ def test_a_section_is_the_function(sections, function):
         "log_prob": lambda params, labels: goal,
     }
     guidance = [dict(name="cfg.cfg", weight=3.0), *sections]
-    options = dict(solver="euler", grid="uniform", steps=STEPS)
+    options = dict(solver="euler", grid="uniform", steps=STEPS, clip="none")
     sampler = build_sampler(PATH, SHAPE, branches, guidance=guidance, **options)
     keys = jax.random.split(jax.random.key(3), SIZE)
     grid = grids.uniform(STEPS, PATH)

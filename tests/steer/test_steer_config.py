@@ -58,7 +58,7 @@ def of_diffusion(eta: float = 1.0) -> Sampler:
 
     return build_sampler(
         PATH, (2,), {"cond": cond}, solver={"name": "ddim", "eta": eta}, steps=4, grid="uniform",
-        guidance=(),
+        guidance=(), clip="none",
     )  # fmt: skip
 
 

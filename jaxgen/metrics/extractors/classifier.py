@@ -266,10 +266,13 @@ def read(file: str | Path) -> tuple[Any, str | None]:
     return flax.traverse_util.unflatten_dict(flat, sep="."), digest
 
 
-def opened(file: str | Path, option: str) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """fn(images [B, H, W, C] in [-1, 1]) -> (features, logits) of a file that `cached` wrote.
+def opened(
+    file: str | Path, option: str
+) -> tuple[Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]], Any]:
+    """(fn(params, images [B, H, W, C] in [-1, 1]) -> (features, logits), params) of a file.
 
-    Raises UsageError naming `option` where there is no such file, or its images are of other sizes.
+    file: what `cached` wrote. Raises UsageError naming `option` where there is no such file, or its
+    images are of other sizes.
     """
     try:
         params = read(file)[0]
@@ -278,7 +281,7 @@ def opened(file: str | Path, option: str) -> Callable[[jax.Array], tuple[jax.Arr
         allowed = "a classifier.safetensors that `jaxgen evaluate` wrote"
         raise invalid(option, str(file), allowed) from error
 
-    def apply(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def apply(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         try:
             outputs: Any = network.apply({"params": params}, images)
         except (flax.errors.FlaxError, ValueError, TypeError) as error:
@@ -286,7 +289,7 @@ def opened(file: str | Path, option: str) -> Callable[[jax.Array], tuple[jax.Arr
             raise invalid(option, f"{file} for {shape}", "images as it was trained on") from error
         return outputs
 
-    return apply
+    return apply, params
 
 
 def cached(

@@ -6,10 +6,35 @@ shortest augmenting paths (Jonker & Volgenant 1987), and a JAX program: no call 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-KINDS = ("independent", "optimal")
+
+@dataclasses.dataclass(frozen=True)
+class Coupling:
+    """pair(x0 [B, ...], eps [B, ...]) -> the noises in the order in which they go with x0.
+
+    whole_batch: whether the batch's examples are looked at together.
+    """
+
+    pair: Callable[[jax.Array, jax.Array], jax.Array]
+    whole_batch: bool = False
+
+
+INDEPENDENT = Coupling(lambda x0, eps: eps)
+
+
+def independent() -> Coupling:
+    """As they come."""
+    return INDEPENDENT
+
+
+def optimal() -> Coupling:
+    """At the least squared distance (`nearest_pairs`); the pairing does not see the labels."""
+    return Coupling(nearest_pairs, whole_batch=True)
 
 
 def assignment(cost: jax.Array) -> jax.Array:
@@ -67,7 +92,7 @@ def assignment(cost: jax.Array) -> jax.Array:
     return jnp.zeros(size, jnp.int32).at[row_of].set(jnp.arange(size, dtype=jnp.int32))
 
 
-def optimal(x0: jax.Array, eps: jax.Array) -> jax.Array:
+def nearest_pairs(x0: jax.Array, eps: jax.Array) -> jax.Array:
     """eps [B, ...] reordered so that sum |x0 - eps|^2 over the batch x0 [B, ...] is least."""
     a, b = (x.reshape(x.shape[0], -1).astype(jnp.float32) for x in (x0, eps))
     # -2 a b is the squared distance up to terms of a row or of a column alone.

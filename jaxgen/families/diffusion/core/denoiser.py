@@ -7,7 +7,7 @@ caches and adaptive switches live there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +110,35 @@ class Network:
         train = dropout is not None
         out = self.model.apply({"params": params}, *inputs, train=train, rngs=rngs, **options)
         return self._halves(out)
+
+    def tapped(
+        self,
+        params: PyTree,
+        x: jax.Array,
+        t: jax.Array,
+        labels: jax.Array,
+        dropout: jax.Array | None,
+        taps: tuple[Layer, ...],
+    ) -> tuple[jax.Array, jax.Array | None, Mapping[Layer, jax.Array]]:
+        """`output`, and the outputs of the layers in `taps`, for networks that have such.
+
+        A tap is a number k, the output after k blocks, or a block's name.
+        """
+        if not taps:
+            return *self.output(params, x, t, labels, dropout), {}
+        rngs = None if dropout is None else {"dropout": dropout}
+        inputs = (*self._inputs(x, t), labels)
+        train = dropout is not None
+        try:
+            out, found = self.model.apply(
+                {"params": params}, *inputs, train=train, rngs=rngs, taps=taps
+            )
+        except TypeError as error:
+            if "taps" not in str(error):
+                raise
+            name = type(self.model).__name__
+            raise invalid("config.model", name, "a network whose layers can be tapped") from error
+        return *self._halves(out), found
 
     def _inputs(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The network's image and noise numbers at x [B, ...], t [B]."""

@@ -18,12 +18,13 @@ import numpy as np
 from jaxgen.config import ROOMS, build, resolve
 from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.noise import GAUSSIAN, Noise
 from jaxgen.families.diffusion.core.path import Path
-from jaxgen.families.diffusion.core.pfgmpp import kernel_noise
 from jaxgen.families.diffusion.guidance.threshold import dynamic, static
 from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import Sampler, fold, normal
 from jaxgen.method.chain import AGAIN, ESTIMATES, Chain, State
+from jaxgen.method.streams import NOISE
 
 PyTree = Any
 Branch = Callable[[PyTree, Any], Any]
@@ -32,15 +33,10 @@ GUIDANCE = "sample.guidance"
 
 
 def prior(
-    path: Path, keys: jax.Array, shape: tuple[int, ...], extra_dims: float | None = None
+    path: Path, keys: jax.Array, shape: tuple[int, ...], noise: Noise = GAUSSIAN
 ) -> jax.Array:
-    """x at t=1 for keys [B]: N(0, sigma(1)^2), [B, *shape] float32.
-
-    extra_dims: PFGM++'s D, for its kernel in the place of the Gaussian.
-    """
-    own = fold(keys, 0)
-    noise = normal(own, shape) if extra_dims is None else kernel_noise(own, shape, extra_dims)
-    return path.sigma(jnp.float32(1.0)) * noise
+    """x at t=1 for keys [B]: sigma(1) times noise, [B, *shape] float32."""
+    return path.sigma(jnp.float32(1.0)) * noise.draw(fold(keys, NOISE), shape)
 
 
 def integrate(
@@ -86,7 +82,7 @@ def as_chain(
     grid: jax.Array,
     shape: tuple[int, ...],
     path: Path,
-    extra_dims: float | None = None,
+    noise: Noise = GAUSSIAN,
 ) -> Chain:
     """The chain of a solver on a grid: `run` gives the bits of `integrate` from the prior.
 
@@ -98,7 +94,7 @@ def as_chain(
         return x, (solver.init(x), denoiser.init(x))
 
     def start(keys: jax.Array) -> State:
-        return begin(prior(path, keys, shape, extra_dims))
+        return begin(prior(path, keys, shape, noise))
 
     def step(keys: jax.Array, state: State, number: jax.Array) -> State:
         x, carry = state
@@ -118,7 +114,6 @@ def as_chain(
     def mix(one: State, two: State, radius: float) -> State:
         return begin(math.sqrt(1 - radius**2) * one[0] + radius * two[0])
 
-    gaussian = extra_dims is None
     pairs = [times[n : n + 2] for n in range(len(times) - 1)]
     return Chain(
         start=start,
@@ -128,8 +123,8 @@ def as_chain(
         step_calls=np.array([solver.calls(denoiser, pair, n) for n, pair in enumerate(pairs)]),
         estimate=estimate,
         estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
-        back=back if gaussian else None,
-        mix=mix if gaussian else None,
+        back=back if noise.gaussian else None,
+        mix=mix if noise.gaussian else None,
     )
 
 
@@ -173,13 +168,13 @@ def build_sampler(
     shape: tuple[int, ...],
     branches: Mapping[str, Branch],
     *,
-    solver: Any = "heun",
-    steps: int = 18,
-    grid: Any = "karras",
-    guidance: float | Sequence[Any] = 1.0,
-    clip: str = "none",
+    solver: Any,
+    steps: int,
+    grid: Any,
+    guidance: float | Sequence[Any],
+    clip: str,
     preview: int = 0,
-    extra_dims: float | None = None,
+    noise: Noise = GAUSSIAN,
 ) -> Sampler:
     """A compiled-once `Sampler` for images of a shape; see `method.denoising` for the options.
 
@@ -208,7 +203,7 @@ def build_sampler(
 
     @jax.jit
     def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
-        x = prior(path, keys, shape, extra_dims)
+        x = prior(path, keys, shape, noise)
         return integrate(chosen, denoiser(params, labels), x, times, keys, preview)
 
     counted = denoiser(None, None)
@@ -228,7 +223,7 @@ def build_sampler(
             calls=counted.calls,
             path=path,
         )
-        return as_chain(chosen, one, times, shape, path, extra_dims)
+        return as_chain(chosen, one, times, shape, path, noise)
 
     return Sampler(draw, chosen.calls(counted, np.asarray(times)), steps, chain, denoiser)
 
@@ -242,7 +237,7 @@ def _build_solver(section: Any, path: Path, steps: int) -> Solver:
 
 
 def unavailable(error: UsageError) -> Denoiser:
-    """A denoiser that cannot be had: guidance that would use it raises this error."""
+    """Placeholder for a denoiser that raises when guidance uses it."""
 
     def fail(*_: Any) -> Any:
         raise error

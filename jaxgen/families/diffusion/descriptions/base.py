@@ -15,10 +15,6 @@ from jaxgen.method import Sampler, fold
 from jaxgen.method.chain import Chain, State
 
 PyTree = Any
-Encoder = Callable[[jax.Array], jax.Array]
-"""Examples [B, *shape] -> vectors [B, D]; frozen."""
-
-
 DRAW = 2
 """Descriptions draw below fold_in(key, 2); samplers of images use 0 and 1."""
 
@@ -27,29 +23,40 @@ DRAW = 2
 class Description:
     """Vectors [B, D], or sets of them [B, K, D], for `nn.labels.Described`; frozen but for `loss`.
 
-    of(examples [B, *shape]) -> descriptions, in training. draw(params, keys [B], labels [B]) ->
-    descriptions to sample with. calls: evaluations of a network that a draw costs. Where a draw has
-    parameters to learn: init(key) -> params, and loss(params, descriptions, labels, keys [B]) ->
-    [B], added to the denoiser's own.
+    of(frozen, examples [B, *shape]) -> descriptions, in training. draw(params, frozen, keys [B],
+    labels [B]) -> descriptions to sample with. calls: evaluations of a network that a draw costs.
+    Where a draw has parameters to learn: init(key) -> params, and loss(params, descriptions,
+    labels, keys [B]) -> [B], added to the denoiser's own. frozen: the arrays that `of` and `draw`
+    need (an encoder's, a database), which become arguments of the programs; None: none.
     """
 
-    of: Callable[[jax.Array], jax.Array]
-    draw: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    of: Callable[[PyTree, jax.Array], jax.Array]
+    draw: Callable[[PyTree, PyTree, jax.Array, jax.Array], jax.Array]
     calls: float = 0.0
     init: Callable[[jax.Array], PyTree] | None = None
     loss: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    frozen: PyTree = None
+
+    def example(self, x: jax.Array) -> jax.Array:
+        """Zeros in the shape of the descriptions of x."""
+        found = jax.eval_shape(self.of, self.frozen, x)
+        return jnp.zeros(found.shape, found.dtype)
 
 
-def described(sampler: Sampler, describe: Description) -> Sampler:
+def described(sampler: Sampler, describe: Description, own: bool = True) -> Sampler:
     """A sampler of descriptions in the place of labels as one of labels, which draws them first.
 
     Its chain draws them in the first step, so that branches from the same noise differ in what they
-    are told, and any search of noises or of keys counts their calls.
+    are told, and any search of noises or of keys counts their calls. own: the description that the
+    method was trained with, whose frozen arrays may come with the parameters (`Method.reads`);
+    else, and another one's, they are constants of the sampler.
     """
 
     def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        own = params["describe"] if describe.init is not None else None
-        return describe.draw(own, fold(keys, DRAW), labels)
+        learned = params["describe"] if describe.init is not None else None
+        held = params.get("frozen", {}).get("describe") if own else None
+        held = describe.frozen if held is None else held
+        return describe.draw(learned, held, fold(keys, DRAW), labels)
 
     def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         return sampler.fn(params, keys, draw(params, keys, labels))

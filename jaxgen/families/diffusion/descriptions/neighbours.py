@@ -7,6 +7,7 @@ neighbours have in common with an image, the database what there is: another dat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.families.diffusion.descriptions.base import Description, Encoder
-from jaxgen.method import Spec, fold
+from jaxgen.families.diffusion.descriptions.base import Description
+from jaxgen.method import Encoder, Spec, encoder_of, fold
 
 PyTree = Any
 
@@ -78,7 +79,7 @@ def nearest(
 def neighbours(
     spec: Spec,
     *,
-    encoder: Encoder,
+    encoder: Encoder | Callable[[jax.Array], jax.Array],
     database: Any,
     count: int = 4,
     skip: int = 0,
@@ -96,8 +97,9 @@ def neighbours(
     if skip < 0 or not 1 <= count <= len(images) - skip:
         allowed = f"skip >= 0 and 1 <= count <= {len(images)} rows - skip"
         raise invalid("describe.count", (count, skip), allowed)
-    parts = [jnp.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
-    vectors = np.concatenate([np.asarray(encoder(part)) for part in parts])
+    known = encoder_of(encoder)
+    chunks = [jnp.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    vectors = np.concatenate([np.asarray(known(chunk)) for chunk in chunks])
     if vectors.ndim != 2:
         raise invalid("describe.encoder", vectors.shape, "a function to vectors [B, D]")
     rows = np.arange(len(vectors))
@@ -110,17 +112,22 @@ def neighbours(
         allowed_rows = np.stack([labels == c for c in range(spec.num_classes)] + [rows >= 0])
     else:
         allowed_rows = np.ones((spec.num_classes + 1, len(vectors)), bool)
-    logits = jnp.where(allowed_rows, 0.0, -jnp.inf)
-    held = jnp.asarray(vectors)
+    frozen = {
+        "encoder": known.params,
+        "database": vectors,
+        "logits": np.where(allowed_rows, 0.0, -np.inf).astype(np.float32),
+    }
 
-    def of(x: jax.Array) -> jax.Array:
-        return held[nearest(encoder(x), held, count + skip)[:, skip:]]
+    def of(frozen: PyTree, x: jax.Array) -> jax.Array:
+        queries, held = known.apply(frozen["encoder"], x), frozen["database"]
+        return held[nearest(queries, held, count + skip)[:, skip:]]
 
-    def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        query = jax.vmap(jax.random.categorical)(fold(keys, 0), logits[labels])
-        return held[nearest(held[query], held, count)]
+    def draw(params: PyTree, frozen: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        rows = jax.vmap(jax.random.categorical)(fold(keys, 0), frozen["logits"][labels])
+        held = jnp.asarray(frozen["database"])
+        return held[nearest(held[rows], held, count)]
 
-    return Description(of, draw)
+    return Description(of, draw, frozen=jax.tree.map(jnp.asarray, frozen))
 
 
 def _open(database: Any, spec: Spec) -> tuple[np.ndarray, np.ndarray | None]:

@@ -7,6 +7,7 @@ an image is drawn by drawing a vector first and then an image that fits it. Labe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +20,8 @@ from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.path import linear
 from jaxgen.families.diffusion.core.sampler import integrate, prior
-from jaxgen.families.diffusion.descriptions.base import Description, Encoder
-from jaxgen.method import Spec, fold, normal
+from jaxgen.families.diffusion.descriptions.base import Description
+from jaxgen.method import Encoder, Spec, encoder_of, fold, normal
 from jaxgen.nn.mlp import MLP
 
 PyTree = Any
@@ -29,7 +30,7 @@ PyTree = Any
 def representation(
     spec: Spec,
     *,
-    encoder: Encoder,
+    encoder: Encoder | Callable[[jax.Array], jax.Array],
     scale: float = 1.0,
     width: int = 256,
     depth: int = 3,
@@ -48,7 +49,8 @@ def representation(
     if steps < 1:
         raise invalid("describe.steps", steps, "steps >= 1")
     example = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
-    found = jax.eval_shape(encoder, example)
+    known = encoder_of(encoder)
+    found = jax.eval_shape(known, example)
     if found.ndim != 2:
         raise invalid("describe.encoder", found.shape, "a function to vectors [B, D]")
     size, path = found.shape[1], linear()
@@ -70,7 +72,10 @@ def representation(
         out, _ = network.output(params, path.mix(vectors, eps, t), t, told(labels))
         return ((out - (eps - vectors)) ** 2).mean(1)
 
-    def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def of(frozen: PyTree, x: jax.Array) -> jax.Array:
+        return known.apply(frozen, x) / scale
+
+    def draw(params: PyTree, frozen: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
         denoiser = network.denoiser(params, told(labels))
         vectors = integrate(solver, denoiser, prior(path, keys, (size,)), grid, keys)
         assert isinstance(vectors, jax.Array)
@@ -78,4 +83,4 @@ def representation(
 
     nothing = network.denoiser(None, jnp.zeros(1, jnp.int32))
     calls = solver.calls(nothing, np.asarray(grid))
-    return Description(lambda x: encoder(x) / scale, draw, calls, init, loss)
+    return Description(of, draw, calls, init, loss, frozen=known.params)

@@ -21,7 +21,7 @@ from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import target
 from jaxgen.families.diffusion.core.sampler import prior
 from jaxgen.families.diffusion.core.times import Times
-from jaxgen.families.diffusion.terms.loss import TIMES, example_mean
+from jaxgen.families.diffusion.terms.base import example_mean
 from jaxgen.method import (
     Averages,
     Batch,
@@ -37,6 +37,7 @@ from jaxgen.method import (
     normal,
     single,
 )
+from jaxgen.method.streams import STEP_TIME
 
 PyTree = Any
 Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -92,7 +93,7 @@ def mean_flow(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         u, x0, keys = _jump(model, params, batch, key), *_data(batch, key)
-        step, index = jax.random.fold_in(key, TIMES), batch["index"]
+        step, index = jax.random.fold_in(key, STEP_TIME), batch["index"]
         a, b = (clock.draw(fold(keys, n), step, index, way, ())[0] for n in (1, 2))
         jumps = jax.vmap(jax.random.uniform)(fold(keys, 3)) < share
         t, h = jnp.where(jumps, jnp.maximum(a, b), a), jnp.where(jumps, jnp.abs(a - b), 0.0)
@@ -135,7 +136,7 @@ def shortcut(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         u, x0, keys = _jump(model, params, batch, key), *_data(batch, key)
-        step, index = jax.random.fold_in(key, TIMES), batch["index"]
+        step, index = jax.random.fold_in(key, STEP_TIME), batch["index"]
         free = clock.draw(fold(keys, 1), step, index, way, ())[0]
         k = jax.vmap(lambda a: jax.random.randint(a, (), 0, levels))(fold(keys, 2))
         jumps = jax.vmap(jax.random.uniform)(fold(keys, 3)) < share

@@ -23,7 +23,6 @@ from jaxgen.families.diffusion.core.prediction import target, x0_gain
 from jaxgen.families.diffusion.core.times import Times
 from jaxgen.families.diffusion.core.weighting import Weighting
 from jaxgen.families.diffusion.methods.denoising import denoising
-from jaxgen.families.diffusion.terms.loss import TIMES
 from jaxgen.method import (
     Averages,
     Batch,
@@ -39,6 +38,7 @@ from jaxgen.method import (
     only_learner,
     retrained,
 )
+from jaxgen.method.streams import STEP_TIME
 from jaxgen.nn.dit import patchify
 from jaxgen.nn.masked_dit import MaskedDiT
 
@@ -198,7 +198,7 @@ def masked_loss(
         dropout, total = dropout_key(key, batch), jnp.zeros(())
         metrics: Metrics = {}
         if count < size:
-            step = jax.random.fold_in(key, TIMES)
+            step = jax.random.fold_in(key, STEP_TIME)
             total, metrics, extra = noised(params, rest, step, dropout, extra)
         if count:
             other, more = represented(params, clean, jax.random.fold_in(dropout, 1))

@@ -1,0 +1,74 @@
+"""The denoisers that guidance may ask a conditional network for, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import UsageError, invalid
+from jaxgen.families.diffusion.core.denoiser import Denoiser, Network
+from jaxgen.families.diffusion.core.sampler import Branch, unavailable
+from jaxgen.method import Spec, no_label
+
+PyTree = Any
+
+
+def standard_branches(
+    network: Network, spec: Spec, coherence: int, *, guidable: bool
+) -> dict[str, Branch]:
+    """(params, labels [B]) -> denoiser: "cond", "uncond", "weak", "incoherent", and "by_label".
+
+    coherence: levels of how far labels are believed. guidable: whether the network was trained
+    with dropped labels; else what guidance would do without them raises. "labels" are the labels.
+    """
+
+    def believed(labels: jax.Array | None, level: int) -> Any:
+        """Labels at one level of coherence; "no label" stays what it is."""
+        if labels is None or coherence == 1:
+            return labels
+        return jnp.where(labels == spec.null_label, labels, labels // coherence * coherence + level)
+
+    def cond(params: PyTree, labels: Any) -> Denoiser:
+        return network.denoiser(params and params["net"], believed(labels, coherence - 1))
+
+    def incoherent(params: PyTree, labels: Any) -> Denoiser:
+        if coherence == 1:
+            return unavailable(
+                invalid("guidance", "coherence", "others: this model knows no coherence",
+                        "Train with method.coherence=2 or more.")
+            )  # fmt: skip
+        return network.denoiser(params and params["net"], believed(labels, 0))
+
+    def uncond(params: PyTree, labels: Any) -> Denoiser:
+        if not guidable:
+            return unavailable(
+                invalid(
+                    "guidance",
+                    "a scale other than 1",
+                    "1: this model was trained without label dropout",
+                    "Train with method.label_dropout=0.1 to guide it.",
+                )
+            )
+        null: Any = None if labels is None else no_label(labels, spec.null_label)
+        return network.denoiser(params and params["net"], null)
+
+    def weak(params: PyTree, labels: Any) -> Denoiser:
+        if params is not None and "weak" not in params:
+            return unavailable(
+                UsageError('guidance: autoguidance needs params = {"net": ..., "weak": ...}.')
+            )
+        return network.denoiser(params and params["weak"], believed(labels, coherence - 1))
+
+    def by_label(params: PyTree, labels: Any) -> Any:
+        return lambda others: network.denoiser(params["net"], believed(others, coherence - 1))
+
+    return {
+        "cond": cond,
+        "uncond": uncond,
+        "incoherent": incoherent,
+        "weak": weak,
+        "labels": lambda params, labels: labels,
+        "by_label": by_label,
+    }
