@@ -26,7 +26,7 @@ from jaxgen.nn.parallel import (
     values,
 )
 from jaxgen.nn.positions import rope_2d, sin_cos_2d
-from jaxgen.nn.stack import Stack, stacked
+from jaxgen.nn.stack import Stack, Taps, stacked
 
 # The paper's table 1. With 32x32x4 latents, patch 2, learned sigma and 1000 classes: 33, 130, 458
 # and 675 million parameters; 6.06, 23.01, 80.71 and 118.64 G multiply-adds (the paper's "Gflops").
@@ -146,6 +146,9 @@ class DiT(nn.Module):
     is faster, on CPU too, than one that keeps everything, since it writes less memory); attention
     (an implementation of `jaxgen.ops.attention`); identity_attention (layers, from 0, whose
     attention map is the identity, for guidance away from them).
+
+    Called with taps=(k, ...) it returns (output, {k: the tokens [B, N, width] after k blocks}), N
+    the patches row by row, k from 1 to depth. Raises UsageError for other taps.
     """
 
     num_classes: int
@@ -168,8 +171,14 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        train: bool = False,
+        taps: Taps = (),
+    ) -> Any:
         """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
         dtype = compute_dtype(self.dtype)
         self._check(x.shape)
@@ -184,8 +193,9 @@ class DiT(nn.Module):
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         c = self._condition(noise, labels, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h = blocks(h, c, angles, places=rows * columns, each=self._alone())
-        return self._image(h, c, rows, columns)
+        h, found = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
+        out = self._image(h, c, rows, columns)
+        return (out, found) if taps else out
 
     def _condition(self, noise: jax.Array, labels: jax.Array, dtype: Any) -> jax.Array:
         """noise, labels [B] -> the vectors [B, width] that condition all blocks."""
@@ -242,6 +252,7 @@ def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stac
         scan=net.scan,
         remat=net.remat,
         shared=("examples", "places"),
+        own=(None,),
     )(
         width,
         heads,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype, rematerialised
+from jaxgen.nn.layers import compute_dtype, rematerialised, tapped
 from jaxgen.nn.mp import (
     MPDense,
     mp_cat,
@@ -95,6 +95,9 @@ class EDM2(nn.Module):
     blocks (per level), attention_sizes (the heights at which blocks attend), head_channels (of an
     attention head); dropout (rng "dropout" when train=True), dtype (compute; parameters, norms and
     softmax are float32), remat ("none", "full", "dots").
+
+    Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}), with
+    the names of `jaxgen.nn.unet.UNet`. Raises UsageError for other taps.
     """
 
     num_classes: int
@@ -115,14 +118,21 @@ class EDM2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        train: bool = False,
+        taps: tuple[str, ...] = (),
+    ) -> Any:
         """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         embedding = self._embed(noise, labels, max(widths), dtype)
         block_class = rematerialised(Block, self.remat)
+        outputs: dict[str, jax.Array] = {}
 
         def block(
             h: jax.Array,
@@ -133,7 +143,7 @@ class EDM2(nn.Module):
             attend: bool = False,
             resample: str = "",
         ) -> jax.Array:
-            return block_class(
+            outputs[name] = block_class(
                 features,
                 decoder,
                 attend,
@@ -144,6 +154,7 @@ class EDM2(nn.Module):
                 dtype,
                 name=name,
             )(h, embedding)
+            return outputs[name]
 
         attends = [x.shape[1] >> level in self.attention_sizes for level in range(len(widths))]
         # A channel of ones stands in for the biases that the layers do not have.
@@ -169,7 +180,8 @@ class EDM2(nn.Module):
                 h = block(h, width, f"decode_{level}_{i}", attend=attends[level])
         gain = self.param("out_gain", nn.initializers.zeros, ())
         out = MPDense(self.out_channels, 3, dtype=dtype, name="out")(h, gain)
-        return out.astype(jnp.float32)
+        out = out.astype(jnp.float32)
+        return (out, tapped(outputs, taps)) if taps else out
 
     def _embed(self, noise: jax.Array, labels: jax.Array, width: int, dtype: Any) -> jax.Array:
         """The conditioning vector [B, width]."""

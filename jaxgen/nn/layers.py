@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import unknown
+from jaxgen.errors import invalid, unknown
 
 # What the backward pass keeps of a block: everything; nothing but its input; its weight matmuls.
 REMAT = {
@@ -105,6 +105,14 @@ def normalise(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """x (1 + scale) + shift: adaptive normalisation's affine part (Perez et al. 2018)."""
     return x * (1 + scale) + shift
+
+
+def tapped(outputs: Mapping[str, jax.Array], taps: Sequence[str]) -> dict[str, jax.Array]:
+    """Those of blocks' outputs that `taps` names; UsageError that lists all for another name."""
+    for name in taps:
+        if name not in outputs:
+            raise invalid("taps", name, ", ".join(outputs))
+    return {name: outputs[name] for name in taps}
 
 
 def attention_maps(sown: Any, height: int, width: int) -> dict[int | str, jax.Array]:

@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype, fourier, modulate, rematerialised, sinusoidal
+from jaxgen.nn.layers import (
+    compute_dtype,
+    fourier,
+    modulate,
+    rematerialised,
+    sinusoidal,
+    tapped,
+)
 from jaxgen.nn.parallel import Dropout, received
 from jaxgen.nn.resample import FILTERS, double, halve
 from jaxgen.ops import attention
@@ -119,6 +126,10 @@ class UNet(nn.Module):
     "dropout" when train=True), dtype (compute; parameters, norms and softmax are float32), remat
     ("none", "full", "dots"); identity_attention (blocks, "middle_0" or "decode_1_2", whose
     attention map is the identity, for guidance away from them).
+
+    Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}).
+    Blocks are called, in this order, "encode_L_i" (the i-th of level L, which "halve_L" leads to),
+    "middle_0", "middle_1", "decode_L_i" ("double_L"). Raises UsageError for other taps.
     """
 
     num_classes: int
@@ -152,19 +163,21 @@ class UNet(nn.Module):
         *,
         augment: jax.Array | None = None,
         train: bool = False,
-    ) -> jax.Array:
+        taps: tuple[str, ...] = (),
+    ) -> Any:
         """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
         embedding = self._embed(noise, labels, augment, dtype)
         block_class = rematerialised(Block, self.remat)
         attending: set[str] = set()
+        outputs: dict[str, jax.Array] = {}
 
         def block(
             h: jax.Array, features: int, name: str, *, attend: bool = False, resample: str = ""
         ) -> jax.Array:
             attending.update([name] if attend else [])
-            return block_class(
+            outputs[name] = block_class(
                 features,
                 attend,
                 resample,
@@ -179,6 +192,7 @@ class UNet(nn.Module):
                 name in self.identity_attention,
                 name=name,
             )(h, embedding)
+            return outputs[name]
 
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         attends = [x.shape[1] >> level in self.attention_sizes for level in range(len(widths))]
@@ -209,7 +223,8 @@ class UNet(nn.Module):
             if name not in attending:
                 raise unknown("model.identity_attention", name, attending)
         h = nn.silu(_norm(h, "norm_out", dtype))
-        return _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
+        out = _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
+        return (out, tapped(outputs, taps)) if taps else out
 
     def _embed(
         self, noise: jax.Array, labels: jax.Array, augment: jax.Array | None, dtype: Any
