@@ -44,6 +44,14 @@ ROOMS = {
 }
 """Where the `name` of a section with this key is looked for."""
 
+MOVED = {
+    "dit.sized": "dit.DiT, with the same size",
+    "edm2.sized": "edm2.EDM2, with the same size",
+    "llama.sized": "llama.Llama, with the same size",
+    "bert.sized": "bert.Bert, with the same size and, where none was set, dropout=0.1",
+}
+"""Names in older configs and what to write now."""
+
 
 def load(path: str) -> ml_collections.ConfigDict:
     """Load a config from a Python file; `file.py:ARG` calls its `get_config("ARG")`.
@@ -177,6 +185,8 @@ def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module_name), attribute, None)
         if callable(found):
             return found
+    if name in MOVED:
+        raise invalid(f"{option}.name", name, MOVED[name])
     raise unknown(f"{option}.name", name, _names_in(room))
 
 

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype, rematerialised, tapped
+from jaxgen.errors import invalid
+from jaxgen.nn.layers import compute_dtype, fill, rematerialised, tapped
 from jaxgen.nn.mp import (
     MPDense,
     mp_cat,
@@ -91,7 +91,8 @@ class EDM2(nn.Module):
     vector. H and W must be multiples of 2 ** (levels - 1), else UsageError. At initialisation the
     output is exactly zero (a gain that starts at zero).
 
-    Fields: channels (see `SIZES`), multipliers (channels per level over `channels`, finest first),
+    Fields: size ("XS" to "XXL", see `SIZES`), of which channels is where it is 0 (set, it wins);
+    multipliers (channels per level over `channels`, finest first),
     blocks (per level), attention_sizes (the heights at which blocks attend), head_channels (of an
     attention head); dropout (rng "dropout" when train=True), dtype (compute; parameters, norms and
     softmax are float32), remat ("none", "full", "dots").
@@ -102,7 +103,8 @@ class EDM2(nn.Module):
 
     num_classes: int
     out_channels: int
-    channels: int = 192
+    size: str = "S"
+    channels: int = 0
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3
     attention_sizes: tuple[int, ...] = (16, 8)
@@ -110,6 +112,11 @@ class EDM2(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
+
+    def __post_init__(self) -> None:
+        """Take from `size` what no field says."""
+        fill(self, {size: {"channels": channels} for size, channels in SIZES.items()})
+        super().__post_init__()
 
     @staticmethod
     def project(params: Any) -> Any:
@@ -199,25 +206,3 @@ class EDM2(nn.Module):
                 f"(height, width, channels), height and width multiples of {multiple}",
                 f"model.multipliers has {len(self.multipliers)} levels; use fewer, or resize.",
             )
-
-
-def sized(
-    size: str = "S",
-    *,
-    num_classes: int,
-    out_channels: int,
-    dropout: float = 0.0,
-    dtype: str = "float32",
-    remat: str = "none",
-) -> EDM2:
-    """The EDM2 network of a size of table 6, "XS" to "XXL"; the rest as the fields of `EDM2`."""
-    if size not in SIZES:
-        raise unknown("model.size", size, SIZES)
-    return EDM2(
-        num_classes=num_classes,
-        out_channels=out_channels,
-        channels=SIZES[size],
-        dropout=dropout,
-        dtype=dtype,
-        remat=remat,
-    )

@@ -107,6 +107,23 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1 + scale) + shift
 
 
+def fill(module: Any, sizes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the fields of a module that are 0 what `sizes` says of its `size`; others stay.
+
+    For its `__post_init__`. Raises UsageError for a size that is not there.
+    """
+    if module.size not in sizes:
+        raise unknown("model.size", module.size, sizes)
+    for field, value in sizes[module.size].items():
+        if getattr(module, field) == 0:
+            setattr(module, field, value)
+
+
+def patched(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Sizes of a transformer with the patches of the papers: "S" becomes "S/2", "S/4", "S/8"."""
+    return {f"{s}/{p}": {**fields, "patch": p} for s, fields in sizes.items() for p in (2, 4, 8)}
+
+
 def tapped(outputs: Mapping[str, jax.Array], taps: Sequence[str]) -> dict[str, jax.Array]:
     """Those of blocks' outputs that `taps` names; UsageError that lists all for another name."""
     for name in taps:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.nn.dit import DiT, blocks_of, patchify
+from jaxgen.nn.dit import DiT, blocks_of, grid, patchify
 from jaxgen.nn.layers import compute_dtype, normalise
 from jaxgen.nn.positions import sin_cos_2d
 from jaxgen.nn.stack import Stack, Taps
@@ -83,8 +83,7 @@ class MaskedDiT(DiT):
         """Denoise x at noise for labels; decode=False: `features` instead."""
         dtype = compute_dtype(self.dtype)
         self._check(x.shape)
-        images, height, width, _ = x.shape
-        rows, columns = height // self.patch, width // self.patch
+        images, (rows, columns) = x.shape[0], grid(x.shape, self.patch)
 
         h = patchify(x.astype(dtype), self.patch).reshape(images, rows * columns, -1)
         positions = sin_cos_2d(rows, columns, self.width).astype(dtype)

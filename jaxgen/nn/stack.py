@@ -70,7 +70,7 @@ class Stack(nn.Module):
         are kept in the loop's state: one compiled block still, and memory for what is asked for.
         Raises UsageError for a tap that is no layer.
         """
-        _check(taps or (), self.depth)
+        check_taps(taps or (), self.depth)
         block = self.make()
         if self.is_initializing():
             seeds = jax.random.split(self.make_rng("params"), self.depth)
@@ -231,6 +231,13 @@ def stacked(
     return make
 
 
+def check_taps(taps: Taps, depth: int) -> None:
+    """Raise UsageError unless all taps are from 1 to `depth`."""
+    for k in taps:
+        if k not in range(1, depth + 1):
+            raise invalid("taps", k, f"1 to {depth}, the number of blocks before the output")
+
+
 def gathered(
     leaf: jax.Array, axes: tuple[str, ...], axis: int, dtype: Any, reduce: str | None
 ) -> jax.Array:
@@ -296,9 +303,3 @@ def _padded(tree: PyTree, spec: PartitionSpec, parts: int) -> PyTree:
 
 def _where(here: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(here, a, b), new, old)
-
-
-def _check(taps: Taps, depth: int) -> None:
-    for k in taps:
-        if k not in range(1, depth + 1):
-            raise invalid("taps", k, f"1 to {depth}, the number of blocks before the output")

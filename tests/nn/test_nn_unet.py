@@ -21,7 +21,7 @@ PAPER = [
     ("ncsnpp", ncsnpp(num_classes=10, out_channels=3), (32, 32, 3), 56.5),
     ("adm", adm(num_classes=1000, out_channels=3), (64, 64, 3), 295.9),
     *(
-        (f"edm2_{size}", edm2.sized(size, num_classes=1000, out_channels=4), (64, 64, 4), millions)
+        (f"edm2_{size}", edm2.EDM2(1000, 4, size), (64, 64, 4), millions)
         for size, millions in
         {"XS": 125, "S": 280, "M": 498, "L": 777, "XL": 1119, "XXL": 1523}.items()
     ),
@@ -36,7 +36,7 @@ def test_sizes_have_the_papers_parameters(name, module, shape, millions):
 def test_edm2_has_the_papers_multiply_adds_within_two_percent():
     """Table 6 also counts element-wise work, which `multiply_adds` leaves out."""
     for size, giga in {"XS": 45.5, "S": 102.2, "XXL": 552.1}.items():
-        module = edm2.sized(size, num_classes=1000, out_channels=4)
+        module = edm2.EDM2(1000, 4, size)
         assert multiply_adds(module, (64, 64, 4)) / 1e9 == pytest.approx(giga, rel=0.02)
 
 
@@ -63,7 +63,7 @@ def test_unknown_names_are_usage_errors():
     with pytest.raises(UsageError, match="model.embedding"):
         abstract(UNet(5, 2, embedding="fourrier"), (8, 8, 2))
     with pytest.raises(UsageError, match="model.size.*'XXL'"):
-        edm2.sized("XXXL", num_classes=2, out_channels=1)
+        edm2.EDM2(2, 1, "XXXL")
 
 
 def test_augment_numbers_condition_the_output_and_zeros_are_the_default():
