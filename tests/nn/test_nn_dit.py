@@ -36,6 +36,12 @@ def test_xl_2_at_512_pixels_has_the_papers_multiply_adds():
     assert multiply_adds(module, (64, 64, 4)) / 1e9 == pytest.approx(524.6, rel=1e-3)
 
 
+def test_fields_that_are_set_win_over_the_sizes():
+    net = DiT(10, 3, "XL/2", depth=4, patch=8)
+    assert (net.depth, net.width, net.heads, net.patch) == (4, 1152, 16, 8)
+    assert net.clone(out_channels=6).depth == 4
+
+
 def test_swiglu_keeps_the_size_of_the_plain_mlp():
     plain, gated = (DiT(10, 3, depth=2, width=384, heads=6, swiglu=s) for s in (False, True))
     assert parameters(gated, (32, 32, 3)) == pytest.approx(parameters(plain, (32, 32, 3)), rel=5e-3)

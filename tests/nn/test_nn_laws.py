@@ -16,6 +16,7 @@ from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import multiply_adds
 from jaxgen.nn.mlp import MLP
 from jaxgen.nn.unet import adm, ncsnpp
+from jaxgen.nn.uvit import UViT
 from tests.nn_kit import abstract, inputs, live_variables, quick_jit
 
 IMAGE = (8, 8, 2)
@@ -35,6 +36,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "ncsnpp": (ncsnpp(**SMALL_UNET), IMAGE),
     "adm": (adm(**SMALL_UNET, head_channels=6), IMAGE),
     "edm2": (EDM2(**SMALL_UNET, head_channels=6), IMAGE),
+    "uvit": (UViT(5, 2, depth=3, width=16, heads=2, patch=2, remat="none"), IMAGE),
     "dit_variants": (SMALL_DIT.clone(qk_norm=True, rope=True, swiglu=True), IMAGE),
 }
 
