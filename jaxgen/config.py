@@ -46,6 +46,9 @@ ROOMS = {
 
 MOVED = {
     "dit.sized": "dit.DiT, with the same size",
+    "unet.ddpmpp": "unet.UNet, with the same fields",
+    "unet.ncsnpp": "unet.NCSNpp, with the same fields",
+    "unet.adm": "unet.ADM, with the same fields",
     "edm2.sized": "edm2.EDM2, with the same size",
     "llama.sized": "llama.Llama, with the same size",
     "bert.sized": "bert.Bert, with the same size and, where none was set, dropout=0.1",
