@@ -70,6 +70,7 @@ class Stack(nn.Module):
         are kept in the loop's state: one compiled block still, and memory for what is asked for.
         Raises UsageError for a tap that is no layer.
         """
+        assert not (taps and every), "taps are among all outputs"
         check_taps(taps or (), self.depth)
         block = self.make()
         if self.is_initializing():

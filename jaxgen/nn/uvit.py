@@ -45,9 +45,9 @@ class Block(bert.Block):
 class UViT(nn.Module):
     """U-ViT: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
 
-    Arguments, taps (of the patches' tokens) and fields as `jaxgen.nn.dit.DiT`'s; size: "S/2" to
-    "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half that each merge
-    the output of their mirror image. Learned positions are of the image size of initialisation.
+    Arguments, taps (of the patches' tokens) and the fields that it shares as `jaxgen.nn.dit.DiT`'s;
+    size: "S/2" to "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half
+    that each merge the output of their mirror image. Positions are learned, for one image size.
     """
 
     num_classes: int
