@@ -9,6 +9,8 @@ augmentation; this config has not been run here at full length and has no augmen
 
 import ml_collections
 
+NETWORKS = dict(ddpmpp="unet.UNet", ncsnpp="unet.NCSNpp")
+
 
 def get_config(network: str = "ddpmpp") -> ml_collections.ConfigDict:
     """`ddpmpp` or `ncsnpp`."""
@@ -22,7 +24,7 @@ def get_config(network: str = "ddpmpp") -> ml_collections.ConfigDict:
                 flip=True,
                 workers=8,
             ),
-            model=dict(name=f"unet.{network}", dropout=0.13, dtype="float32"),
+            model=dict(name=NETWORKS[network], dropout=0.13, dtype="float32"),
             method=dict(
                 name="diffusion.denoising",
                 path=dict(name="edm", sigma_min=0.002, sigma_max=80.0),

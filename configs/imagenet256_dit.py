@@ -24,7 +24,7 @@ def get_config(variant: str = "XL/2") -> ml_collections.ConfigDict:
                 flip=True,
                 workers=8,
             ),
-            model=dict(name="dit.sized", size=variant, dtype="bfloat16", remat="dots"),
+            model=dict(name="dit.DiT", size=variant, dtype="bfloat16", remat="dots"),
             method=dict(
                 name="diffusion.denoising",
                 path=dict(name="vp_linear", beta_min=0.1, beta_max=20.0),

@@ -27,7 +27,7 @@ def get_config(size: str = "S") -> ml_collections.ConfigDict:
                 flip=False,
                 workers=16,
             ),
-            model=dict(name="edm2.sized", size=size, dropout=DROPOUT[size], dtype="bfloat16"),
+            model=dict(name="edm2.EDM2", size=size, dropout=DROPOUT[size], dtype="bfloat16"),
             method=dict(
                 name="diffusion.denoising",
                 path=dict(name="edm", sigma_min=0.002, sigma_max=80.0),

@@ -45,6 +45,17 @@ ROOMS = {
 }
 """Where the `name` of a section with this key is looked for."""
 
+MOVED = {
+    "dit.sized": "dit.DiT, with the same size",
+    "unet.ddpmpp": "unet.UNet, with the same fields",
+    "unet.ncsnpp": "unet.NCSNpp, with the same fields",
+    "unet.adm": "unet.ADM, with the same fields",
+    "edm2.sized": "edm2.EDM2, with the same size",
+    "llama.sized": "llama.Llama, with the same size",
+    "bert.sized": "bert.Bert, with the same size and, where none was set, dropout=0.1",
+}
+"""Names in older configs and what to write now."""
+
 
 def load(path: str) -> ml_collections.ConfigDict:
     """Load a config from a Python file; `file.py:ARG` calls its `get_config("ARG")`.
@@ -175,6 +186,8 @@ def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
             found = getattr(_module(home), attribute, None)
             if callable(found):
                 return found
+    if name in MOVED:
+        raise invalid(f"{option}.name", name, MOVED[name])
     inner, _, _ = name.rpartition(".")
     names = _names_in(room)
     if inner and _module(f"{room}.{inner}") is not None:

@@ -11,7 +11,7 @@ from jaxgen.families.diffusion.core import path, times, weighting
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.terms.loss import denoising_loss
 from jaxgen.method import placed
-from jaxgen.nn.dit import DiT, patchify, sized, unpatchify
+from jaxgen.nn.dit import DiT, patchify, unpatchify
 from jaxgen.nn.flops import multiply_adds, parameters
 
 PAPER = "Scalable Diffusion Models with Transformers"
@@ -68,7 +68,7 @@ def checks() -> list[Check]:
     found.append(below("gradient of other labels", jnp.abs(dropped[:10]).max(), 0.0))
 
     for size, (millions, billions) in TABLE.items():
-        net = sized(size, num_classes=1000, out_channels=8)
+        net = DiT(1000, 8, size)
         count = parameters(net, (32, 32, 4)) / 1e6
         found.append(near(f"DiT-{size} parameters, millions", count, millions, 0.51))
         work = multiply_adds(net, (32, 32, 4)) / 1e9

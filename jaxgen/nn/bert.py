@@ -14,16 +14,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import NoiseEmbedding, compute_dtype
+from jaxgen.errors import invalid
+from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, fill
 from jaxgen.nn.parallel import Columns, Dropout, Rows, own_places, self_attention, share
 from jaxgen.nn.stack import stacked
 
 # MaskGIT's transformer (section 4.1; 173M here, 227M with its tokenizer's 54M) and MaskBit's
 # (table 4, 305M).
-SIZES: dict[str, dict[str, Any]] = {
-    "maskgit": dict(depth=24, width=768, heads=8, mlp_ratio=4.0),
-    "maskbit": dict(depth=24, width=1024, heads=16, mlp_ratio=4.0),
+SIZES: dict[str, dict[str, int]] = {
+    "maskgit": dict(depth=24, width=768, heads=8),
+    "maskbit": dict(depth=24, width=1024, heads=16),
 }
 
 
@@ -38,21 +38,23 @@ class Block(nn.Module):
     train: bool
     dtype: Any
     implementation: str
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B * length, width] -> x [B * length, width]."""
         init = nn.initializers.truncated_normal(0.02)
 
-        def dense(layer: Any, features: int, name: str) -> Any:
-            return layer(features, kernel_init=init, dtype=self.dtype, name=name)
+        def dense(layer: Any, features: int, name: str, **options: Any) -> Any:
+            return layer(features, kernel_init=init, dtype=self.dtype, name=name, **options)
 
         drop = Dropout(self.dropout, deterministic=not self.train)
         heads = share("heads", self.heads)
         length = own_places(self.length)
         images = x.shape[0] // length
         h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        qkv = dense(Columns, 3 * self.width, "qkv")(h).reshape(images, length, -1)
+        qkv = dense(Columns, 3 * self.width, "qkv", use_bias=self.qkv_bias)(h)
+        qkv = qkv.reshape(images, length, -1)
         h = self_attention(qkv, heads=heads, implementation=self.implementation)
         x = x + drop(dense(Rows, self.width, "proj")(h.reshape(x.shape[0], -1)), images)
         h = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
@@ -72,16 +74,18 @@ class Bert(nn.Module):
     layer and a norm (BERT's head). Numbers in: a linear layer to `outputs`. Positions are learned.
     patch > 1: the transformer runs on patches, patch x patch elements with their channels put side
     by side through a linear layer, and back through one (embeddings then are width / patch^2 wide,
-    and nothing is tied): for pixels, at a fraction of the cost. Fields else as
+    and nothing is tied): for pixels, at a fraction of the cost. size: "maskgit" or "maskbit" (see
+    `SIZES`), of which depth, width and heads are where they are 0 (set, they win). Fields else as
     `jaxgen.nn.dit.DiT`; dropout also falls on the embeddings (rng "dropout" when train=True).
     """
 
     num_classes: int
     levels: int
     shape: tuple[int, ...]
-    depth: int = 24
-    width: int = 768
-    heads: int = 8
+    size: str = "maskgit"
+    depth: int = 0
+    width: int = 0
+    heads: int = 0
     mlp_ratio: float = 4.0
     patch: int = 1
     extra: int = 1
@@ -94,6 +98,11 @@ class Bert(nn.Module):
     scan: bool = True
     remat: str = "dots"
     attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Take from `size` what no field says."""
+        fill(self, SIZES)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -195,33 +204,3 @@ class Bert(nn.Module):
             raise invalid("model.patch", self.patch, f"a divisor of both of {self.shape[:2]}")
         if self.width % self.patch**2:
             raise invalid("model.width", self.width, f"a multiple of patch^2 = {self.patch**2}")
-
-
-def sized(
-    size: str = "maskgit",
-    *,
-    num_classes: int,
-    levels: int,
-    shape: tuple[int, ...],
-    timed: bool = False,
-    dropout: float = 0.1,
-    dtype: str = "float32",
-    scan: bool = True,
-    remat: str = "dots",
-    attention: str = "auto",
-) -> Bert:
-    """The transformer of a paper, "maskgit" or "maskbit"; the rest: fields of `Bert`."""
-    if size not in SIZES:
-        raise unknown("model.size", size, SIZES)
-    return Bert(
-        num_classes=num_classes,
-        levels=levels,
-        shape=tuple(shape),
-        **SIZES[size],
-        timed=timed,
-        dropout=dropout,
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-        attention=attention,
-    )

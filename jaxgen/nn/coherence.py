@@ -23,10 +23,16 @@ class Coherent(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
-    ) -> jax.Array:
-        """What inner says of x [B, ...]."""
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        train: bool = False,
+        **options: Any,
+    ) -> Any:
+        """What inner says of x [B, ...]; options: what else it takes (taps)."""
         shape = (self.levels, self.inner.width)
         extra = self.param("coherence", nn.initializers.normal(0.02), shape)[labels % self.levels]
         with changed(lambda out: out + extra.astype(out.dtype)):
-            return self.inner(x, noise, labels // self.levels, train=train)
+            return self.inner(x, noise, labels // self.levels, train=train, **options)

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
+from jaxgen.errors import invalid
+from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, fill, modulate, normalise, patched
 from jaxgen.nn.parallel import (
     Columns,
     Dropout,
@@ -26,7 +26,7 @@ from jaxgen.nn.parallel import (
     values,
 )
 from jaxgen.nn.positions import rope_2d, sin_cos_2d
-from jaxgen.nn.stack import Stack, stacked
+from jaxgen.nn.stack import Stack, Taps, stacked
 
 # The paper's table 1. With 32x32x4 latents, patch 2, learned sigma and 1000 classes: 33, 130, 458
 # and 675 million parameters; 6.06, 23.01, 80.71 and 118.64 G multiply-adds (the paper's "Gflops").
@@ -138,7 +138,8 @@ class DiT(nn.Module):
     must be multiples of `patch`, else UsageError. Learned sigma is out_channels = 2 C. At
     initialisation every block is the identity and the output exactly zero.
 
-    Fields: depth, width, heads, patch, mlp_ratio (see `SIZES`); qk_norm (RMS-normalised queries and
+    Fields: size ("S/2" to "XL/8", see `SIZES`), of which depth, width, heads and patch are where
+    they are 0 (set, they win); mlp_ratio; qk_norm (RMS-normalised queries and
     keys), rope (2-D rotary positions, besides the fixed sin-cos table), swiglu (gated MLP of the
     same size); dropout on both branches of each block (rng "dropout" when train=True); dtype
     (compute; parameters, norms and softmax are float32); scan (one compiled block for all layers);
@@ -146,14 +147,18 @@ class DiT(nn.Module):
     is faster, on CPU too, than one that keeps everything, since it writes less memory); attention
     (an implementation of `jaxgen.ops.attention`); identity_attention (layers, from 0, whose
     attention map is the identity, for guidance away from them).
+
+    Called with taps=(k, ...) it returns (output, {k: the tokens [B, N, width] after k blocks}), N
+    the patches row by row, k from 1 to depth. Raises UsageError for other taps.
     """
 
     num_classes: int
     out_channels: int
-    depth: int = 12
-    width: int = 384
-    heads: int = 6
-    patch: int = 2
+    size: str = "S/2"
+    depth: int = 0
+    width: int = 0
+    heads: int = 0
+    patch: int = 0
     mlp_ratio: float = 4.0
     qk_norm: bool = False
     rope: bool = False
@@ -166,15 +171,25 @@ class DiT(nn.Module):
     attention: str = "auto"
     identity_attention: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Take from `size` what no field says."""
+        fill(self, patched(SIZES))
+        super().__post_init__()
+
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        train: bool = False,
+        taps: Taps = (),
+    ) -> Any:
         """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
         dtype = compute_dtype(self.dtype)
         self._check(x.shape)
-        images, height, width, _ = x.shape
-        rows, columns = height // self.patch, width // self.patch
+        images, (rows, columns) = x.shape[0], grid(x.shape, self.patch)
 
         h = patchify(x.astype(dtype), self.patch)
         init = nn.initializers.xavier_uniform()
@@ -184,8 +199,9 @@ class DiT(nn.Module):
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         c = self._condition(noise, labels, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h = blocks(h, c, angles, places=rows * columns, each=self._alone())
-        return self._image(h, c, rows, columns)
+        h, found = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
+        out = self._image(h, c, rows, columns)
+        return (out, found) if taps else out
 
     def _condition(self, noise: jax.Array, labels: jax.Array, dtype: Any) -> jax.Array:
         """noise, labels [B] -> the vectors [B, width] that condition all blocks."""
@@ -217,13 +233,7 @@ class DiT(nn.Module):
         return unpatchify(h, images, rows, columns, self.patch).astype(jnp.float32)
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        if len(shape) != 4 or shape[1] % self.patch or shape[2] % self.patch:
-            raise invalid(
-                "image size",
-                shape[1:],
-                f"(height, width, channels), height and width multiples of patch={self.patch}",
-                "Choose model.patch to divide the image, or resize the images.",
-            )
+        grid(shape, self.patch)
         if self.width % (4 * self.heads):
             raise invalid("model.width", self.width, f"multiples of 4 x heads = {4 * self.heads}")
         if not set(self.identity_attention) <= set(range(self.depth)):
@@ -242,6 +252,7 @@ def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stac
         scan=net.scan,
         remat=net.remat,
         shared=("examples", "places"),
+        own=(None,),
     )(
         width,
         heads,
@@ -257,6 +268,18 @@ def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stac
     )
 
 
+def grid(shape: tuple[int, ...], patch: int) -> tuple[int, int]:
+    """Rows and columns of patches of images [B, H, W, C]; UsageError where they do not fit."""
+    if len(shape) != 4 or shape[1] % patch or shape[2] % patch:
+        raise invalid(
+            "image size",
+            shape[1:],
+            f"(height, width, channels), height and width multiples of patch={patch}",
+            "Choose model.patch to divide the image, or resize the images.",
+        )
+    return shape[1] // patch, shape[2] // patch
+
+
 def patchify(x: jax.Array, patch: int) -> jax.Array:
     """[B, H, W, C] -> [B * N, patch * patch * C]; a patch in (row, column, channel) order."""
     p, (b, h, w, c) = patch, x.shape
@@ -269,39 +292,3 @@ def unpatchify(x: jax.Array, images: int, rows: int, columns: int, patch: int) -
     p = patch
     x = x.reshape(images, rows, columns, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(images, rows * p, columns * p, -1)
-
-
-def sized(
-    size: str = "S/2",
-    *,
-    num_classes: int,
-    out_channels: int,
-    qk_norm: bool = False,
-    rope: bool = False,
-    swiglu: bool = False,
-    dropout: float = 0.0,
-    dtype: str = "float32",
-    scan: bool = True,
-    remat: str = "dots",
-    attention: str = "auto",
-) -> DiT:
-    """The DiT of a size of the paper's table 1, "S/2" to "XL/8"; the rest: fields of `DiT`."""
-    name, _, patch = size.partition("/")
-    allowed = [f"{s}/{p}" for s in SIZES for p in (2, 4, 8)]
-    if size not in allowed:
-        raise unknown("model.size", size, allowed)
-    fields: dict[str, Any] = SIZES[name]
-    return DiT(
-        num_classes=num_classes,
-        out_channels=out_channels,
-        patch=int(patch),
-        **fields,
-        qk_norm=qk_norm,
-        rope=rope,
-        swiglu=swiglu,
-        dropout=dropout,
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-        attention=attention,
-    )

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype, rematerialised
+from jaxgen.errors import invalid
+from jaxgen.nn.layers import compute_dtype, fill, rematerialised, tapped
 from jaxgen.nn.mp import (
     MPDense,
     mp_cat,
@@ -91,15 +91,20 @@ class EDM2(nn.Module):
     vector. H and W must be multiples of 2 ** (levels - 1), else UsageError. At initialisation the
     output is exactly zero (a gain that starts at zero).
 
-    Fields: channels (see `SIZES`), multipliers (channels per level over `channels`, finest first),
+    Fields: size ("XS" to "XXL", see `SIZES`), of which channels is where it is 0 (set, it wins);
+    multipliers (channels per level over `channels`, finest first),
     blocks (per level), attention_sizes (the heights at which blocks attend), head_channels (of an
     attention head); dropout (rng "dropout" when train=True), dtype (compute; parameters, norms and
     softmax are float32), remat ("none", "full", "dots").
+
+    Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}), with
+    the names of `jaxgen.nn.unet.UNet`. Raises UsageError for other taps.
     """
 
     num_classes: int
     out_channels: int
-    channels: int = 192
+    size: str = "S"
+    channels: int = 0
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3
     attention_sizes: tuple[int, ...] = (16, 8)
@@ -108,6 +113,11 @@ class EDM2(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
 
+    def __post_init__(self) -> None:
+        """Take from `size` what no field says."""
+        fill(self, {size: {"channels": channels} for size, channels in SIZES.items()})
+        super().__post_init__()
+
     @staticmethod
     def project(params: Any) -> Any:
         """Put the weights back at unit root mean square; for after each optimizer step."""
@@ -115,14 +125,21 @@ class EDM2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        train: bool = False,
+        taps: tuple[str, ...] = (),
+    ) -> Any:
         """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         embedding = self._embed(noise, labels, max(widths), dtype)
         block_class = rematerialised(Block, self.remat)
+        outputs: dict[str, jax.Array] = {}
 
         def block(
             h: jax.Array,
@@ -133,7 +150,7 @@ class EDM2(nn.Module):
             attend: bool = False,
             resample: str = "",
         ) -> jax.Array:
-            return block_class(
+            outputs[name] = block_class(
                 features,
                 decoder,
                 attend,
@@ -144,6 +161,7 @@ class EDM2(nn.Module):
                 dtype,
                 name=name,
             )(h, embedding)
+            return outputs[name]
 
         attends = [x.shape[1] >> level in self.attention_sizes for level in range(len(widths))]
         # A channel of ones stands in for the biases that the layers do not have.
@@ -169,7 +187,8 @@ class EDM2(nn.Module):
                 h = block(h, width, f"decode_{level}_{i}", attend=attends[level])
         gain = self.param("out_gain", nn.initializers.zeros, ())
         out = MPDense(self.out_channels, 3, dtype=dtype, name="out")(h, gain)
-        return out.astype(jnp.float32)
+        out = out.astype(jnp.float32)
+        return (out, tapped(outputs, taps)) if taps else out
 
     def _embed(self, noise: jax.Array, labels: jax.Array, width: int, dtype: Any) -> jax.Array:
         """The conditioning vector [B, width]."""
@@ -187,25 +206,3 @@ class EDM2(nn.Module):
                 f"(height, width, channels), height and width multiples of {multiple}",
                 f"model.multipliers has {len(self.multipliers)} levels; use fewer, or resize.",
             )
-
-
-def sized(
-    size: str = "S",
-    *,
-    num_classes: int,
-    out_channels: int,
-    dropout: float = 0.0,
-    dtype: str = "float32",
-    remat: str = "none",
-) -> EDM2:
-    """The EDM2 network of a size of table 6, "XS" to "XXL"; the rest as the fields of `EDM2`."""
-    if size not in SIZES:
-        raise unknown("model.size", size, SIZES)
-    return EDM2(
-        num_classes=num_classes,
-        out_channels=out_channels,
-        channels=SIZES[size],
-        dropout=dropout,
-        dtype=dtype,
-        remat=remat,
-    )

@@ -51,13 +51,19 @@ class Described(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, descriptions: jax.Array, *, train: bool = False
-    ) -> jax.Array:
-        """What inner says of x [B, ...]."""
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        descriptions: jax.Array,
+        *,
+        train: bool = False,
+        **options: Any,
+    ) -> Any:
+        """What inner says of x [B, ...]; options: what else it takes (taps)."""
         sets = descriptions if descriptions.ndim == 3 else descriptions[:, None]
         known = jnp.isfinite(sets).all((1, 2))[:, None]
         h = nn.Dense(self.inner.width, name="first")(jnp.where(known[..., None], sets, 0.0))
         h = nn.Dense(self.inner.width, name="second")(nn.silu(h)).mean(1)
         nothing = jnp.full(x.shape[0], self.inner.num_classes, jnp.int32)
         with changed(lambda out: jnp.where(known, h.astype(out.dtype), out)):
-            return self.inner(x, noise, nothing, train=train)
+            return self.inner(x, noise, nothing, train=train, **options)

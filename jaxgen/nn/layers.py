@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import unknown
+from jaxgen.errors import invalid, unknown
 
 # What the backward pass keeps of a block: everything; nothing but its input; its weight matmuls.
 REMAT = {
@@ -105,6 +105,31 @@ def normalise(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """x (1 + scale) + shift: adaptive normalisation's affine part (Perez et al. 2018)."""
     return x * (1 + scale) + shift
+
+
+def fill(module: Any, sizes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the fields of a module that are 0 what `sizes` says of its `size`; others stay.
+
+    For its `__post_init__`. Raises UsageError for a size that is not there.
+    """
+    if module.size not in sizes:
+        raise unknown("model.size", module.size, sizes)
+    for field, value in sizes[module.size].items():
+        if getattr(module, field) == 0:
+            setattr(module, field, value)
+
+
+def patched(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Sizes of a transformer with the patches of the papers: "S" becomes "S/2", "S/4", "S/8"."""
+    return {f"{s}/{p}": {**fields, "patch": p} for s, fields in sizes.items() for p in (2, 4, 8)}
+
+
+def tapped(outputs: Mapping[str, jax.Array], taps: Sequence[str]) -> dict[str, jax.Array]:
+    """Those of blocks' outputs that `taps` names; UsageError that lists all for another name."""
+    for name in taps:
+        if name not in outputs:
+            raise invalid("taps", name, ", ".join(outputs))
+    return {name: outputs[name] for name in taps}
 
 
 def attention_maps(sown: Any, height: int, width: int) -> dict[int | str, jax.Array]:

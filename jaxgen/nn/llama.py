@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import ops
-from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype
+from jaxgen.errors import invalid
+from jaxgen.nn.layers import compute_dtype, fill
 from jaxgen.nn.parallel import Columns, Dropout, Rows, self_attention, share
 from jaxgen.nn.positions import rope_2d, rotate
 from jaxgen.nn.stack import stacked
@@ -136,7 +136,8 @@ class Llama(nn.Module):
     diffusion models ask for. `extra` further input tokens, numbered from `levels`, are never
     predicted (extra=1: `levels` is the mask).
 
-    Fields: levels (the vocabulary); outputs (None: levels); depth, width, heads (see `SIZES`);
+    Fields: levels (the vocabulary); outputs (None: levels); size ("B" to "3B", see `SIZES`), of
+    which depth, width and heads are where they are 0 (set, they win);
     multiple (the MLP's hidden width, 8/3 width, is rounded up to it); dropout on the embeddings and
     on both branches of each block (rng "dropout" when train=True); dtype (compute; parameters,
     norms, softmax and logits are float32); scan, remat, attention as in `jaxgen.nn.dit.DiT`. At
@@ -147,9 +148,10 @@ class Llama(nn.Module):
     num_classes: int
     levels: int
     shape: tuple[int, ...]
-    depth: int = 12
-    width: int = 768
-    heads: int = 12
+    size: str = "B"
+    depth: int = 0
+    width: int = 0
+    heads: int = 0
     multiple: int = 256
     causal: bool = True
     extra: int = 0
@@ -159,6 +161,11 @@ class Llama(nn.Module):
     scan: bool = True
     remat: str = "dots"
     attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Take from `size` what no field says."""
+        fill(self, SIZES)
+        super().__post_init__()
 
     @property
     def group(self) -> int:
@@ -278,36 +285,3 @@ class Llama(nn.Module):
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
     """Rows of a table; NaN out of range, as flax's Embed."""
     return jnp.take(table, index, axis=0, mode="fill")
-
-
-def sized(
-    size: str = "B",
-    *,
-    num_classes: int,
-    levels: int,
-    shape: tuple[int, ...],
-    causal: bool = True,
-    extra: int = 0,
-    dropout: float = 0.0,
-    dtype: str = "float32",
-    scan: bool = True,
-    remat: str = "dots",
-    attention: str = "auto",
-) -> Llama:
-    """The Llama of a size of the paper's table 1, "B" to "3B"; the rest: fields of `Llama`."""
-    if size not in SIZES:
-        raise unknown("model.size", size, SIZES)
-    fields: dict[str, Any] = SIZES[size]
-    return Llama(
-        num_classes=num_classes,
-        levels=levels,
-        shape=tuple(shape),
-        **fields,
-        causal=causal,
-        extra=extra,
-        dropout=dropout,
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-        attention=attention,
-    )

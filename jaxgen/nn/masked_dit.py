@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.nn.dit import DiT, blocks_of, patchify
+from jaxgen.nn.dit import DiT, blocks_of, grid, patchify
 from jaxgen.nn.layers import compute_dtype, normalise
 from jaxgen.nn.positions import sin_cos_2d
-from jaxgen.nn.stack import Stack
+from jaxgen.nn.stack import Stack, Taps
 
 
 class Decoder(nn.Module):
@@ -45,7 +45,8 @@ class Decoder(nn.Module):
             masked = (token + sin_cos_2d(rows, columns, self.width)).astype(self.dtype)
             seen = h.reshape(images, -1, self.width)
             h = jax.vmap(lambda own, at: masked.at[at].set(own))(seen, visible)
-        return self.layers()(h.reshape(-1, self.width), c, None, places=places), c
+        h = self.layers()(h.reshape(-1, self.width), c, None, places=places, each=(None,))
+        return h, c
 
 
 class MaskedDiT(DiT):
@@ -59,7 +60,7 @@ class MaskedDiT(DiT):
 
     Fields: `DiT`'s, for the encoder, and decoder_depth, decoder_width, decoder_heads (by default a
     fraction of DiT-S, as He et al. 2022, table 1, have a fraction of their encoder). rope is not
-    offered: examples see different patches. identity_attention and attention maps are the
+    offered: examples see different patches. identity_attention, attention maps and taps are the
     encoder's.
     """
 
@@ -76,13 +77,13 @@ class MaskedDiT(DiT):
         *,
         train: bool = False,
         visible: jax.Array | None = None,
+        taps: Taps = (),
         decode: bool = True,
-    ) -> jax.Array:
+    ) -> Any:
         """Denoise x at noise for labels; decode=False: `features` instead."""
         dtype = compute_dtype(self.dtype)
         self._check(x.shape)
-        images, height, width, _ = x.shape
-        rows, columns = height // self.patch, width // self.patch
+        images, (rows, columns) = x.shape[0], grid(x.shape, self.patch)
 
         h = patchify(x.astype(dtype), self.patch).reshape(images, rows * columns, -1)
         positions = sin_cos_2d(rows, columns, self.width).astype(dtype)
@@ -96,7 +97,7 @@ class MaskedDiT(DiT):
         h = (h.reshape(images, places, self.width) + positions).reshape(-1, self.width)
         c = self._condition(noise, labels, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h = blocks(h, c, None, places=places, each=self._alone())
+        h, found = blocks(h, c, None, places=places, each=(self._alone(),), taps=taps)
         if not decode:
             return normalise(h).reshape(images, places, self.width)
 
@@ -105,7 +106,8 @@ class MaskedDiT(DiT):
             self.decoder_width, lambda: blocks_of(self, *sizes, train), dtype, name="decoder"
         )
         h, c = decoder(h, c, rows, columns, visible)
-        return self._image(h, c, rows, columns)
+        out = self._image(h, c, rows, columns)
+        return (out, found) if taps else out
 
     def features(
         self, x: jax.Array, noise: jax.Array, labels: jax.Array, visible: jax.Array | None = None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
 from jaxgen.nn.parallel import Columns, Dropout, Rows
-from jaxgen.nn.stack import stacked
+from jaxgen.nn.stack import Taps, stacked
 
 
 class Block(nn.Module):
@@ -46,6 +46,9 @@ class MLP(nn.Module):
     Fields: width, depth (residual blocks), expansion (hidden width over width), dropout (rng
     "dropout" when train=True), dtype (compute; parameters are float32), scan (compile one block for
     all layers) and remat ("none", "full", "dots").
+
+    Called with taps=(k, ...) it returns (output, {k: the features [B, width] after k blocks}), k
+    from 1 to depth. Raises UsageError for other taps.
     """
 
     num_classes: int
@@ -61,8 +64,14 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        labels: jax.Array,
+        *,
+        train: bool = False,
+        taps: Taps = (),
+    ) -> Any:
         """Denoise x [B, ..., C] at noise [B] for labels [B]; float32 [B, ..., out_channels]."""
         dtype = compute_dtype(self.dtype)
         c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(noise)
@@ -74,11 +83,12 @@ class MLP(nn.Module):
         blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat, shared=("examples",))(
             self.width, self.expansion, self.dropout, train, dtype, name="blocks"
         )
-        h = blocks(h, c)
+        h, found = blocks(h, c, taps=taps)
         zeros = nn.initializers.zeros
         shift, scale = jnp.split(
             nn.Dense(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(c), 2, -1
         )
         h = modulate(normalise(h).astype(dtype), shift, scale)
         h = nn.Dense(math.prod(shape[1:]), kernel_init=zeros, dtype=dtype, name="out")(h)
-        return h.reshape(shape).astype(jnp.float32)
+        out = h.reshape(shape).astype(jnp.float32)
+        return (out, found) if taps else out

@@ -1,8 +1,8 @@
 """Where the parameters of a network lie on a mesh: a short list of (regex, tactic) and a default.
 
 Names are dotted paths, of parameters and of what follows them (optimizer state, averages). Kernels
-of transformer blocks are cut along `tensor` as their layers compute; everything large is cut along
-`fsdp` for storage alone, and gathered where it is used.
+of transformer blocks (stacks whose name ends in "blocks") are cut along `tensor` as their layers
+compute; everything large is cut along `fsdp` for storage alone, and gathered where it is used.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from jax.sharding import Mesh, PartitionSpec
 COLUMNS, ROWS = "columns", "rows"
 
 TACTICS = (
-    (r"\bblocks\.(qkv|gate|value|expand)\.(kernel|bias)$", COLUMNS),
-    (r"\bblocks\.(proj|contract)\.kernel$", ROWS),
+    (r"blocks\.(qkv|gate|value|expand)\.(kernel|bias)$", COLUMNS),
+    (r"blocks\.(proj|contract)\.kernel$", ROWS),
 )
 """The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one."""
 
-STACKED = re.compile(r"\b(blocks|stack)\.")
+STACKED = re.compile(r"(blocks|\bstack)\.")
 """Parameters of a stack of layers: axis 0 is the layer's and stays whole."""
 
-NARROW = re.compile(r"\bblocks\..*\bkernel$")
+NARROW = re.compile(r"blocks\..*\bkernel$")
 """Parameters that layers use in their compute dtype, and that devices exchange in it."""
 
 SMALLEST = 2**14

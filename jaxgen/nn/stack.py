@@ -2,7 +2,8 @@
 
 Automatic partitioning is not left to guess here: inside, weights are gathered along `fsdp` a layer
 at a time (Zhao et al., "PyTorch FSDP", 2023; Rajbhandari et al., "ZeRO", 2020, stage 3), heads and
-hidden units are this device's (`nn.parallel`), and tokens stay with their examples.
+hidden units are this device's (`nn.parallel`), and tokens stay with their examples. What layers
+return besides (taps, all outputs) and take besides (skips) is cut as what goes through them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxgen.errors import invalid
 from jaxgen.mesh import BATCH, Layout, cut_places, layout
 from jaxgen.nn.layers import checkpointed
+from jaxgen.nn.parallel import own_places
 from jaxgen.nn.placement import NARROW, placement, tensor_axis
 
 PyTree = Any
 Layers = tuple[PyTree, Any, PyTree]
-"""Parameters, dropout's keys (or None) and what else each layer has of its own (or None)."""
+"""Parameters, dropout's keys (or None) and what else each layer has of its own (a tuple)."""
+
+Taps = tuple[int, ...]
+"""Numbers k of layers, from 1: the output after k of them."""
 
 
 class Stack(nn.Module):
@@ -31,9 +37,10 @@ class Stack(nn.Module):
     make() gives the block, an unbound module whose __call__(x, *shared) gives x again. scan=True
     compiles it once (compile time flat in depth); False unrolls the same loop over the same
     parameters, so that a checkpoint fits both. remat: a policy of `nn.layers.REMAT`. shared: what
-    axis 0 of each further argument is of, "examples", "places" (tokens) or None; it goes to every
-    layer alike. What a block sows into "intermediates" ([B, ...]) is sown as "layers", stacked on a
-    new axis 0, for whoever makes that collection mutable.
+    each further argument is of, which goes to every layer alike: "examples" [B, ...], "places"
+    [N, ...], "tokens" [B, N, ...] or None, anything. own: the same of each array of `each`, after
+    its axis of layers. What a block sows into "intermediates" ([B, ...]) is sown as "layers",
+    stacked on a new axis 0, for whoever makes that collection mutable.
     """
 
     make: Callable[[], nn.Module]
@@ -41,57 +48,100 @@ class Stack(nn.Module):
     scan: bool
     remat: str
     shared: tuple[str | None, ...] = ()
+    own: tuple[str | None, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Any, *shared: Any, places: int | None = None, each: PyTree = None) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        *shared: Any,
+        places: int | None = None,
+        each: tuple[PyTree, ...] = (),
+        taps: Taps | None = None,
+        every: bool = False,
+    ) -> Any:
         """x through all layers: a tree of arrays [B, ...], or a matrix [B * places, D] of tokens.
 
         Only where `places` is given are tokens cut along `sequence`. each: arrays [depth, ...], of
         which a block is given its own, after all else.
+
+        Returns x; with taps, () included, (x, {k: the output after k layers}); with every=True
+        (x, all layers' outputs on a new axis 0). Such outputs of tokens are [B, places, D]. Taps
+        are kept in the loop's state: one compiled block still, and memory for what is asked for.
+        Raises UsageError for a tap that is no layer.
         """
+        assert not (taps and every), "taps are among all outputs"
+        check_taps(taps or (), self.depth)
         block = self.make()
         if self.is_initializing():
             seeds = jax.random.split(self.make_rng("params"), self.depth)
-            fresh = jax.vmap(lambda key: block.init(key, x, *shared)["params"])(seeds)
+            inputs = (*shared, *jax.tree.map(lambda a: a[0], each))
+            fresh = jax.vmap(lambda key: block.init(key, x, *inputs)["params"])(seeds)
         else:
             fresh = self.variables["params"]
         params = {k: self.param(k, lambda _, tree=tree: tree) for k, tree in fresh.items()}
         keys = None
         if self.has_rng("dropout"):
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-        run = functools.partial(self._run, block)
-        own = (params, keys, each)
+        run = functools.partial(self._run, block, taps or (), every, places)
+        layers = (params, keys, each)
         placed = layout()
         count = jax.tree.leaves(x)[0].shape[0] // (places or 1)
         if placed is None or count % (placed.mesh.shape["data"] * placed.mesh.shape["fsdp"]):
-            out, sown = run(own, x, shared)
+            out, kept, sown = run(layers, x, shared)
         else:
-            out, sown = self._on_mesh(run, placed, own, x, shared, places)
+            out, kept, sown = self._on_mesh(run, placed, layers, x, shared, places, every)
         if sown:
             self.sow("intermediates", "layers", sown)
-        return out
+        return (out, kept) if every or taps is not None else out
 
     def _run(
         self,
         block: nn.Module,
+        taps: Taps,
+        every: bool,
+        places: int | None,
         layers: Layers,
         x: Any,
         shared: tuple[Any, ...],
         whole: Callable[[PyTree], PyTree] = lambda layer: layer,
-    ) -> tuple[Any, PyTree]:
-        """The loop over layers: (x, what they sow); whole(layer) is called on their parameters."""
-        kept = ["intermediates"] if self.is_mutable_collection("intermediates") else []
+    ) -> tuple[Any, PyTree, PyTree]:
+        """The loop over layers: (x, outputs asked for, what they sow).
+
+        whole(layer) is called on their parameters.
+        """
+        mutable = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
         def body(x: Any, layer: Layers) -> tuple[Any, PyTree]:
             params, key, each = layer
             rngs = {} if key is None else {"dropout": key}
-            inputs = shared if each is None else (*shared, each)
-            x, sown = block.apply({"params": whole(params)}, x, *inputs, rngs=rngs, mutable=kept)
+            inputs = (*shared, *each)
+            x, sown = block.apply({"params": whole(params)}, x, *inputs, rngs=rngs, mutable=mutable)
             return x, sown.get("intermediates", {})
 
         body = checkpointed(body, self.remat, in_scan=self.scan)
+
+        # Outside of what is checkpointed, so that the backward pass keeps nothing of the taps.
+        def step(state: Any, layer: tuple[Any, Layers]) -> tuple[Any, tuple[PyTree, PyTree]]:
+            (x, kept), (number, own) = state, layer
+            x, sown = body(x, own)
+            kept = {k: _where(number == k, x, before) for k, before in kept.items()}
+            return (x, kept), (x if every else {}, sown)
+
+        numbers = jnp.arange(1, self.depth + 1) if taps else None
         unroll = 1 if self.scan else self.depth
-        return jax.lax.scan(body, x, layers, length=self.depth, unroll=unroll)
+        (x, kept), (outputs, sown) = jax.lax.scan(
+            step,
+            (x, {k: jax.tree.map(jnp.zeros_like, x) for k in taps}),
+            (numbers, layers),
+            length=self.depth,
+            unroll=unroll,
+        )
+        kept = outputs if every else kept
+        if places is not None:
+            n = own_places(places)
+            kept = jax.tree.map(lambda a: a.reshape(*a.shape[:-2], -1, n, a.shape[-1]), kept)
+        return x, kept, sown
 
     def _on_mesh(
         self,
@@ -101,17 +151,15 @@ class Stack(nn.Module):
         x: Any,
         shared: tuple[Any, ...],
         places: int | None,
-    ) -> tuple[Any, PyTree]:
+        every: bool,
+    ) -> tuple[Any, PyTree, PyTree]:
         """`run` on each device's part: examples and places of x, its share of the weights."""
         params, keys, each = layers
         mesh, sequence = placed.mesh, placed.mesh.shape["sequence"]
         cut = places is not None and sequence > 1
-        rows = PartitionSpec(BATCH, "sequence") if cut else PartitionSpec(BATCH)
-        kinds = {
-            "examples": PartitionSpec(BATCH),
-            "places": PartitionSpec("sequence") if cut else PartitionSpec(),
-            None: PartitionSpec(),
-        }
+        rows = _part("tokens" if cut else "examples", cut)
+        cuts = [_part(kind, cut) for kind in self.shared]
+        owns = tuple(PartitionSpec(None, *_part(kind, cut)) for kind in self.own)
         named: dict[str, tuple[int, ...]] = {}
         _map(params, self.name, lambda name, leaf: named.setdefault(name, leaf.shape))
         enters = {name: _entry(name, shape, mesh) for name, shape in named.items()}
@@ -119,10 +167,10 @@ class Stack(nn.Module):
         dtype = getattr(self.make(), "dtype", jnp.float32)
         width = x.shape[-1] if cut else None
         if cut:
-            x = _padded(x.reshape(-1, places, width), sequence, 1)
-            shared = tuple(
-                _padded(a, sequence, 0) if kind == "places" and a is not None else a
-                for a, kind in zip(shared, self.shared, strict=True)
+            x = _padded(x.reshape(-1, places, width), rows, sequence)
+            shared, each = (
+                tuple(_padded(a, spec, sequence) for a, spec in zip(inputs, specs, strict=True))
+                for inputs, specs in ((shared, cuts), (each, owns))
             )
         if placed.reduce == "bfloat16":
             params = _map(
@@ -143,21 +191,27 @@ class Stack(nn.Module):
                     return gathered(leaf, stored, axis - 1, kept, placed.reduce)
             return leaf.astype(kept)
 
-        def local(layers: Layers, x: Any, *shared: Any) -> tuple[Any, PyTree]:
+        def local(layers: Layers, x: Any, *shared: Any) -> tuple[Any, PyTree, PyTree]:
             with cut_places(places if cut else None):
                 flat = x.reshape(-1, width) if cut else x
-                out, sown = run(layers, flat, shared, whole)
-            return out.reshape(x.shape) if cut else out, sown
+                out, kept, sown = run(layers, flat, shared, whole)
+            return out.reshape(x.shape) if cut else out, kept, sown
 
-        everywhere = PartitionSpec()
-        out, sown = jax.shard_map(
+        out, kept, sown = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=((specs, everywhere, everywhere), rows, *(kinds[k] for k in self.shared)),
-            out_specs=(rows, PartitionSpec(None, BATCH)),
+            in_specs=((specs, PartitionSpec(), owns), rows, *cuts),
+            out_specs=(
+                rows,
+                PartitionSpec(None, *rows) if every else rows,
+                PartitionSpec(None, BATCH),
+            ),
             check_vma=False,
         )((params, keys, each), x, *shared)
-        return out[:, :places].reshape(-1, width) if cut else out, sown
+        if cut:
+            out = out[:, :places].reshape(-1, width)
+            kept = jax.tree.map(lambda a: a[..., :places, :], kept)
+        return out, kept, sown
 
 
 def stacked(
@@ -167,14 +221,22 @@ def stacked(
     scan: bool,
     remat: str,
     shared: tuple[str | None, ...] = (),
+    own: tuple[str | None, ...] = (),
 ) -> Callable[..., Stack]:
     """stacked(Block, depth, ...)(fields of the block, name=...) is their `Stack`."""
 
     def make(*fields: Any, name: str | None = None, **named: Any) -> Stack:
         one = functools.partial(block, *fields, **named, parent=None)
-        return Stack(one, depth, scan, remat, shared, name=name)
+        return Stack(one, depth, scan, remat, shared, own, name=name)
 
     return make
+
+
+def check_taps(taps: Taps, depth: int) -> None:
+    """Raise UsageError unless all taps are from 1 to `depth`."""
+    for k in taps:
+        if k not in range(1, depth + 1):
+            raise invalid("taps", k, f"1 to {depth}, the number of blocks before the output")
 
 
 def gathered(
@@ -219,7 +281,26 @@ def _tuple(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names or ()
 
 
-def _padded(a: jax.Array, parts: int, axis: int) -> jax.Array:
-    """Zeros appended along an axis until `parts` divides it."""
-    missing = -a.shape[axis] % parts
-    return jnp.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
+def _part(kind: str | None, cut: bool) -> PartitionSpec:
+    """How an array of "examples", "places" or "tokens" lies; cut: places are, along `sequence`."""
+    along = ("sequence",) if cut else ()
+    if kind is None:
+        return PartitionSpec()
+    return PartitionSpec(*{"examples": (BATCH,), "places": along, "tokens": (BATCH, *along)}[kind])
+
+
+def _padded(tree: PyTree, spec: PartitionSpec, parts: int) -> PyTree:
+    """Zeros appended along the axis that is cut along `sequence`, until `parts` divides it."""
+    if "sequence" not in spec:
+        return tree
+    axis = tuple(spec).index("sequence")
+
+    def padded(a: jax.Array) -> jax.Array:
+        missing = -a.shape[axis] % parts
+        return jnp.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
+
+    return jax.tree.map(padded, tree)
+
+
+def _where(here: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(here, a, b), new, old)

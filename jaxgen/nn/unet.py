@@ -1,4 +1,4 @@
-"""One convolutional U-Net that is DDPM++, NCSN++ or ADM by its fields.
+"""One convolutional U-Net that is DDPM++ (`UNet`), `NCSNpp` or `ADM` by its fields.
 
 DDPM++ and NCSN++: Song et al., "Score-Based Generative Modeling through SDEs" (2021), app. H.
 ADM: Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021), sec. 3. Sizes and attention follow
@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.nn.layers import compute_dtype, fourier, modulate, rematerialised, sinusoidal
+from jaxgen.nn.layers import (
+    compute_dtype,
+    fourier,
+    modulate,
+    rematerialised,
+    sinusoidal,
+    tapped,
+)
 from jaxgen.nn.parallel import Dropout, received
 from jaxgen.nn.resample import FILTERS, double, halve
 from jaxgen.ops import attention
@@ -107,7 +114,8 @@ class UNet(nn.Module):
     labels: int32 in [0, num_classes]; num_classes, "no label", is a zero vector. H and W must be
     multiples of 2 ** (levels - 1), else UsageError. augment [B, augment_dim], optional: numbers
     that say how the image was augmented (Karras et al. 2022, app. F.2). At initialisation the
-    output is exactly zero.
+    output is exactly zero. By default EDM's DDPM++ for CIFAR-10, 55.7 million parameters; its 64x64
+    images (FFHQ, AFHQv2) take multipliers (1, 2, 2, 2).
 
     Fields: channels, multipliers (channels per level over `channels`, finest first), blocks (per
     level); attention_sizes (the heights at which blocks attend), head_channels (of an attention
@@ -115,10 +123,15 @@ class UNet(nn.Module):
     otherwise the last); scale_shift (conditioning scales too, as in ADM); rescale (residual sums
     over sqrt 2); filter ("box" or "fir") and project_resampled (1x1 convolution on the shortcut of
     resampling blocks); residual_input (a downsampled image is added at every level, as in NCSN++);
-    embedding ("sinusoidal" or "fourier") of embedding_channels (0: `channels`); dropout (rng
+    embedding ("sinusoidal" or "fourier") of embedding_channels (0: `channels`, for Fourier features
+    twice that, as in NCSN++); dropout (rng
     "dropout" when train=True), dtype (compute; parameters, norms and softmax are float32), remat
     ("none", "full", "dots"); identity_attention (blocks, "middle_0" or "decode_1_2", whose
     attention map is the identity, for guidance away from them).
+
+    Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}).
+    Blocks are called, in this order, "encode_L_i" (the i-th of level L, which "halve_L" leads to),
+    "middle_0", "middle_1", "decode_L_i" ("double_L"). Raises UsageError for other taps.
     """
 
     num_classes: int
@@ -152,19 +165,21 @@ class UNet(nn.Module):
         *,
         augment: jax.Array | None = None,
         train: bool = False,
-    ) -> jax.Array:
+        taps: tuple[str, ...] = (),
+    ) -> Any:
         """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
         embedding = self._embed(noise, labels, augment, dtype)
         block_class = rematerialised(Block, self.remat)
         attending: set[str] = set()
+        outputs: dict[str, jax.Array] = {}
 
         def block(
             h: jax.Array, features: int, name: str, *, attend: bool = False, resample: str = ""
         ) -> jax.Array:
             attending.update([name] if attend else [])
-            return block_class(
+            outputs[name] = block_class(
                 features,
                 attend,
                 resample,
@@ -179,6 +194,7 @@ class UNet(nn.Module):
                 name in self.identity_attention,
                 name=name,
             )(h, embedding)
+            return outputs[name]
 
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         attends = [x.shape[1] >> level in self.attention_sizes for level in range(len(widths))]
@@ -209,7 +225,8 @@ class UNet(nn.Module):
             if name not in attending:
                 raise unknown("model.identity_attention", name, attending)
         h = nn.silu(_norm(h, "norm_out", dtype))
-        return _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
+        out = _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
+        return (out, tapped(outputs, taps)) if taps else out
 
     def _embed(
         self, noise: jax.Array, labels: jax.Array, augment: jax.Array | None, dtype: Any
@@ -218,7 +235,8 @@ class UNet(nn.Module):
         kinds: dict[str, Any] = {"sinusoidal": sinusoidal, "fourier": fourier}
         features = kinds[self.embedding]
         width = 4 * self.channels
-        h = features(self.time_scale * noise, self.embedding_channels or self.channels)
+        usual = self.channels * (2 if self.embedding == "fourier" else 1)
+        h = features(self.time_scale * noise, self.embedding_channels or usual)
         h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_hidden")(h)
         h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_out")(nn.silu(h))
         init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
@@ -248,106 +266,23 @@ class UNet(nn.Module):
             raise unknown("model.embedding", self.embedding, ("sinusoidal", "fourier"))
 
 
-def ddpmpp(
-    *,
-    num_classes: int,
-    out_channels: int,
-    channels: int = 128,
-    multipliers: tuple[int, ...] = (2, 2, 2),
-    blocks: int = 4,
-    attention_sizes: tuple[int, ...] = (16,),
-    augment_dim: int = 0,
-    dropout: float = 0.0,
-    time_scale: float = 1.0,
-    dtype: str = "float32",
-    remat: str = "none",
-) -> UNet:
-    """DDPM++ (Song et al. 2021): by default EDM's CIFAR-10 size, 55.7 million parameters.
+class NCSNpp(UNet):
+    """NCSN++ (Song et al. 2021): Fourier features, FIR resampling and residual input; as `UNet`."""
 
-    64x64 images (FFHQ, AFHQv2) take multipliers (1, 2, 2, 2). Arguments as the fields of `UNet`.
-    """
-    return UNet(
-        num_classes=num_classes,
-        out_channels=out_channels,
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_sizes=attention_sizes,
-        augment_dim=augment_dim,
-        dropout=dropout,
-        time_scale=time_scale,
-        dtype=dtype,
-        remat=remat,
-    )
+    filter: str = "fir"
+    residual_input: bool = True
+    embedding: str = "fourier"
 
 
-def ncsnpp(
-    *,
-    num_classes: int,
-    out_channels: int,
-    channels: int = 128,
-    multipliers: tuple[int, ...] = (2, 2, 2),
-    blocks: int = 4,
-    attention_sizes: tuple[int, ...] = (16,),
-    augment_dim: int = 0,
-    dropout: float = 0.0,
-    time_scale: float = 1.0,
-    dtype: str = "float32",
-    remat: str = "none",
-) -> UNet:
-    """NCSN++ (Song et al. 2021): `ddpmpp` with Fourier features, FIR resampling, residual input."""
-    plain = ddpmpp(
-        num_classes=num_classes,
-        out_channels=out_channels,
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_sizes=attention_sizes,
-        augment_dim=augment_dim,
-        dropout=dropout,
-        time_scale=time_scale,
-        dtype=dtype,
-        remat=remat,
-    )
-    return plain.clone(
-        filter="fir", residual_input=True, embedding="fourier", embedding_channels=2 * channels
-    )
+class ADM(UNet):
+    """ADM (Dhariwal & Nichol 2021), as `UNet`: by default ImageNet-64's, 295.9M parameters."""
 
-
-def adm(
-    *,
-    num_classes: int,
-    out_channels: int,
-    channels: int = 192,
-    multipliers: tuple[int, ...] = (1, 2, 3, 4),
-    blocks: int = 3,
-    attention_sizes: tuple[int, ...] = (32, 16, 8),
-    head_channels: int = 64,
-    augment_dim: int = 0,
-    dropout: float = 0.0,
-    time_scale: float = 1.0,
-    dtype: str = "float32",
-    remat: str = "none",
-) -> UNet:
-    """ADM (Dhariwal & Nichol 2021): by default ImageNet-64's, 295.9 million parameters.
-
-    Arguments as the fields of `UNet`.
-    """
-    return UNet(
-        num_classes=num_classes,
-        out_channels=out_channels,
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_sizes=attention_sizes,
-        head_channels=head_channels,
-        attend_always=True,
-        scale_shift=True,
-        rescale=False,
-        project_resampled=False,
-        augment_dim=augment_dim,
-        dropout=dropout,
-        time_scale=time_scale,
-        dtype=dtype,
-        remat=remat,
-    )
+    channels: int = 192
+    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention_sizes: tuple[int, ...] = (32, 16, 8)
+    head_channels: int = 64
+    attend_always: bool = True
+    scale_shift: bool = True
+    rescale: bool = False
+    project_resampled: bool = False

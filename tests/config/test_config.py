@@ -93,3 +93,11 @@ def test_differences_name_every_changed_leaf():
 
 def test_a_full_dotted_path_reaches_other_modules():
     assert configs.resolve("math.sqrt", "jaxgen.nn", "config.x")(9) == 3
+
+
+@pytest.mark.parametrize("name", configs.MOVED)
+def test_a_name_of_older_configs_says_what_to_write_now(name):
+    now, _, _ = configs.MOVED[name].partition(",")
+    configs.resolve(now, "jaxgen.nn", "config.model")
+    with pytest.raises(UsageError, match=f"config.model.name: got '{name}'; allowed: {now}, with"):
+        configs.resolve(name, "jaxgen.nn", "config.model")

@@ -60,6 +60,7 @@ def tiny_source(name: str, folder: Path) -> list[str]:
 
 NARROW = {
     "digits": ["model.width=16", "model.depth=1"],
+    "digits_uvit": ["model.width=16", "model.depth=3"],
     "digits_vqgan": ["model.widths=(8,16)"],
     "digits_glow": ["model.steps=1", "model.hidden=8"],
     "digits_tarflow": ["model.flows=1", "model.layers=1"],

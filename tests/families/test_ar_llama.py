@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.nn.llama import Llama, sized
+from jaxgen.nn.llama import Llama
 from tests.nn_kit import quick_jit
 
 # Sun et al. 2024, table 1 (XXL: "1.4B"; 3B: "3.1B"), millions.
@@ -32,7 +32,7 @@ def live(module: Llama, scale: float = 0.3):
 
 @pytest.mark.parametrize("size", PAPER)
 def test_sizes_have_the_papers_parameters(size):
-    module = sized(size, num_classes=1000, levels=16384, shape=(16, 16))
+    module = Llama(1000, 16384, (16, 16), size)
     tokens, labels = jnp.zeros((1, 256), jnp.int32), jnp.zeros(1, jnp.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), tokens, labels)["params"]
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -191,7 +191,7 @@ def test_bad_options_name_themselves():
         with pytest.raises(UsageError, match=message):
             jax.eval_shape(module.init, jax.random.key(0), tokens, labels)
     with pytest.raises(UsageError, match="model.size.*'XXL'"):
-        sized("XX", num_classes=1, levels=2, shape=(2, 2))
+        Llama(1, 2, (2, 2), "XX")
     out = Llama(shape=(2, 3), **TINY)
     params, tokens, _ = live(out)
     assert jnp.isnan(out.apply({"params": params}, tokens, jnp.full(3, 4))).all()

@@ -48,7 +48,7 @@ def config(*, source=None, model=None, images=640, rate=3e-3, batch=32, accumula
     ("size", "levels", "millions"), [("maskgit", 1024, 173), ("maskbit", 2**14, 305)]
 )
 def test_sizes_are_the_papers(size, levels, millions):
-    model = bert.sized(size, num_classes=1000, levels=levels, shape=(16, 16))
+    model = bert.Bert(1000, levels, (16, 16), size)
     x = jnp.zeros((1, 256), jnp.int32)
     if size == "maskbit":
         model, x = model.clone(bits=14, outputs=2 * 2**7), jnp.zeros((1, 256, 14))

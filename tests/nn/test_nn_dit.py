@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.nn.dit import DiT, patchify, sized, unpatchify
+from jaxgen.nn.dit import DiT, patchify, unpatchify
 from jaxgen.nn.flops import multiply_adds, parameters
 from jaxgen.nn.positions import rope_2d, rotate, sin_cos_2d
 from jaxgen.pretrained.dit import from_diffusers, to_diffusers
@@ -25,15 +25,21 @@ PAPER = {
 
 @pytest.mark.parametrize("size", PAPER)
 def test_sizes_have_the_papers_parameters_and_multiply_adds(size):
-    module = sized(size, num_classes=1000, out_channels=8)
+    module = DiT(1000, 8, size)
     millions, giga = PAPER[size]
     assert round(parameters(module, (32, 32, 4)) / 1e6) == millions
     assert multiply_adds(module, (32, 32, 4)) / 1e9 == pytest.approx(giga, rel=1e-3, abs=0.0051)
 
 
 def test_xl_2_at_512_pixels_has_the_papers_multiply_adds():
-    module = sized("XL/2", num_classes=1000, out_channels=8)
+    module = DiT(1000, 8, "XL/2")
     assert multiply_adds(module, (64, 64, 4)) / 1e9 == pytest.approx(524.6, rel=1e-3)
+
+
+def test_fields_that_are_set_win_over_the_sizes():
+    net = DiT(10, 3, "XL/2", depth=4, patch=8)
+    assert (net.depth, net.width, net.heads, net.patch) == (4, 1152, 16, 8)
+    assert net.clone(out_channels=6).depth == 4
 
 
 def test_swiglu_keeps_the_size_of_the_plain_mlp():
@@ -71,7 +77,7 @@ def test_wrong_image_size_names_the_size_and_the_patch():
     with pytest.raises(UsageError, match=r"image size: got \(10, 8, 1\).*patch=4"):
         jax.eval_shape(module.init, jax.random.key(0), *inputs((10, 8, 1)))
     with pytest.raises(UsageError, match="model.size.*'XL/2'"):
-        sized("XXL/2", num_classes=10, out_channels=1)
+        DiT(10, 1, "XXL/2")
 
 
 def test_rotary_scores_depend_on_offsets_alone():

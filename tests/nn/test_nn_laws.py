@@ -15,7 +15,8 @@ from jaxgen.nn.dit import DiT
 from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import multiply_adds
 from jaxgen.nn.mlp import MLP
-from jaxgen.nn.unet import adm, ncsnpp
+from jaxgen.nn.unet import ADM, NCSNpp
+from jaxgen.nn.uvit import UViT
 from tests.nn_kit import abstract, inputs, live_variables, quick_jit
 
 IMAGE = (8, 8, 2)
@@ -32,9 +33,10 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mlp": (MLP(5, 3, width=16, depth=2), (3,)),
     "mlp_image": (MLP(5, 2, width=16, depth=2), (2, 2, 2)),
     "dit": (SMALL_DIT, IMAGE),
-    "ncsnpp": (ncsnpp(**SMALL_UNET), IMAGE),
-    "adm": (adm(**SMALL_UNET, head_channels=6), IMAGE),
+    "ncsnpp": (NCSNpp(**SMALL_UNET), IMAGE),
+    "adm": (ADM(**SMALL_UNET, head_channels=6), IMAGE),
     "edm2": (EDM2(**SMALL_UNET, head_channels=6), IMAGE),
+    "uvit": (UViT(5, 2, depth=3, width=16, heads=2, patch=2, remat="none"), IMAGE),
     "dit_variants": (SMALL_DIT.clone(qk_norm=True, rope=True, swiglu=True), IMAGE),
 }
 

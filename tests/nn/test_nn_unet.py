@@ -11,17 +11,17 @@ from jaxgen.errors import UsageError
 from jaxgen.nn import edm2
 from jaxgen.nn.flops import multiply_adds, parameters
 from jaxgen.nn.resample import double, halve
-from jaxgen.nn.unet import UNet, adm, ddpmpp, ncsnpp
+from jaxgen.nn.unet import ADM, NCSNpp, UNet
 from tests.nn_kit import abstract, inputs, live_variables, quick_jit
 
 # Millions of parameters: Karras et al. 2022 (DDPM++, NCSN++ for CIFAR-10; ADM for ImageNet-64) and
 # Karras et al. 2024, table 6 (EDM2 for ImageNet-512 latents).
 PAPER = [
-    ("ddpmpp", ddpmpp(num_classes=10, out_channels=3), (32, 32, 3), 55.7),
-    ("ncsnpp", ncsnpp(num_classes=10, out_channels=3), (32, 32, 3), 56.5),
-    ("adm", adm(num_classes=1000, out_channels=3), (64, 64, 3), 295.9),
+    ("ddpmpp", UNet(num_classes=10, out_channels=3), (32, 32, 3), 55.7),
+    ("ncsnpp", NCSNpp(num_classes=10, out_channels=3), (32, 32, 3), 56.5),
+    ("adm", ADM(num_classes=1000, out_channels=3), (64, 64, 3), 295.9),
     *(
-        (f"edm2_{size}", edm2.sized(size, num_classes=1000, out_channels=4), (64, 64, 4), millions)
+        (f"edm2_{size}", edm2.EDM2(1000, 4, size), (64, 64, 4), millions)
         for size, millions in
         {"XS": 125, "S": 280, "M": 498, "L": 777, "XL": 1119, "XXL": 1523}.items()
     ),
@@ -36,14 +36,14 @@ def test_sizes_have_the_papers_parameters(name, module, shape, millions):
 def test_edm2_has_the_papers_multiply_adds_within_two_percent():
     """Table 6 also counts element-wise work, which `multiply_adds` leaves out."""
     for size, giga in {"XS": 45.5, "S": 102.2, "XXL": 552.1}.items():
-        module = edm2.sized(size, num_classes=1000, out_channels=4)
+        module = edm2.EDM2(1000, 4, size)
         assert multiply_adds(module, (64, 64, 4)) / 1e9 == pytest.approx(giga, rel=0.02)
 
 
 SMALL = {"num_classes": 5, "channels": 8, "multipliers": (1, 2), "blocks": 1}
 
 
-@pytest.mark.parametrize("build", [ncsnpp, adm, edm2.EDM2], ids=["ncsnpp", "adm", "edm2"])
+@pytest.mark.parametrize("build", [NCSNpp, ADM, edm2.EDM2], ids=["ncsnpp", "adm", "edm2"])
 def test_at_initialisation_the_output_is_zero(build):
     module = build(out_channels=2, attention_sizes=(4,), **SMALL)
     args = inputs((8, 8, 2))
@@ -51,7 +51,7 @@ def test_at_initialisation_the_output_is_zero(build):
     assert not jnp.any(quick_jit(module.apply)(variables, *args))
 
 
-@pytest.mark.parametrize("build", [adm, edm2.EDM2], ids=["adm", "edm2"])
+@pytest.mark.parametrize("build", [ADM, edm2.EDM2], ids=["adm", "edm2"])
 def test_wrong_image_size_names_the_size_and_the_multiple(build):
     with pytest.raises(UsageError, match=r"image size: got \(8, 9, 2\).*multiples of 2"):
         abstract(build(out_channels=2, **SMALL), (8, 9, 2))
@@ -63,11 +63,11 @@ def test_unknown_names_are_usage_errors():
     with pytest.raises(UsageError, match="model.embedding"):
         abstract(UNet(5, 2, embedding="fourrier"), (8, 8, 2))
     with pytest.raises(UsageError, match="model.size.*'XXL'"):
-        edm2.sized("XXXL", num_classes=2, out_channels=1)
+        edm2.EDM2(2, 1, "XXXL")
 
 
 def test_augment_numbers_condition_the_output_and_zeros_are_the_default():
-    module = ddpmpp(out_channels=2, attention_sizes=(), augment_dim=3, **SMALL)
+    module = UNet(out_channels=2, attention_sizes=(), augment_dim=3, **SMALL)
     variables = live_variables(module, (8, 8, 2))
     args = inputs((8, 8, 2))
     apply = quick_jit(module.apply)
@@ -100,7 +100,7 @@ def test_resampling_is_convolution_with_the_filter(name, taps):
 
 
 def _from_diffusers(state, levels, blocks):
-    """Parameters of `adm` from a UNet2DModel with ResNet resampling and scale-shift norm."""
+    """Parameters of `ADM` from a UNet2DModel with ResNet resampling and scale-shift norm."""
 
     def conv(name):
         return {
@@ -168,7 +168,7 @@ def test_adm_equals_diffusers():
         want = theirs(nchw, torch.tensor(noise), class_labels=torch.tensor(labels)).sample
         want = want.permute(0, 2, 3, 1).numpy()
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    ours = adm(
+    ours = ADM(
         num_classes=5, out_channels=6, channels=128, multipliers=(1, 2), blocks=1,
         attention_sizes=(4,), head_channels=32,
     )  # fmt: skip

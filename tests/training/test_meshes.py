@@ -28,15 +28,18 @@ from tests.training.test_train_mesh import assert_cut
 
 STEPS, BATCH = 10, 32
 UNET = dict(name="unet.UNet", channels=16, multipliers=(1, 2), blocks=1, attention_sizes=(4,))
+UVIT = dict(name="uvit.UViT", width=32, heads=8, patch=2, depth=3)
 NETWORKS = {
     "dit": ("tests/tiny.py", ["width=32", "heads=8", "patch=1", "depth=2"]),
     "unet": ("tests/tiny.py", [repr(UNET)]),
+    "uvit": ("tests/tiny.py", [repr(UVIT)]),
     "llama": ("configs/digits_llamagen.py", ["width=32", "depth=2", "heads=8"]),
 }
 ALL = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
 QUICK = {
     "dit": [(1, 1, 1, 8), (1, 2, 2, 2), (2, 2, 2, 1)],
     "unet": [(2, 2, 2, 1)],
+    "uvit": [(1, 2, 2, 2)],
     "llama": [(1, 2, 2, 2), (1, 4, 1, 2), (8, 1, 1, 1)],
 }
 """On these each axis is cut in two, and but for `tensor` in four or eight too."""

@@ -1,0 +1,113 @@
+"""U-ViT: time, label and patches are all tokens of one transformer with long skip connections.
+
+Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (2023), figure 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import invalid
+from jaxgen.nn import bert
+from jaxgen.nn.dit import grid, patchify, unpatchify
+from jaxgen.nn.layers import compute_dtype, fill, patched, sinusoidal
+from jaxgen.nn.stack import Taps, check_taps, stacked
+
+# The paper's table 1: 44 and 58 (CIFAR-10, patch 2), 131 (ImageNet-64, patch 4), 287 and 501
+# million parameters (ImageNet's 32x32x4 latents, patch 2).
+SIZES: dict[str, dict[str, int]] = {
+    "S": dict(depth=13, width=512, heads=8),
+    "S-Deep": dict(depth=17, width=512, heads=8),
+    "M": dict(depth=17, width=768, heads=12),
+    "L": dict(depth=21, width=1024, heads=16),
+    "H": dict(depth=29, width=1152, heads=16),
+}
+INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Block(bert.Block):
+    """BERT's block, pre-norm attention and MLP, that merges a skip first where there is one."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, skip: jax.Array | None = None) -> jax.Array:
+        """x [B * length, width], skip [B, length, width] -> x [B * length, width]."""
+        if skip is not None:
+            both = jnp.concatenate([x, skip.reshape(x.shape)], axis=-1)
+            x = nn.Dense(self.width, kernel_init=INIT, dtype=self.dtype, name="skip")(both)
+        return super().__call__(x)
+
+
+class UViT(nn.Module):
+    """U-ViT: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+
+    Arguments, taps (of the patches' tokens) and the fields that it shares as `jaxgen.nn.dit.DiT`'s;
+    size: "S/2" to "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half
+    that each merge the output of their mirror image. Positions are learned, for one image size.
+    """
+
+    num_classes: int
+    out_channels: int
+    size: str = "S/2"
+    depth: int = 0
+    width: int = 0
+    heads: int = 0
+    patch: int = 0
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    time_scale: float = 1000.0
+    dtype: str = "float32"
+    scan: bool = True
+    remat: str = "dots"
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Take from `size` what no field says."""
+        fill(self, patched(SIZES))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *,
+        train: bool = False, taps: Taps = (),
+    ) -> Any:  # fmt: skip
+        """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
+        dtype, shape, width = compute_dtype(self.dtype), grid(x.shape, self.patch), self.width
+        self._check(taps)
+        dense = functools.partial(nn.Dense, kernel_init=INIT, dtype=dtype)
+        length, first = shape[0] * shape[1] + 2, self.depth // 2 + 1
+        time = sinusoidal(self.time_scale * noise, width).astype(dtype)
+        rows, init = self.num_classes + 1, nn.initializers.normal(0.02)
+        label = nn.Embed(rows, width, embedding_init=init, dtype=dtype, name="labels")(labels)
+        h = dense(width, name="patch")(patchify(x.astype(dtype), self.patch))
+        h = jnp.concatenate([time[:, None], label[:, None], h.reshape(len(x), -1, width)], axis=1)
+        h = h + self.param("positions", INIT, (length, width), jnp.float32).astype(dtype)
+
+        sizes = (width, self.heads, self.mlp_ratio, length)
+        block = functools.partial(
+            Block, *sizes, self.dropout, train, dtype, self.attention, qkv_bias=False
+        )
+        stack = functools.partial(stacked, block, scan=self.scan, remat=self.remat)
+        shallow = stack(first)(name="shallow_blocks")
+        h, outputs = shallow(h.reshape(-1, width), places=length, every=True)
+        deep = stack(first - 1, own=("tokens",))(name="deep_blocks")
+        later, skips = tuple(k - first for k in taps if k > first), outputs[-2::-1]
+        h, found = deep(h, places=length, each=(skips,), taps=later)
+
+        h = nn.LayerNorm(dtype=dtype, name="norm")(h).reshape(len(x), length, width)[:, 2:]
+        h = dense(self.patch**2 * self.out_channels, name="out")(h.reshape(-1, width))
+        h = unpatchify(h, len(x), *shape, self.patch)
+        out = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")(h).astype(jnp.float32)
+        seen = {k: outputs[k - 1] if k <= first else found[k - first] for k in taps}
+        return (out, {k: a[:, 2:] for k, a in seen.items()}) if taps else out
+
+    def _check(self, taps: Taps) -> None:
+        check_taps(taps, self.depth)
+        if self.depth < 3 or self.depth % 2 == 0:
+            raise invalid("model.depth", self.depth, "odd numbers from 3: a middle and two halves")
+        if self.width % (2 * self.heads):
+            raise invalid("model.width", self.width, f"multiples of 2 x heads = {2 * self.heads}")
