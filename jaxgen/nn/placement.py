@@ -12,6 +12,8 @@ import re
 
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxgen.mesh import BATCH
+
 COLUMNS, ROWS = "columns", "rows"
 
 TACTICS = (
@@ -25,6 +27,9 @@ STACKED = re.compile(r"(blocks|\bstack)\.")
 
 NARROW = re.compile(r"blocks\..*\bkernel$")
 """Parameters that layers use in their compute dtype, and that devices exchange in it."""
+
+EXAMPLES = re.compile(r"\breplay\.rows\b")
+"""Buffers of examples in the state: cut along their rows, as a batch is."""
 
 SMALLEST = 2**14
 """Elements below which a leaf is not cut for storage: gathering it would cost more than it
@@ -53,6 +58,9 @@ def placement(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     axes: list[tuple[str, ...]] = [()] * len(shape)
     if math.prod(shape) < SMALLEST:
         return PartitionSpec()
+    if EXAMPLES.search(name):
+        whole = shape[0] % math.prod(mesh.shape[axis] for axis in BATCH)
+        return PartitionSpec() if whole else PartitionSpec(BATCH)
     own = tensor_axis(name, shape, mesh.shape["tensor"])
     if own is not None:
         axes[own] = ("tensor",)

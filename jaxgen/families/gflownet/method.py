@@ -27,6 +27,7 @@ from jaxgen.method import (
     method_of,
     single,
 )
+from jaxgen.method.ring import Ring, put
 
 PyTree = Any
 LOSSES = "jaxgen.families.gflownet.losses"
@@ -159,8 +160,8 @@ def gflownet(
         reward = env.log_reward(end)
         extra = state.extra
         if replay_size:
-            past: replay.Replay = extra["replay"]
-            extra = {"replay": replay.put(past, actions, reward)}
+            past: Ring = extra["replay"]
+            extra = {"replay": put(past, {"actions": actions, "log_rewards": reward})}
             actions = replay.mix(
                 past, actions, fold(keys, 2), share=replay_share, priority=replay_priority
             )
