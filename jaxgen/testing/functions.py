@@ -18,6 +18,10 @@ from jaxgen.testing.naming import law
 
 PyTree = Any
 
+ONCE = "a second call does not compile"
+SAME = "the same under jit, under pmap, on the device and off it"
+DERIVATIVES = "derivatives are the limits of differences"
+
 ROUNDING = 1e-5
 """Room for float32: sums of up to 10,000 numbers in another order, 6e-8 x sqrt(10,000)."""
 
@@ -44,7 +48,7 @@ def count_compilations() -> Iterator[Callable[[], int]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@law("a second call does not compile")
+@law(ONCE)
 def check_compiles_once(fn: Callable[..., Any], *args: Any, again: tuple[Any, ...] = ()) -> None:
     """A jitted function's second call does not compile again.
 
@@ -67,7 +71,7 @@ def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     return chex.assert_max_traces(traced, n=1)
 
 
-@law("the same under jit, under pmap, on the device and off it")
+@law(SAME)
 def check_variants(
     fn: Callable[..., PyTree], *args: PyTree, rtol: float = ROUNDING, atol: float = ROUNDING
 ) -> None:
@@ -96,7 +100,7 @@ def check_variants(
             raise AssertionError(f"{name} and without_jit: {error}") from error
 
 
-@law("derivatives are the limits of differences")
+@law(DERIVATIVES)
 def check_derivative(fn: Callable[..., Any], *args: Any, tolerance: float = 1e-2) -> None:
     """First derivatives of fn, forward and reverse, against central differences.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.testing.functions import ROUNDING
+from jaxgen.testing.functions import ROUNDING, quick_jit
 from jaxgen.testing.naming import law
 
 PyTree = Any
@@ -43,14 +43,15 @@ def check_loss(
     """
     size = max(a.shape[0] for a in batch.values() if jnp.ndim(a))
     whole = {"index": jnp.arange(size, dtype=jnp.int32), **batch}
-    run = jax.jit(loss)
-    value, grads = jax.jit(jax.value_and_grad(loss))(params, whole, key)
+    with law(SCALAR):
+        chex.assert_shape(jax.eval_shape(loss, params, whole, key), ())
+    run = quick_jit(loss)
+    value, grads = quick_jit(jax.value_and_grad(loss))(params, whole, key)
 
     def rows(of: Any) -> dict[str, jax.Array]:
         return {k: a[of] if jnp.ndim(a) else a for k, a in whole.items()}
 
     with law(SCALAR):
-        chex.assert_shape(value, ())
         chex.assert_tree_all_finite(value)
     with law(GRADIENT):
         chex.assert_tree_all_finite(grads)

@@ -20,6 +20,9 @@ FALLS = "the log-SNR falls"
 INVERSES = "times come back from the noise level"
 SLOPES = "derivatives are the schedules' own"
 COMPOSE = "transitions compose to the marginal"
+ROUND = "target and prediction are inverse"
+SUM = "whatever the network says, x is alpha x0 + sigma eps"
+FINITE = "a prediction is finite at both ends"
 
 
 def check_path(path: Path) -> None:
@@ -109,17 +112,17 @@ def check_prediction(
     low, high = path.t_of_sigma(jnp.array([0.05, 20.0]))
     t = jax.random.uniform(for_t, (size,), minval=low, maxval=high)
     x = path.mix(x0, eps, t)
-    with law("target and prediction are inverse"):
+    with law(ROUND):
         p = to_prediction(kind, target(kind, x0, eps, t, path), x, t, path)
         np.testing.assert_allclose(p.x0, x0, atol=3e-3, err_msg=f"x0 from {kind}")
         np.testing.assert_allclose(p.eps, eps, atol=3e-3, err_msg=f"eps from {kind}")
-    with law("whatever the network says, x is alpha x0 + sigma eps"):
+    with law(SUM):
         output = target(kind, x0, eps, t, path)
         output = output * (1 + 0.3 * jax.random.normal(for_output, output.shape))
         again = to_prediction(kind, output, x, t, path).mix(path, t)
         scale = jnp.maximum(jnp.abs(x), 1.0)
         np.testing.assert_allclose(again / scale, x / scale, atol=3e-3, err_msg=kind)
-    with law("a prediction is finite at both ends"):
+    with law(FINITE):
         for end in (0.0, 1.0):
             t = jnp.full((size,), end)
             out = target(kind, x0, eps, t, path)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxgen.testing.naming import law
 
+FINITE = "samples are finite, one for each key"
 PLACE = "an image does not depend on its place in the batch"
 REST = "an image does not depend on the rest of its batch"
 KEYS = "different keys give different images"
@@ -34,7 +35,7 @@ def check_sampler(
     size = labels.shape[0]
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(size))
     whole = np.asarray(fn(params, keys, labels))
-    with law("samples are finite, one for each key"):
+    with law(FINITE):
         assert whole.shape[:1] == (size,), f"shape {whole.shape} from {size} keys"
         assert np.isfinite(whole).all(), "samples are not finite"
     with law(PLACE):

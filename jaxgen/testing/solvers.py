@@ -23,6 +23,8 @@ Build = Callable[[Path, int], Solver]
 """solver(path, steps); most ignore the number of steps."""
 
 ORDER = "the measured order of convergence is the declared one"
+ENDS = "a solver is finite on any grid"
+CALLS = "calls are counted truthfully"
 
 
 def check_solver(build: Build, *, each: bool = False) -> None:
@@ -69,7 +71,7 @@ def check_order(build: Build, *, each: bool = False) -> float:
     return measured
 
 
-@law("a solver is finite on any grid")
+@law(ENDS)
 def check_ends(solver: Solver, denoiser: Denoiser, x: jax.Array) -> None:
     """One step over everything, a few steps, and steps of zero length stay finite; x at t=1."""
     keys = jax.random.split(jax.random.key(0), x.shape[0])
@@ -79,7 +81,7 @@ def check_ends(solver: Solver, denoiser: Denoiser, x: jax.Array) -> None:
         assert jnp.isfinite(out).all(), f"not finite on the grid {list(grid)}"
 
 
-@law("calls are counted truthfully")
+@law(CALLS)
 def check_calls(solver: Solver, denoiser: Denoiser, path: Path, steps: int = 5) -> None:
     """The number of network calls that a solver announces is the number that run.
 
