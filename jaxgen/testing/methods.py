@@ -61,13 +61,15 @@ def check_steps(
     """One program, a state of one structure, counted steps, finite metrics, honest averages."""
     step = _update(method)
     states = [quick_jit(method.init)(key)]
+    with law(STRUCTURE):
+        after = jax.eval_shape(step, states[0], batches[0], key)[0]
+        chex.assert_trees_all_equal_structs(states[0], after)
+        chex.assert_trees_all_equal_shapes_and_dtypes(states[0], after)
     with law(PROGRAM):
         once = quick_jit(traced_once(step))
         for n, batch in enumerate(batches[:4]):
             state, metrics = once(states[-1], batch, jax.random.fold_in(key, n))
             states.append(state)
-    with law(STRUCTURE):
-        chex.assert_trees_all_equal_shapes_and_dtypes(states[0], states[-1])
     with law(COUNTED):
         found = [int(s.step) for s in states]
         assert found == list(range(len(states))), f"state.step went {found}"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.testing.functions import quick_jit
+from jaxgen.testing.functions import ROUNDING, quick_jit
 from jaxgen.testing.naming import law
 
 PyTree = Any
@@ -48,14 +48,13 @@ def check_network(
     num_classes: int,
     *,
     out_channels: int | None = None,
-    rtol: float = 1e-4,
+    rtol: float = ROUNDING,
 ) -> None:
     """A network's laws; apply(variables, x[B, *shape], noise[B], labels[B]) -> [B, ..., channels].
 
     shape: one example's. Labels are 0 to num_classes, the last of which is "no label". variables:
     live ones (`live_variables`): a network whose last layer is zero sees nothing. out_channels: by
-    default shape's. rtol: between batches in another order, of the largest output; a deep float32
-    network's is 1e-4.
+    default shape's. rtol: between batches in another order, of the largest output.
     """
     count = num_classes + 1
     x = jax.random.normal(jax.random.key(0), (count, *shape))
@@ -97,7 +96,7 @@ def check_alone(
     noise: jax.Array,
     labels: jax.Array,
     *,
-    rtol: float = 1e-4,
+    rtol: float = ROUNDING,
 ) -> None:
     """An output depends on its own row of x, noise and labels alone, not on where it stands."""
     out = np.asarray(apply(variables, x, noise, labels))

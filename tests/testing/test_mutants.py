@@ -21,8 +21,8 @@ from jax.experimental import pallas as pl
 from jaxgen import testing
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core.denoiser import Denoiser
-from jaxgen.families.diffusion.core.path import linear
-from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
+from jaxgen.families.diffusion.core.path import Path, linear
+from jaxgen.families.diffusion.core.prediction import Prediction, target, to_prediction
 from jaxgen.method import (
     Method,
     Spec,
@@ -44,6 +44,7 @@ from jaxgen.testing import (
     paths,
     samplers,
 )
+from jaxgen.testing import solvers as laws_of_solvers
 from jaxgen.testing.solvers import CALLS, ENDS, ORDER
 from jaxgen.training.ema import Averages
 
@@ -59,6 +60,31 @@ FALLING = dataclasses.replace(
 )
 
 
+class Steep(Path):
+    def d_sigma(self, t):
+        return 2.0 * super().d_sigma(t)
+
+
+class Loose(Path):
+    def transition(self, t, s):
+        """Without the ratio on what was there before."""
+        ratio, _ = super().transition(t, s)
+        return ratio, jnp.maximum(self.sigma(t) ** 2 - self.sigma(s) ** 2, 0.0)
+
+
+def of(kind):
+    return kind(**{f.name: getattr(PATH, f.name) for f in dataclasses.fields(PATH)})
+
+
+def both(kind, x0, eps, t, path):
+    return jnp.concatenate([x0, eps], -1)
+
+
+def halves(kind, output, x, t, path):
+    """A network that says x0 and eps, each by itself."""
+    return Prediction(*jnp.split(output, 2, -1))
+
+
 def swapped(kind, output, x, t, path):
     p = to_prediction(kind, output, x, t, path)
     return Prediction(p.eps, p.x0)
@@ -69,6 +95,12 @@ def careless(kind, output, x, t, path):
     x0 = to_prediction(kind, output, x, t, path).x0
     at = jnp.asarray(t).reshape(-1, 1)
     return Prediction(x0, (x - (1 - at) * x0) / at)
+
+
+def check_pair(pair):
+    aim, read = pair
+    key = jax.random.key(0)
+    testing.check_prediction("velocity", PATH, key, target=aim, to_prediction=read)
 
 
 # --- A solver: Heun's method.
@@ -296,7 +328,8 @@ def method(objective=noisy, optimizer=None, averages=AVERAGE, then=lambda old, n
         del key
         params = jax.tree.map(jnp.asarray, WEIGHTS)
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, optimizer.init(params), averages.init(params))
+        averaged = averages.init(params)
+        return TrainState(step, params, optimizer.init(params), averaged, jnp.float32(0))
 
     inner = gradient_update(plain(objective), optimizer, averages)
 
@@ -369,21 +402,18 @@ TABLE: dict[str, Row] = {
     "path": (testing.check_path, PATH, {
         "starts at .95 x0": (paths.ENDS, SHORT),
         "noise falls at the end": (paths.FALLS, FALLING),
+        "another slope": (paths.SLOPES, of(Steep)),
+        "noise that does not add up": (paths.COMPOSE, of(Loose)),
         "the inverse of another path": (
             paths.INVERSES,
             dataclasses.replace(PATH, ratio_inverse=lambda r: (1 / (1 + 1 / r)) ** 2),
         ),
     }),
-    "prediction": (
-        lambda fn: testing.check_prediction(
-            "velocity", PATH, jax.random.key(0), to_prediction=fn
-        ),
-        to_prediction,
-        {
-            "eps and x0 swapped": (paths.ROUND, swapped),
-            "sigma divides": (paths.FINITE, careless),
-        },
-    ),
+    "prediction": (check_pair, (target, to_prediction), {
+        "eps and x0 swapped": (paths.ROUND, (target, swapped)),
+        "sigma divides": (paths.FINITE, (target, careless)),
+        "x0 and eps by themselves": (paths.SUM, (both, halves)),
+    }),
     "order": (testing.check_order, heun, {
         "wrong sign": (
             ORDER, lambda path, steps: heun(path, steps, step=heun_step(path, -1.0))
@@ -416,6 +446,11 @@ TABLE: dict[str, Row] = {
         guide(),
         {"sign flipped": (guidance.DIRECTION, guide(lambda c, u, w, t: c - (w - 1) * (c - u)))},
     ),
+    "linear guidance": (
+        lambda g: testing.check_guidance(g, linear=True, atol=1e-6),
+        guide(),
+        {"the weight squared": (guidance.LINEAR, guide(lambda c, u, w, t: u + w * w * (c - u)))},
+    ),
     "sampler": (check_images, sampler(own), {
         "two images share noise": (
             samplers.PLACE, sampler(lambda k, y: own(k[jnp.arange(len(k)) // 2 * 2], y))
@@ -428,6 +463,9 @@ TABLE: dict[str, Row] = {
         "noise of the label": (
             samplers.KEYS, sampler(lambda k, y: own(jax.vmap(jax.random.key)(y), y))
         ),
+        "a class of NaN": (
+            samplers.FINITE, sampler(own, lambda labels: MEANS.at[2].set(jnp.nan)[labels])
+        ),
         "label ignored": (samplers.LABELS, sampler(own, lambda labels: 0.0)),
     }),
     "kernel": (
@@ -438,6 +476,11 @@ TABLE: dict[str, Row] = {
             "mask off by one": (kernels.FORWARD, lambda *a: attention(*a, after=1)),
             "wrong gradient": (kernels.GRADIENT, off),
         },
+    ),
+    "kernel's jvp": (
+        lambda fn: testing.check_jvp(fn, attention, ARGS),
+        attention,
+        {"wrong tangent": (kernels.TANGENT, off)},
     ),
     "kernel in blocks": (
         lambda fn: testing.check_forward(fn, lambda q, k, v: v, ARGS),
@@ -451,6 +494,8 @@ TABLE: dict[str, Row] = {
         "pairs by order": (
             metrics.ORDER, (lambda x, y: ((x[:30] - y[:30]) ** 2).sum(-1).mean(), None)
         ),
+        "infinite": (metrics.FINITE, (lambda x, y: np.inf, None)),
+        "biased": (metrics.SELF, (lambda x, y: frechet(x, y) + 0.1, None)),
         "by coordinates": (
             metrics.invariance("rotation"),
             (lambda x, y: np.abs(x.mean(0) - y.mean(0)).sum(), None),
@@ -486,7 +531,10 @@ TABLE: dict[str, Row] = {
         "noise of the row": (losses.ORDER, by_place),
         "key ignored": (losses.KEY, loss(noise=0.0)),
         "label ignored": (losses.LABELS, loss(net=unlabelled)),
-        "not a number": (losses.SCALAR, loss(lambda a: a)),
+        "a number for each example": (losses.SCALAR, loss(lambda a: a)),
+        "a root of 0": (
+            losses.GRADIENT, lambda p, *a: loss()(p, *a) + jnp.sqrt((0 * p["in"]).sum())
+        ),
     }),
     "method": (check_whole, method(), {
         "key ignored": (methods.KEY, method(keyless)),
@@ -496,8 +544,12 @@ TABLE: dict[str, Row] = {
         "steps not counted": (
             methods.COUNTED, method(then=lambda old, new: new.replace(step=old.step))
         ),
+        "a loss of NaN": (methods.FINITE, method(lambda *a: jnp.nan * noisy(*a))),
+        "a Python number in the state": (
+            methods.PROGRAM, method(then=lambda old, new: new.replace(extra=jnp.sin(0.0)))
+        ),
         "a step becomes a float": (
-            methods.PROGRAM, method(then=lambda old, new: new.replace(step=old.step + 1.0))
+            methods.STRUCTURE, method(then=lambda old, new: new.replace(step=old.step + 1.0))
         ),
         "averages that grow": (methods.AVERAGES, method(averages=Grown(half_life=(40,)))),
         "averages that stay": (methods.AVERAGES, method(averages=Stuck(half_life=(40,)))),
@@ -532,5 +584,9 @@ def test_a_mutant_breaks_the_law_named_for_it(check, law, wrong):
         check(wrong)
 
 
-def test_there_are_twenty_mutants_at_least():
-    assert len(MUTANTS) >= 20
+def test_every_law_has_a_mutant():
+    kinds = (functions, guidance, kernels, losses, methods, metrics, networks, paths, samplers)
+    kinds = (*kinds, laws_of_solvers)
+    laws = {v for kind in kinds for k, v in vars(kind).items() if k.isupper() and type(v) is str}
+    assert laws - {law for _, _, wrongs in TABLE.values() for law, _ in wrongs.values()} == set()
+    assert len(MUTANTS) >= 20 and len(laws) >= 50

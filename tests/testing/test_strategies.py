@@ -20,7 +20,7 @@ quick = settings(max_examples=50, deadline=None)
 @given(strategies.shapes(2, 3, 1, 5), strategies.dtypes(), strategies.keys())
 def test_shapes_dtypes_and_keys_make_arrays(shape, dtype, key):
     assert np.zeros(shape, dtype).shape == shape and jnp.issubdtype(dtype, jnp.floating)
-    assert 2 <= len(shape) <= 3 and 1 <= min(shape) and max(shape) <= 5
+    assert 2 <= len(shape) <= 3 and min(shape) >= 1 and max(shape) <= 5
     assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
 
 
