@@ -44,6 +44,9 @@ def check_method(
 ) -> None:
     """A method's laws; build() -> Method, anew each time, as a restarted process builds it.
 
+    What is no `Method` needs init and update, and a state with the fields of `TrainState`. Where a
+    method has a field `frozen`, update takes it as a fourth argument.
+
     batches: four or more, of arrays [B, ...] with B a multiple of `devices`; training goes round
     them. Step n's key is fold_in(key, n). random: whether it claims to draw from that key. falls,
     devices: see `check_loss_falls` (None: not asked) and `check_devices`.
@@ -173,7 +176,7 @@ def check_devices(
     mesh = Mesh(chosen, meshes.AXES)
     whole, cut = PartitionSpec(), PartitionSpec("data")
     ways = {"jit": meshes.within(meshes.Layout(mesh), step)}
-    if method.separable:
+    if getattr(method, "separable", False):
         ways["shard_map"] = jax.shard_map(
             step, mesh=mesh, in_specs=(whole, cut, whole), out_specs=(whole, whole), check_vma=False
         )

@@ -110,7 +110,7 @@ def test_each_image_is_computed_by_itself_without_a_new_compilation(name):
     x, noise, labels = inputs(shape, 6)
     apply(variables_of(name), x, noise, labels)
     compiled = apply._cache_size()
-    testing.check_alone(apply, variables_of(name), x, noise, labels)
+    testing.check_alone(apply, variables_of(name), x, noise, labels, rtol=2e-6)
     assert apply._cache_size() == compiled
 
 
