@@ -27,18 +27,20 @@ SEEN = 1e-4
 """What counts as a difference: a hundred times float32's rounding of outputs of size 1."""
 
 
-def live_variables(module: Any, shape: tuple[int, ...], scale: float = 0.2) -> PyTree:
-    """Variables of a Flax module(x, noise, labels), random and normal: no branch starts at zero.
+def random_like(tree: PyTree, scale: float = 0.2) -> PyTree:
+    """Normal arrays with the shapes and dtypes of a tree's, from NumPy: nothing is compiled."""
+    chance = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(scale * chance.normal(size=a.shape), a.dtype), tree)
 
-    shape: one example's. Nothing is compiled.
+
+def live_variables(module: Any, shape: tuple[int, ...], scale: float = 0.2) -> PyTree:
+    """Random variables of a Flax module(x, noise, labels): no branch starts at zero.
+
+    shape: one example's.
     """
     one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     noise, label = (jax.ShapeDtypeStruct((1,), d) for d in (jnp.float32, jnp.int32))
-    chance = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda a: jnp.asarray(scale * chance.normal(size=a.shape), a.dtype),
-        jax.eval_shape(module.init, jax.random.key(0), one, noise, label),
-    )
+    return random_like(jax.eval_shape(module.init, jax.random.key(0), one, noise, label), scale)
 
 
 def check_network(
