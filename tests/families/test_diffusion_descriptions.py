@@ -121,7 +121,8 @@ def test_they_train_and_sample_each_image_from_its_key(name):
     assert sampler.calls == 2 * 3 + describe.calls
     assert describe.calls == (2 * 3 - 1 if describe.init is not None else 0)
     run = jax.jit(sampler.fn)
-    check_sampler(run, first.params, jnp.arange(8, dtype=jnp.int32) % 2, atol=1e-5)
+    labels, labelled = jnp.arange(8, dtype=jnp.int32) % 2, name == "by label"
+    check_sampler(run, first.params, labels, labelled=labelled, atol=1e-5)
     assert made.label_error is None and made.log_prob is None
 
 

@@ -15,7 +15,7 @@ from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core import path as paths
 from jaxgen.families.diffusion.core.sampler import integrate, prior
-from jaxgen.testing.convergence import graded, strong_order, weak_order
+from jaxgen.testing.convergence import graded
 
 SOLVERS = [
     pytest.param(name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())]))
@@ -38,11 +38,8 @@ def fixed_ode(name, options) -> bool:
 @pytest.mark.parametrize(("name", "options"), [p for p in SOLVERS if fixed_ode(*p.values)])
 def test_solver_order_matches_theory(name, options):
     """On an asymmetric mixture with its exact score, in float64 (order 4 needs it)."""
-    measured = strong_order(
-        lambda path, steps: make(name, options, path, steps), each=orders.each(options)
-    )
-    order = make(name, options, paths.linear()).order
-    assert order - 0.3 < measured < order + 0.7
+    build = lambda path, steps: make(name, options, path, steps)
+    testing.check_order(build, each=orders.each(options))
 
 
 @pytest.mark.parametrize("path", ["vp_linear", "edm", "cosine"])
@@ -100,10 +97,8 @@ def test_stochastic_solver_law(name, options):
 )
 def test_stochastic_solver_weak_order(name, options):
     """In closed form. The corrector's bias does not vanish with the steps: it claims no order."""
-    order = make(name, options, paths.linear()).order
-    if order:
-        measured = weak_order(lambda path, steps: make(name, options, path, steps))
-        assert order - 0.2 < measured < order + 0.2
+    if make(name, options, paths.linear()).order:
+        testing.check_order(lambda path, steps: make(name, options, path, steps))
 
 
 @pytest.mark.parametrize(("name", "options", "path"), ON_PATHS)
@@ -137,20 +132,9 @@ def test_samples_of_a_mixture_fall_on_its_modes(name, options, path):
 @pytest.mark.parametrize(("name", "options"), SOLVERS)
 def test_calls_are_counted_truthfully(name, options):
     """The number of calls that a solver announces is the number that run."""
-    path, steps, count = paths.linear(), 5, []
+    path = paths.linear()
     exact = testing.gaussian_denoiser(path, 0.3, 0.5)
-
-    def call(keys, x, t, memory):
-        jax.debug.callback(lambda: count.append(1))
-        return exact(keys, x, t, memory)
-
-    solver = make(name, options, path, steps)
-    grid = grids.uniform(steps, path)
-    said = solver.calls(exact, np.asarray(grid))
-    x = prior(path, jax.random.split(jax.random.key(0), 2), (2,))
-    jax.block_until_ready(testing.run_solver(solver, type(exact)(call), x, grid))
-    jax.effects_barrier()
-    assert np.isnan(said) if solver.times is None else said == len(count)
+    testing.check_calls(make(name, options, path, 5), exact, path, 5)
 
 
 def test_heun_takes_35_calls_in_18_steps():
