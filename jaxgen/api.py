@@ -14,12 +14,13 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen.data import Source, normalise, to_host
+from jaxgen.data import normalise, to_host
 from jaxgen.errors import UsageError, invalid
-from jaxgen.method import TrainState
+from jaxgen.method import Spec, TrainState
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
-from jaxgen.run.model import Model, Samples, load, load_tokenizer, of_state, saved_config
+from jaxgen.run import record
+from jaxgen.run.model import Model, Samples, load, load_tokenizer, of_state
 from jaxgen.run.setup import Setup, setup, train_flops
 from jaxgen.run.tokenize import tokenize
 from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
@@ -83,11 +84,11 @@ def train(
     with Interrupts() as interrupts, watched():
         parts = setup(config)
         _check_together(parts, workdir)
-        _check_same_run(config, workdir)
+        _check_same_run(config, workdir, parts)
         initial = None if init_from is None else _initial(init_from)
         useful = train_flops(parts)
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomic(workdir / "config.json", configs.to_json(config))
+        record.save(workdir, parts)
         say(_headline(parts, workdir))
         state, timings = fit(
             parts,
@@ -99,7 +100,7 @@ def train(
             interrupts=interrupts,
         )
         interrupts.check()
-        model = of_state(parts, state, load_tokenizer(parts))
+        model = of_state(parts, state, lambda: load_tokenizer(parts, workdir))
         results: dict[str, Any] = {}
         if parts.evaluate.at_end:
             clock = time.monotonic()
@@ -167,23 +168,28 @@ def reconstruct_ema(
     return {"out": str(path), "ema": name, "snapshots": len(used), "weights": weights.tolist()}
 
 
-def write_samples(path: str | Path, samples: Samples, columns: int, source: Source) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs."""
+def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) -> Path:
+    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs.
+
+    Codes that were not decoded go into arrays alone.
+    """
     path = Path(path)
     if not hosts.first():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        pictures.save_png(path, pictures.picture(source, samples.images, columns))
+        pictures.save_png(path, pictures.picture(spec, samples.images, columns))
     elif path.suffix == ".npz":
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
+        if samples.images is not samples.codes:
+            codes["images"] = samples.images
         # Values a little beyond are what samplers give; who shows or scores images clips them.
         about: dict[str, Any] = {
             "labels": samples.labels,
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
-        np.savez(path, images=samples.images, **about, **codes)
+        np.savez(path, **about, **codes)
     elif path.suffix == "":
         for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
             picture = pictures.grid(image[None], 1, scale=1, gap=0)
@@ -212,7 +218,7 @@ def report_grids(model: Model, interrupts: Interrupts) -> dict[str, np.ndarray]:
             **asked,
         )
         name = "samples" if scale is None else f"guidance_{scale:g}"
-        grids[name] = pictures.picture(model.parts.source, samples.images, per)
+        grids[name] = pictures.picture(model.parts.spec, samples.images, per)
     return grids
 
 
@@ -239,14 +245,16 @@ def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
     model = _PREVIEWS.get(id(parts))
     if model is None:
         _PREVIEWS.clear()
-        model = _PREVIEWS[id(parts)] = of_state(parts, state, load_tokenizer(parts))
+        model = _PREVIEWS[id(parts)] = of_state(
+            parts, state, lambda: load_tokenizer(parts, workdir)
+        )
     model.params = {**state.ema, "params": state.params}
     if parts.method.sampler is None:
         picture = _reconstructions(model)
     else:
         samples = model.sample(_preview_labels(parts), batch_size=parts.evaluate.batch_size)
         per = parts.train.preview_per_label
-        picture = pictures.picture(parts.source, samples.images, per)
+        picture = pictures.picture(parts.spec, samples.images, per)
     _save_picture(workdir, f"{step * parts.data.batch_size:010d}", picture)
     return picture
 
@@ -268,7 +276,7 @@ def _check_together(parts: Setup, workdir: Path) -> None:
     hosts.check_shared(workdir, seconds)
 
 
-def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, parts: Setup) -> None:
     """Say what changed since the workdir's last run; refuse what cannot be gone on with."""
     if workdir.exists() and not workdir.is_dir():
         raise invalid("--workdir", str(workdir), "a folder")
@@ -279,10 +287,12 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 "Restore config.json or choose another folder."
             )
         return
-    changes = list(configs.differences(saved_config(workdir), config))
+    started = has_checkpoints(workdir)
+    if started:
+        record.check_same_data(workdir, parts)
+    changes = list(configs.differences(record.saved_config(workdir), config))
     if not changes:
         return
-    started = has_checkpoints(workdir)
     lines = [f"  config.{k}: {a!r} -> {b!r}" for k, a, b in changes]
 
     def below(key: str, prefixes: Sequence[str]) -> bool:

@@ -12,6 +12,33 @@ from jaxgen.data import order
 from jaxgen.errors import invalid
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How images became a source's examples, for whoever has samples but not the source.
+
+    tokenizer: the workdir that encoded them, ema the name of its parameters and digest theirs; None
+    where the source does not know. Latents are (mean - shift) * scale; tokens are as they were.
+    """
+
+    tokenizer: str | None = None
+    ema: str | None = None
+    digest: str | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def raw(self, samples: np.ndarray) -> np.ndarray:
+        """Samples of a model of these examples as the tokenizer's decoder wants them."""
+        discrete = np.issubdtype(samples.dtype, np.integer)
+        return samples if discrete else samples / self.scale + self.shift
+
+    def examples(self, codes: np.ndarray) -> np.ndarray:
+        """What the tokenizer's encoder gives (tokens, or mean and deviation) as examples."""
+        if np.issubdtype(codes.dtype, np.integer):
+            return codes
+        mean, _ = np.split(codes, 2, axis=-1)
+        return ((mean - self.shift) * self.scale).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Source(abc.ABC):
     """Random access to N labelled images; picklable, so that worker processes can hold it.
@@ -37,6 +64,11 @@ class Source(abc.ABC):
     def flippable(self) -> bool:
         """Whether `draw` can mirror an image."""
         return True
+
+    @property
+    def coding(self) -> Coding | None:
+        """How images became these examples; None where the examples are no codes."""
+        return None
 
     def __len__(self) -> int:
         """The number of images N."""

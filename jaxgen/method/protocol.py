@@ -35,7 +35,8 @@ class Spec:
     [0, num_classes); `null_label`, one past the last, stands for "no label". levels: how many
     values an element can take: 256 for bytes, the vocabulary for tokens, None where any real number
     may come (latents). tokens: examples are int32 in [0, levels) rather than images. target: what a
-    source without examples asks for (`jaxgen.data.source.Target`), else None.
+    source without examples asks for (`jaxgen.data.source.Target`), else None. classes: their names,
+    () where the source has none.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +44,12 @@ class Spec:
     levels: int | None = 256
     tokens: bool = False
     target: Any = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for every class: its number where the source has none."""
+        return self.classes or tuple(str(i) for i in range(self.num_classes))
 
     @property
     def null_label(self) -> int:

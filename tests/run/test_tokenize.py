@@ -80,12 +80,12 @@ def test_codes_are_what_the_tokenizer_says(stage):
     rows = np.array([5, 0, 900])
     moments = model.encode(images.images(rows))
     mean, std = np.split(moments, 2, axis=-1)
-    np.testing.assert_allclose(source.raw(source.images(rows)), mean, atol=1e-5)
+    np.testing.assert_allclose(source.coding.raw(source.images(rows)), mean, atol=1e-5)
     # In training: the mean plus noise of that deviation, the same at the same position.
     drawn = source.draw(rows, positions=np.arange(3), seed=1, flip=False)
     again = source.draw(rows, positions=np.arange(3), seed=1, flip=False)
     np.testing.assert_array_equal(drawn, again)
-    eps = (source.raw(drawn) - mean) / std
+    eps = (source.coding.raw(drawn) - mean) / std
     assert 0.7 < eps.std() < 1.3 and np.abs(eps).max() < 5
     # Half of the draws are of the mirrored image.
     mirrored = model.encode(images.images(rows)[:, :, ::-1])[..., :2]
@@ -93,7 +93,8 @@ def test_codes_are_what_the_tokenizer_says(stage):
         source.draw(rows, positions=np.arange(3) + 3 * n, seed=1, flip=True) for n in range(40)
     ]
     nearer = [
-        np.abs(source.raw(f) - mirrored).sum() < np.abs(source.raw(f) - mean).sum() for f in flips
+        np.abs(source.coding.raw(f) - mirrored).sum() < np.abs(source.coding.raw(f) - mean).sum()
+        for f in flips
     ]
     assert any(nearer) and not all(nearer)
     # The training half is scaled to mean 0 and variance 1.
@@ -106,7 +107,7 @@ def test_a_second_stage_trains_and_its_samples_are_images(stage):
     trained = train(ml_collections.ConfigDict(second_stage(workdir / "codes")), workdir / "second")
     samples = trained.sample([3, 4])
     assert samples.images.shape == (2, 8, 8, 1) and samples.codes.shape == (2, 4, 4, 2)
-    raw = trained.model.parts.source.raw(samples.codes)
+    raw = trained.model.parts.source.coding.raw(samples.codes)
     np.testing.assert_allclose(samples.images, model.decode(raw), atol=1e-5)
 
 
