@@ -71,6 +71,7 @@ UNOPTIMISED = {
     "test_nn_autoencoder.py",
     "test_nn_laws.py",
     "test_nn_unet.py",
+    "test_record.py",
     "test_steer_config.py",
     "test_tokenize.py",
     "test_train_mesh.py",

@@ -47,9 +47,10 @@ def classify(
     """Accuracy and calibration of the generative classifier on a split, with its cost.
 
     split: "train" or "test", the config's names of the halves. images: a folder, a .npy or a .npz
-    in the place of a half (`scoring.given`), all of them unless `limit` says fewer; each one's
-    label is then among the results, accuracy and calibration where they have labels. rounds: "halving" drops the hopeless
-    classes; "one" gives every class every draw, for posteriors that elimination has not sharpened.
+    in the place of a half (`scoring.given`), all of them unless `limit` says fewer: what each one
+    was taken for is then among the results, accuracy and calibration where they have labels.
+    rounds: "halving" drops the hopeless classes; "one" gives every class every draw, for posteriors
+    that elimination has not sharpened.
     noise: standard deviations of Gaussian noise, at each of which the images are classified again
     (`jaxgen.classify.add_noise`). None: as the config's `classify` section says.
 

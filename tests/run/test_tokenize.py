@@ -15,6 +15,7 @@ from jaxgen.data.codes import codes
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.run.setup import setup
+from tests.running import run_here
 
 TINY = dict(
     seed=0,
@@ -109,6 +110,46 @@ def test_a_second_stage_trains_and_its_samples_are_images(stage):
     assert samples.images.shape == (2, 8, 8, 1) and samples.codes.shape == (2, 4, 4, 2)
     raw = trained.model.parts.source.coding.raw(samples.codes)
     np.testing.assert_allclose(samples.images, model.decode(raw), atol=1e-5)
+
+
+def test_a_moved_second_stage_needs_its_tokenizer_to_decode_and_no_codes(stage, tmp_path):
+    _, _, workdir = stage
+    root = tmp_path / "before"
+    shutil.copytree(workdir, root / "kl", ignore=shutil.ignore_patterns("second"))
+    config = second_stage(root / "kl" / "codes")
+    config["data"]["tokenizer"] = str(root / "kl")
+    train(ml_collections.ConfigDict(config), root / "second")
+    expected = load(root / "second").sample([3, 4])
+    # Both together: found as far from one another as they were.
+    (root / "kl" / "codes").rename(tmp_path / "gone")
+    after = root.rename(tmp_path / "after")
+    found = load(after / "second").sample([3, 4])
+    np.testing.assert_array_equal(found.images, expected.images)
+    # Alone: codes are there for the asking, images where the tokenizer is said.
+    alone = (after / "second").rename(tmp_path / "alone")
+    with pytest.raises(UsageError, match="--tokenizer DIR"):
+        load(alone).sample([3, 4])
+    np.testing.assert_array_equal(load(alone).sample([3, 4], decode=False).images, expected.codes)
+    found = load(alone, tokenizer=after / "kl").sample([3, 4])
+    np.testing.assert_array_equal(found.images, expected.images)
+    out = tmp_path / "codes.npz"
+    ask = ["sample", "--workdir", str(alone), "--labels", "3", "--codes", "--out"]
+    assert run_here(*ask, str(out))[0] == 0 and set(np.load(out)) == {
+        *("codes", "labels", "seed", "clip")
+    }
+    code, _, err = run_here(*ask, str(tmp_path / "codes.png"))
+    assert code == 2 and "--out x.npz" in err
+    # What the model is of, of given images: the codes that its source held.
+    model = load(alone, tokenizer=after / "kl")
+    image = quantise(model.tokenizer.parts.source.images(np.arange(2)))
+    rows = codes(str(tmp_path / "gone")).images(np.arange(2))
+    np.testing.assert_allclose(model.examples(image), rows, atol=0.1)
+    with pytest.raises(UsageError, match="codes of"):
+        about = json.loads((tmp_path / "gone" / "codes.json").read_text())
+        (tmp_path / "gone" / "codes.json").write_text(json.dumps(about | dict(scale=2.0)))
+        config["data"]["source"]["path"] = str(tmp_path / "gone")
+        config["data"]["tokenizer"] = str(after / "kl")
+        train(ml_collections.ConfigDict(config), alone)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(stage, tmp_path):
