@@ -20,6 +20,7 @@ from jaxgen.method import Spec, TrainState
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
 from jaxgen.run import record
+from jaxgen.run.encode import encode
 from jaxgen.run.model import Model, Samples, load, load_tokenizer, of_state
 from jaxgen.run.setup import Setup, setup, train_flops
 from jaxgen.run.tokenize import tokenize
@@ -52,6 +53,7 @@ FREE = (
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
+    *("data.source.of.path", "data.source.of.data_dir"),
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )
 BOUND = ("train.accumulate",)
@@ -351,6 +353,7 @@ __all__ = [
     "Trained",
     "classify",
     "compare",
+    "encode",
     "evaluate",
     "evaluate_files",
     "likelihood",

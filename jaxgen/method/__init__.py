@@ -1,6 +1,7 @@
 """What a family of models gives the training loop, and the way from losses to an update."""
 
 from jaxgen.method.chain import Chain, Steered
+from jaxgen.method.columns import Column, require_column
 from jaxgen.method.protocol import (
     Averages,
     Batch,
@@ -30,6 +31,7 @@ __all__ = [
     "Averages",
     "Batch",
     "Chain",
+    "Column",
     "Likelihood",
     "LossFn",
     "Method",
@@ -51,4 +53,5 @@ __all__ = [
     "normal",
     "optimizers_of",
     "placed",
+    "require_column",
 ]

@@ -17,10 +17,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 
 from jaxgen import mesh
 from jaxgen.errors import invalid
 from jaxgen.method.chain import Chain
+from jaxgen.method.columns import Column
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -36,7 +38,7 @@ class Spec:
     values an element can take: 256 for bytes, the vocabulary for tokens, None where any real number
     may come (latents). tokens: examples are int32 in [0, levels) rather than images. target: what a
     source without examples asks for (`jaxgen.data.source.Target`), else None. classes: their names,
-    () where the source has none.
+    () where the source has none. columns: what else batches hold of each example, by name.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +47,12 @@ class Spec:
     tokens: bool = False
     target: Any = None
     classes: tuple[str, ...] = ()
+    columns: Mapping[str, Column] = FrozenDict()
+
+    def __post_init__(self) -> None:
+        """Columns frozen, so that a Spec can be hashed; from JSON too."""
+        read = {k: c if isinstance(c, Column) else Column(**c) for k, c in self.columns.items()}
+        object.__setattr__(self, "columns", FrozenDict(read))
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ def record_of(parts: Setup, workdir: Path) -> dict[str, Any]:
     """`spec`, and `coding` where examples are codes, as JSON has them."""
     spec = {f.name: getattr(parts.spec, f.name) for f in dataclasses.fields(Spec)}
     spec["target"] = parts.spec.target is not None
+    spec["columns"] = {k: dataclasses.asdict(c) for k, c in parts.spec.columns.items()}
     found: dict[str, Any] = {"spec": spec}
     if parts.coding is not None:
         found["coding"] = dataclasses.asdict(parts.coding)

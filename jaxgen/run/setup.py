@@ -318,6 +318,7 @@ def spec_of(source: Source) -> Spec:
         tokens=source.tokens,
         target=source if isinstance(source, Target) else None,
         classes=tuple(source.class_names),
+        columns=source.columns,
     )
 
 
@@ -388,13 +389,15 @@ def make_sampler(parts: Setup, options: Mapping[str, Any], **given: Any) -> Samp
 
 
 def abstract_batch(parts: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as sources give it, as shapes and dtypes: bytes, tokens, or real numbers; labels."""
+    """A batch as sources give it: bytes, tokens, or real numbers; labels; columns."""
     size, kind = parts.data.batch_size, jnp.float32
     if parts.spec.levels is not None:
         kind = jnp.int32 if parts.spec.tokens else jnp.uint8
     batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     if parts.spec.target is None:
         batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
+    for name, column in parts.spec.columns.items():
+        batch[name] = jax.ShapeDtypeStruct((size, *column.shape), jnp.dtype(column.dtype))
     return batch
 
 
