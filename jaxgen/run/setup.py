@@ -198,14 +198,14 @@ class Setup:
     @functools.cached_property
     def test_source(self) -> Source:
         """The test half; the last classes may be missing. Raises UsageError as `source` does."""
-        return self._checked(open_source(self.data, self.data.test), least=1)
+        return self._checked(open_source(self.data, self.data.test), fewer=True)
 
-    def _checked(self, source: Source, least: int | None = None) -> Source:
-        found, count = spec_of(source), max(least or self.spec.num_classes, source.num_classes)
-        first = dataclasses.replace(
-            self.spec, num_classes=count, classes=self.spec.class_names[:count]
-        )
-        if differences(found, first):
+    def _checked(self, source: Source, fewer: bool = False) -> Source:
+        found, wanted, count = spec_of(source), self.spec, source.num_classes
+        if fewer and count < wanted.num_classes:
+            first = wanted.classes[:count]
+            wanted = dataclasses.replace(wanted, num_classes=count, classes=first)
+        if differences(found, wanted):
             raise other_data("config.data.source", found, self.spec)
         return source
 

@@ -150,6 +150,43 @@ def test_going_on_with_other_classes_is_refused_with_both_lists(moved, tmp_path)
     err = refusal(*arguments(workdir, renamed, images=64))
     assert "cat, cow, wolf" in err and "cat, cow, dog" in err
     answer(*arguments(workdir, moved[1], images=64))  # the same data elsewhere
+    # Nor is the model measured on data of other classes.
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"]["path"] = str(renamed)
+    (workdir / "config.json").write_text(json.dumps(config))
+    err = refusal("classify", "--workdir", str(workdir), "--split", "train")
+    assert "cat, cow, wolf" in err and "cat, cow, dog" in err
+
+
+def test_a_test_half_may_lack_the_last_classes_and_no_others(moved, tmp_path):
+    workdir, data = shutil.copytree(moved[0], tmp_path / "run"), tmp_path / "data"
+    write_folder(data / "test", ("cat", "cow"), each=2)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"]["path"] = str(data)
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert answer("classify", "--workdir", str(workdir))["images"] == 4
+    (data / "test" / "cat").rename(data / "test" / "dog")
+    err = refusal("classify", "--workdir", str(workdir))
+    assert "cow, dog" in err and "cat, cow, dog" in err
+
+
+def test_a_run_on_a_union_of_sources_resumes_and_then_needs_none_of_them(moved, tmp_path):
+    other = write_folder(tmp_path / "other", ("dog", "cat", "cow"), each=4)
+    folder = dict(name="folder.folder", image_size=8, channels=1)
+    source = dict(
+        name="union.union",
+        sources=(folder | dict(path=str(moved[1])), folder | dict(path=str(other))),
+        weights=(3, 1),
+    )
+    run = tmp_path / "run"
+    words = train_arguments(run, f"data.source={source!r}", "data.workers=1", "data.prefetch=1")
+    # Resumed from JSON, where tuples are lists: the same run.
+    for images in (16, 32):
+        answer(*words, f"--config.train.images={images}", f"--config.checkpoint.every={images}")
+    assert "config changed" not in refusal(*words, "--config.data.source=digits.digits")
+    assert recorded(run)["spec"]["columns"] == {"group": {"shape": [], "dtype": "int32"}}
+    other.rename(tmp_path / "lost")
+    answer("sample", "--workdir", str(run), "--labels", "cow", "--out", str(tmp_path / "x.npz"))
 
 
 def test_a_run_without_a_record_opens_its_data_or_says_both(moved, tmp_path):
