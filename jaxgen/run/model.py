@@ -207,10 +207,13 @@ class Model:
     def examples(self, images: np.ndarray) -> np.ndarray:
         """What the model is of, of images uint8 [N, H, W, C]: themselves, or a tokenizer's codes.
 
-        Images are rounded to the nearest of the model's levels. Raises UsageError for other shapes.
+        Images are rounded to the nearest of the model's levels. Raises UsageError for other shapes,
+        and for codes of which nobody says whose they are.
         """
         spec, coding = self.parts.spec, self.parts.coding
         tokenizer = None if coding is None else self.tokenizer
+        if coding is not None and tokenizer is None:
+            raise invalid("--tokenizer", None, "the workdir of the tokenizer that encodes images")
         wanted = spec.shape if tokenizer is None else tokenizer.parts.spec.shape
         if images.shape[1:] != wanted:
             raise invalid(

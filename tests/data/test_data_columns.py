@@ -260,7 +260,7 @@ def test_features_follow_their_examples_and_their_mirrors(tmp_path, file):
         take(plain, 1, batch_size=8, flip=True)
 
 
-def test_features_of_other_examples_are_refused(tmp_path, file):
+def test_features_of_other_examples_are_refused(tmp_path, file, monkeypatch):
     of, path = dict(name="arrays.arrays", path=file), beside(tmp_path, file)
     for swap in ("images", "labels"):
         held = stored()
@@ -268,6 +268,9 @@ def test_features_of_other_examples_are_refused(tmp_path, file):
         np.savez(file, **held)
         with pytest.raises(UsageError, match="the first at 6"):
             features(of, path)
+    # Not all are looked at where that is not wanted.
+    monkeypatch.setattr("jaxgen.data.features.PROBES", 2)
+    assert len(features(of, path, verify=False)) == SIZE
     np.savez(file, **stored())
     np.savez(file.replace("data", "test"), **stored())
     with pytest.raises(UsageError, match="split: got 'test'; allowed: train"):

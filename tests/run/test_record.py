@@ -120,6 +120,9 @@ def test_given_images_are_judged_as_the_same_half_is(moved, tmp_path):
         # The order of a sum is another.
         assert [given[n] for n in names] == pytest.approx([half[n] for n in names], rel=1e-6)
     assert np.mean(given["nats_of_each"]) == pytest.approx(given["nats"])
+    out = str(tmp_path / "x.npz")
+    found = answer("encode", "--workdir", str(workdir), "--encoder", "flat", "--out", out)
+    assert found["counts"] == {"train": 18}
     flat = str(moved[1] / "dog")
     assert "with labels" in refusal("likelihood", "--workdir", str(workdir), "--images", flat)
 
