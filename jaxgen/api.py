@@ -300,7 +300,10 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, parts: Set
     def below(key: str, prefixes: Sequence[str]) -> bool:
         return any(key == p or key.startswith(p + ".") for p in prefixes)
 
-    fixed = [k for k, _, _ in changes if not below(k, FREE) or below(k, BOUND)]
+    def free(key: str, old: Any, new: Any) -> bool:
+        return below(key, FREE) or (below(key, ("data.source",)) and _elsewhere(old, new))
+
+    fixed = [k for k, a, b in changes if not free(k, a, b) or below(k, BOUND)]
     if started and fixed:
         raise UsageError(
             f"--workdir: {workdir} holds another run; these keys cannot change in it:\n"
@@ -308,6 +311,17 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, parts: Set
             + f"\nUse another --workdir, or --init_from {workdir} to start from its parameters."
         )
     say("The config changed since the last run:\n" + "\n".join(lines))
+
+
+def _elsewhere(old: Any, new: Any) -> bool:
+    """Whether sources of a union, or a source of features, differ only in where they lie."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(v) for k, v in value.items() if k not in ("path", "data_dir")}
+        return [bare(v) for v in value] if isinstance(value, list) else value
+
+    return bool(bare(old) == bare(new))
 
 
 def _initial(init_from: str) -> Any:

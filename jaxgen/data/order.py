@@ -16,7 +16,8 @@ _FLIP_BLOCK = 4096
 _ORDER, _FLIPS, _NOISE, _BLOCKS, _APART = 0, 1, 2, 3, 4
 
 
-@functools.lru_cache(maxsize=4)
+# A stream is in two epochs at most at a time; a union has as many streams as sources.
+@functools.lru_cache(maxsize=8)
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order int64 [size] in which epoch number `epoch` sees the examples; read-only."""
     bits = np.random.Philox(np.random.SeedSequence([seed, _ORDER, epoch])).random_raw(size)

@@ -188,8 +188,12 @@ def test_a_run_on_a_union_of_sources_resumes_and_then_needs_none_of_them(moved, 
         answer(*words, f"--config.train.images={images}", f"--config.checkpoint.every={images}")
     assert "config changed" not in refusal(*words, "--config.data.source=digits.digits")
     assert recorded(run)["spec"]["columns"] == {"group": {"shape": [], "dtype": "int32"}}
-    other.rename(tmp_path / "lost")
+    lost = other.rename(tmp_path / "lost")
     answer("sample", "--workdir", str(run), "--labels", "cow", "--out", str(tmp_path / "x.npz"))
+    found = dict(source, sources=(source["sources"][0], folder | dict(path=str(lost))))
+    answer(*words, f"--config.data.source={found!r}", "--config.train.images=32")
+    err = refusal(*words, f"--config.data.source={dict(found, weights=(1, 1))!r}")
+    assert "cannot change" in err and "weights" in err
 
 
 def test_a_run_without_a_record_opens_its_data_or_says_both(moved, tmp_path):
