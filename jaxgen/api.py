@@ -14,13 +14,14 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
-from jaxgen.data import Source, normalise
+from jaxgen.data import normalise
 from jaxgen.errors import UsageError, invalid
-from jaxgen.method import TrainState
+from jaxgen.method import Spec, TrainState
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
-from jaxgen.run import start
-from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_state, saved_config
+from jaxgen.run import networks, record, start
+from jaxgen.run.encode import encode
+from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_state
 from jaxgen.run.setup import Setup, setup, train_flops
 from jaxgen.run.tokenize import tokenize
 from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
@@ -53,6 +54,7 @@ FREE = (
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
+    *("data.source.of.path", "data.source.of.data_dir"),
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )
 BOUND = ("train.accumulate",)
@@ -89,13 +91,16 @@ def train(
     with Interrupts() as interrupts, watched():
         parts = setup(config)
         _check_together(parts, workdir)
-        _check_same_run(config, workdir)
-        initial = None
+        _check_same_run(config, workdir, parts)
+        said, initial = record.before(workdir), None
+        said = {k: said[k] for k in ("start",) if k in said} | {
+            "networks": networks.digests(parts.networks, said.get("networks", {}))
+        }
         if parts.start is not None and not has_checkpoints(workdir):
-            initial = start.initial(parts.method, parts.start)
+            initial, said["start"] = start.initial(parts.method, parts.start)
         useful = train_flops(parts)
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomic(workdir / "config.json", configs.to_json(config))
+        record.save(workdir, parts, **said)
         say(_headline(parts, workdir))
         state, timings = fit(
             parts,
@@ -107,7 +112,7 @@ def train(
             interrupts=interrupts,
         )
         interrupts.check()
-        model = of_state(parts, state, load_tokenizer(parts))
+        model = of_state(parts, state, lambda: load_tokenizer(parts, workdir))
         results: dict[str, Any] = {}
         if parts.evaluate.at_end:
             clock = time.monotonic()
@@ -175,23 +180,28 @@ def reconstruct_ema(
     return {"out": str(path), "ema": name, "snapshots": len(used), "weights": weights.tolist()}
 
 
-def write_samples(path: str | Path, samples: Samples, columns: int, source: Source) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs."""
+def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) -> Path:
+    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs.
+
+    Codes that were not decoded go into arrays alone.
+    """
     path = Path(path)
     if not hosts.first():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        pictures.save_png(path, pictures.picture(source, samples.images, columns))
+        pictures.save_png(path, pictures.picture(spec, samples.images, columns))
     elif path.suffix == ".npz":
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
+        if samples.images is not samples.codes:
+            codes["images"] = samples.images
         # Values a little beyond are what samplers give; who shows or scores images clips them.
         about: dict[str, Any] = {
             "labels": samples.labels,
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
-        np.savez(path, images=samples.images, **about, **codes)
+        np.savez(path, **about, **codes)
     elif path.suffix == "":
         for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
             picture = pictures.grid(image[None], 1, scale=1, gap=0)
@@ -220,7 +230,7 @@ def report_grids(model: Model, interrupts: Interrupts) -> dict[str, np.ndarray]:
             **asked,
         )
         name = "samples" if scale is None else f"guidance_{scale:g}"
-        grids[name] = pictures.picture(model.parts.source, samples.images, per)
+        grids[name] = pictures.picture(model.parts.spec, samples.images, per)
     return grids
 
 
@@ -247,14 +257,16 @@ def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
     model = _PREVIEWS.get(id(parts))
     if model is None:
         _PREVIEWS.clear()
-        model = _PREVIEWS[id(parts)] = of_state(parts, state, load_tokenizer(parts))
+        model = _PREVIEWS[id(parts)] = of_state(
+            parts, state, lambda: load_tokenizer(parts, workdir)
+        )
     model.params = by_name(parts, state)
     if parts.method.sampler is None:
         picture = _reconstructions(model)
     else:
         samples = model.sample(_preview_labels(parts), batch_size=parts.evaluate.batch_size)
         per = parts.train.preview_per_label
-        picture = pictures.picture(parts.source, samples.images, per)
+        picture = pictures.picture(parts.spec, samples.images, per)
     _save_picture(workdir, f"{step * parts.data.batch_size:010d}", picture)
     return picture
 
@@ -276,7 +288,7 @@ def _check_together(parts: Setup, workdir: Path) -> None:
     hosts.check_shared(workdir, seconds)
 
 
-def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, parts: Setup) -> None:
     """Say what changed since the workdir's last run; refuse what cannot be gone on with."""
     if workdir.exists() and not workdir.is_dir():
         raise invalid("--workdir", str(workdir), "a folder")
@@ -287,16 +299,21 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 "Restore config.json or choose another folder."
             )
         return
-    changes = list(configs.differences(saved_config(workdir), config))
+    started = has_checkpoints(workdir)
+    if started:
+        record.check_same_data(workdir, parts)
+    changes = list(configs.differences(record.saved_config(workdir), config))
     if not changes:
         return
-    started = has_checkpoints(workdir)
     lines = [f"  config.{k}: {a!r} -> {b!r}" for k, a, b in changes]
 
     def below(key: str, prefixes: Sequence[str]) -> bool:
         return any(key == p or key.startswith(p + ".") for p in prefixes)
 
-    fixed = [k for k, _, _ in changes if not below(k, FREE) or below(k, BOUND)]
+    def free(key: str, old: Any, new: Any) -> bool:
+        return below(key, FREE) or (below(key, ("data.source",)) and _elsewhere(old, new))
+
+    fixed = [k for k, a, b in changes if not free(k, a, b) or below(k, BOUND)]
     if started and fixed:
         raise UsageError(
             f"--workdir: {workdir} holds another run; these keys cannot change in it:\n"
@@ -304,6 +321,17 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             + f"\nUse another --workdir, or --config.start={workdir} to start from its parameters."
         )
     say("The config changed since the last run:\n" + "\n".join(lines))
+
+
+def _elsewhere(old: Any, new: Any) -> bool:
+    """Whether sources of a union, or a source of features, differ only in where they lie."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(v) for k, v in value.items() if k not in ("path", "data_dir")}
+        return [bare(v) for v in value] if isinstance(value, list) else value
+
+    return bool(bare(old) == bare(new))
 
 
 def _headline(parts: Setup, workdir: Path) -> str:
@@ -330,6 +358,7 @@ __all__ = [
     "Trained",
     "classify",
     "compare",
+    "encode",
     "evaluate",
     "evaluate_files",
     "likelihood",

@@ -73,6 +73,7 @@ UNOPTIMISED = {
     "test_nn_taps.py",
     "test_nn_unet.py",
     "test_nn_uvit.py",
+    "test_record.py",
     "test_steer_config.py",
     "test_tokenize.py",
     "test_train_mesh.py",

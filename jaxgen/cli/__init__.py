@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 COMMANDS = (
-    *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "ema"),
-    *("compare", "plan", "launch"),
+    *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "encode"),
+    *("ema", "compare", "plan", "launch"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Classify real images with the generative model itself.
+"""Classify real images with the generative model itself: a half of its data, or --images.
 
 Denoising errors with noise shared across the classes; hopeless classes are dropped round by round.
 Beside the accuracy: how far the posteriors can be believed, and what noise in the images does.
@@ -13,7 +13,11 @@ from typing import Any
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen classify`."""
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument("--split", choices=("train", "test"), default=None, help="default: test")
+    parser.add_argument(
+        "--images", default=None, help="a folder, a .npy or a .npz in the place of a split"
+    )
+    parser.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
     parser.add_argument("--draws", type=int, default=None, help="noise draws per class at most")
     parser.add_argument(
         "--rounds",
@@ -31,11 +35,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Classify; returns accuracy, calibration, network calls and seconds."""
     from jaxgen.api import classify, load
+    from jaxgen.errors import invalid
 
+    if args.split is not None and args.images is not None:
+        raise invalid("--images and --split", "both", "one of the two")
     return classify(
-        load(args.workdir),
+        load(args.workdir, tokenizer=args.tokenizer),
         args.workdir,
-        split=args.split,
+        split=args.split or "test",
+        images=args.images,
         draws=args.draws,
         rounds=args.rounds,
         noise=_numbers(args.noise),

@@ -41,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--solver", default=None)
     model.add_argument("--steps", type=int, default=None)
     model.add_argument("--ema", default=None)
+    model.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
     files = parser.add_argument_group("samples that are there already (--reference)")
     files.add_argument(
         "--reference", default=None, help="a folder of images, a .npy, a .npz; or mu and sigma"
@@ -77,7 +78,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
         raise invalid("--samples", args.samples, "a number with --workdir", hint) from error
     options = sampler_options(args)
     return evaluate(
-        load(args.workdir),
+        load(args.workdir, tokenizer=args.tokenizer),
         args.workdir,
         samples=samples,
         guidance=args.guidance,
@@ -96,7 +97,7 @@ def _of_files(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.api import evaluate_files
     from jaxgen.errors import invalid
 
-    for option in ("guidance", "solver", "steps", "ema"):
+    for option in ("guidance", "solver", "steps", "ema", "tokenizer"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --workdir")
     if args.overrides:

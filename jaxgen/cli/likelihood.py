@@ -13,7 +13,11 @@ from typing import Any
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen likelihood`."""
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument("--split", choices=("train", "test"), default=None, help="default: test")
+    parser.add_argument(
+        "--images", default=None, help="a folder, a .npy or a .npz in the place of a split"
+    )
+    parser.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
     parser.add_argument("--draws", type=int, default=None, help="noise draws averaged")
     parser.add_argument("--limit", type=int, default=None, help="images (0: all)")
     parser.add_argument("--ema", default=None)
@@ -23,11 +27,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns nats, bits per dimension and the baselines."""
     from jaxgen.api import likelihood, load
+    from jaxgen.errors import invalid
 
+    if args.split is not None and args.images is not None:
+        raise invalid("--images and --split", "both", "one of the two")
     return likelihood(
-        load(args.workdir),
+        load(args.workdir, tokenizer=args.tokenizer),
         args.workdir,
-        split=args.split,
+        split=args.split or "test",
+        images=args.images,
         draws=args.draws,
         limit=args.limit,
         ema=args.ema,

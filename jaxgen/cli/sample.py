@@ -1,19 +1,22 @@
 """Sample images from a trained model: a grid, a folder of PNGs, or arrays.
 
-Labels are a list, ranges and counts: 3,8 or 0-9 or 3:20,8:5 (label:count).
+Labels are a list, ranges and counts: 3,8 or 0-9 or 3:20,8:5 (label:count); or names: dog,cat:20.
 Anything that this model's sampler can be told: --sample.KEY=VALUE.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen sample`."""
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--labels", default=None, help="e.g. 0,1,2 or 0-9 or 3:20 (default: all)")
+    parser.add_argument(
+        "--labels", default=None, help="e.g. 0,1,2 or 0-9 or 3:20 or dog,cat:20 (default: all)"
+    )
     parser.add_argument(
         "--per_label", type=int, default=8, help="images for each label without a count"
     )
@@ -28,6 +31,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", default=None, help="which average of the parameters")
     parser.add_argument("--weak_ema", default=None, help="worse parameters, for autoguidance")
     parser.add_argument("--batch_size", type=int, default=None)
+    parser.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
+    parser.add_argument(
+        "--codes",
+        action="store_true",
+        help="leave codes undecoded; needs no tokenizer, and --out x.npz",
+    )
     parser.add_argument(
         "--out",
         action="append",
@@ -43,8 +52,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.errors import invalid
     from jaxgen.training.log import say
 
-    model = load(args.workdir)
-    labels, columns = parse_labels(args.labels, args.per_label, model.parts.spec.num_classes)
+    outs = args.out or (["samples.npz"] if args.codes else ["samples.png"])
+    if args.codes and not all(out.endswith(".npz") for out in outs):
+        raise invalid("--codes", ", ".join(outs), "--out x.npz: pictures are what is decoded")
+    model = load(args.workdir, tokenizer=args.tokenizer)
+    labels, columns = parse_labels(args.labels, args.per_label, model.parts.spec.class_names)
     changes = sampler_options(args)
     if args.guidance is not None:
         changes["guidance"] = args.guidance
@@ -60,12 +72,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         weak=args.weak_ema,
         batch_size=args.batch_size,
         show=True,
+        decode=not args.codes,
         **changes,
     )
-    paths = [
-        str(write_samples(p, samples, columns, model.parts.source))
-        for p in args.out or ["samples.png"]
-    ]
+    paths = [str(write_samples(p, samples, columns, model.parts.spec)) for p in outs]
     say(
         f"{len(labels)} images, {samples.steps} steps, {samples.calls:g} network calls an image, "
         f"{samples.images_per_second:.1f} images/s -> {', '.join(paths)}"
@@ -81,31 +91,50 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def parse_labels(text: str | None, per_label: int, classes: int) -> tuple[list[int], int]:
-    """(labels, grid columns) of `0,3-5,8:20`. Raises UsageError naming the part at fault."""
+def parse_labels(text: str | None, per_label: int, names: Sequence[str]) -> tuple[list[int], int]:
+    """(labels, grid columns) of `0,3-5,dog,8:20`. Raises UsageError naming the part at fault.
+
+    names: the classes'. A word that is a class's name means that class, also where it is a number.
+    """
     from jaxgen.errors import invalid
 
     if per_label < 1:
         raise invalid("--per_label", per_label, "a number >= 1")
     if text is None:
-        text = f"0-{classes - 1}"
+        text = f"0-{len(names) - 1}"
     labels: list[int] = []
     groups = []
     for part in text.split(","):
-        span, colon, times = part.partition(":")
-        low, dash, high = span.partition("-")
-        try:
-            first = int(low)
-            last = int(high) if dash else first
-            count = int(times) if colon else per_label
-        except ValueError:
-            allowed = f"labels from 0 to {classes - 1}, ranges and counts, e.g. 0,3-5,8:20"
-            raise invalid("--labels", part, allowed) from None
-        if not 0 <= first <= last < classes:
-            raise invalid("--labels", part, f"labels from 0 to {classes - 1}")
-        if count < 1:
+        span, colon, times = (part, "", "") if part in names else part.rpartition(":")
+        if not colon:
+            span, times = part, str(per_label)
+        if not times.isdigit() or int(times) < 1:
             raise invalid("--labels", part, "counts >= 1")
+        first, last = _span(span, names)
         for label in range(first, last + 1):
-            labels += [label] * count
-            groups.append(count)
+            labels += [label] * int(times)
+            groups.append(int(times))
     return labels, groups[0] if len(set(groups)) == 1 else max(1, round(len(labels) ** 0.5))
+
+
+def _span(text: str, names: Sequence[str]) -> tuple[int, int]:
+    """The first and the last label of a name, a number, or two of them with a dash between."""
+    from jaxgen.errors import invalid, unknown
+
+    if text in names:
+        return (names.index(text),) * 2
+    low, dash, high = text.partition("-")
+    found = [_label(word, names) for word in ((low, high) if dash else (low,))]
+    allowed = f"labels from 0 to {len(names) - 1}, or names of classes; e.g. 0,3-5,8:20"
+    known = [label for label in found if label is not None and 0 <= label < len(names)]
+    if len(known) == len(found) and known[0] <= known[-1]:
+        return known[0], known[-1]
+    if None not in found or all(name.isdigit() for name in names):
+        raise invalid("--labels", text, allowed)
+    raise unknown("--labels", text, names)
+
+
+def _label(word: str, names: Sequence[str]) -> int | None:
+    if word in names:
+        return names.index(word)
+    return int(word) if word.isdigit() else None

@@ -7,10 +7,11 @@ for batch in to_device(batches(source, batch_size=256, seed=0), sharding):
 
 from jaxgen.data.device import local_rows, normalise, to_device, to_global, to_host
 from jaxgen.data.pipeline import Batches, batches, whole
-from jaxgen.data.source import Source, Target
+from jaxgen.data.source import Coding, Source, Target
 
 __all__ = [
     "Batches",
+    "Coding",
     "Source",
     "Target",
     "batches",

@@ -20,20 +20,29 @@ def arrays(
     channels: int | None = None,
     num_classes: int | None = None,
     class_names: tuple[str, ...] = (),
+    columns: tuple[str, ...] = (),
 ) -> ArraySource:
     """An .npz file with images [N, H, W(, C)] (uint8, or floats in [-1, 1]) and labels [N].
 
     `{split}` in `path`, `images_key` or `labels_key` stands for the split: "data/{split}.npz", or
     Keras's mnist.npz with "x_{split}" and "y_{split}". Without it the file has only "train". No
-    pickles are read. Raises UsageError for what is missing, unreadable or of another shape.
+    pickles are read. columns: further arrays [N, ...] that batches hold under their names, such as
+    "group" (which of two is it of), "mask" [N, H, W, 1], or "mask_{split}", whose name is mask.
+    Raises UsageError for what is missing, unreadable or of another shape.
     """
     fill_split(split, path, images_key, labels_key)
     file = Path(path.replace("{split}", split))
-    keys = [k.replace("{split}", split) for k in (images_key, labels_key)]
+    keys = [k.replace("{split}", split) for k in (images_key, labels_key, *columns)]
     stored = read_npz(file, keys)
-    images, labels = (stored[key] for key in keys)
+    images, labels, *rest = (stored[key] for key in keys)
+    names = [c.replace("{split}", "").strip("_") for c in columns]
     return in_memory(
-        images, labels, channels=channels, num_classes=num_classes, class_names=class_names
+        images,
+        labels,
+        channels=channels,
+        num_classes=num_classes,
+        class_names=class_names,
+        columns=dict(zip(names, rest, strict=True)),
     )
 
 

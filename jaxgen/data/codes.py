@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from grain.sources import ArrayRecordDataSource
 
 from jaxgen.data import order
-from jaxgen.data.source import Source, check_labels, check_split
+from jaxgen.data.source import Coding, Source, check_labels, check_split
 from jaxgen.errors import invalid
 
 FORMAT = 1
@@ -62,9 +62,16 @@ class CodeSource(Source):
             found if self.tokens else self._scaled(found, order.noise(seed, positions, self.shape))
         )
 
-    def raw(self, samples: np.ndarray) -> np.ndarray:
-        """Samples of a model of these codes as the tokenizer's decoder wants them."""
-        return samples if self.tokens else samples / self.scale + self.shift
+    @property
+    def coding(self) -> Coding:
+        """What decoding needs without these files."""
+        return Coding(
+            tokenizer=self.tokenizer,
+            ema=self.ema,
+            digest=self.digest,
+            scale=self.scale,
+            shift=self.shift,
+        )
 
     def _scaled(self, moments: np.ndarray, eps: np.ndarray | float) -> np.ndarray:
         mean, std = np.split(moments, 2, axis=-1)

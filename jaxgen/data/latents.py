@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.data import order
 from jaxgen.data.arrays import fill_split, read_npz
-from jaxgen.data.source import Source, check_labels
+from jaxgen.data.source import Coding, Source, check_labels
 from jaxgen.errors import invalid
 
 # The range in which the usual KL autoencoders clip their log-variance.
@@ -34,6 +34,11 @@ class LatentSource(Source):
     def flippable(self) -> bool:
         """Whether the moments of the mirrored images are stored: latents cannot be mirrored."""
         return self.has_flips
+
+    @property
+    def coding(self) -> Coding:
+        """The scale and the shift; whose latents they are, the files do not say."""
+        return Coding(scale=self.scale, shift=self.shift)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Means, scaled: float32 [n, H, W, C], the same at every call."""

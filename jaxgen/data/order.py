@@ -13,10 +13,11 @@ import numpy as np
 
 _FLIP_BLOCK = 4096
 # Streams of one seed that must not coincide.
-_ORDER, _FLIPS, _NOISE = 0, 1, 2
+_ORDER, _FLIPS, _NOISE, _BLOCKS, _APART = 0, 1, 2, 3, 4
 
 
-@functools.lru_cache(maxsize=4)
+# A stream is in two epochs at most at a time; a union has as many streams as sources.
+@functools.lru_cache(maxsize=8)
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order int64 [size] in which epoch number `epoch` sees the examples; read-only."""
     bits = np.random.Philox(np.random.SeedSequence([seed, _ORDER, epoch])).random_raw(size)
@@ -33,6 +34,18 @@ def examples(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
         chosen = epochs == epoch
         found[chosen] = permutation(seed, int(epoch), size)[places[chosen]]
     return found
+
+
+def permutations(seed: int, chunk: int, count: int, size: int) -> np.ndarray:
+    """`count` permutations of `size` places, int64 [count, size], for chunk number `chunk`."""
+    words = np.random.SeedSequence([seed, _BLOCKS, chunk])
+    bits = np.random.Philox(words).random_raw(count * size).reshape(count, size)
+    return np.argsort(bits, axis=1, kind="stable")
+
+
+def apart(seed: int, number: int) -> int:
+    """A seed for part `number` of several that one seed stands for."""
+    return int(np.random.SeedSequence([seed, _APART, number]).generate_state(1, np.uint64)[0])
 
 
 @functools.lru_cache(maxsize=16)

@@ -37,7 +37,7 @@ class Batches:
     flip: bool = False
 
     def __call__(self, step: int) -> Batch:
-        """The batch of `step`: image [b, H, W, C], label int32 [b], b = len(rows).
+        """The batch of `step`: image [b, H, W, C], label int32 [b], b = len(rows), and columns.
 
         Of a target (a source without examples): label alone, all 0.
         """
@@ -45,9 +45,15 @@ class Batches:
         if isinstance(self.source, Target):
             return {"label": np.zeros(len(rows), np.int32)}
         positions = step * self.batch_size + rows
-        indices = order.examples(self.seed, positions, len(self.source))
-        images = self.source.draw(indices, positions=positions, seed=self.seed, flip=self.flip)
-        return {"image": images, "label": self.source.labels[indices]}
+        source, seed = self.source, self.seed
+        indices = source.visited(positions, seed=seed)
+        images = source.draw(indices, positions=positions, seed=seed, flip=self.flip)
+        batch = {"image": images, "label": source.labels[indices]}
+        if source.columns:
+            # The coins by which `draw` mirrors.
+            mirrored = order.flips(seed, positions) if self.flip else np.zeros(len(rows), bool)
+            batch |= {name: source.column(name, indices, mirrored) for name in source.columns}
+        return batch
 
 
 def batches(
@@ -66,11 +72,11 @@ def batches(
     Position n * batch_size + i of the stream is row i of batch n. Every epoch is a new permutation
     of the whole source, and epochs follow one another without gap, also inside a batch. rows: which
     rows of each batch to read, rising (None: all; of many processes each reads its `local_rows`).
-    flip: mirror half of the images. workers: worker processes (0: `prefetch` threads), each of
-    which holds a copy of the source; a script that uses them must guard its entry by
-    `if __name__ == "__main__"`. prefetch: batches made ahead, per worker. Neither changes what is
-    seen. Images keep the source's dtype: `normalise` them inside jit. Raises UsageError at once for
-    sizes that do not fit.
+    flip: mirror half of the images, and the columns that lie on them. workers: worker processes
+    (0: `prefetch` threads), each of which holds a copy of the source; a script that uses them must
+    guard its entry by `if __name__ == "__main__"`. prefetch: batches made ahead, per worker.
+    Neither changes what is seen. Images keep the source's dtype: `normalise` them inside jit.
+    Raises UsageError at once for sizes that do not fit.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -87,7 +93,7 @@ def batches(
         raise invalid("data.rows", rows.tolist(), f"rising numbers from 0 to {batch_size - 1}")
     if flip and not source.flippable:
         raise invalid(
-            "data.flip", flip, "False", "This source holds no moments of the mirrored images."
+            "data.flip", flip, "False", "This source holds nothing of the mirrored images."
         )
     batch_at = Batches(
         source=source,

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxgen.data import order
-from jaxgen.errors import invalid
+from jaxgen.data.columns import checked, described, rows
+from jaxgen.errors import invalid, unknown
+from jaxgen.method.columns import Column
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How images became a source's examples, for whoever has samples but not the source.
+
+    tokenizer: the workdir that encoded them, ema the name of its parameters and digest theirs; None
+    where the source does not know. Latents are (mean - shift) * scale; tokens are as they were.
+    """
+
+    tokenizer: str | None = None
+    ema: str | None = None
+    digest: str | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def raw(self, samples: np.ndarray) -> np.ndarray:
+        """Samples of a model of these examples as the tokenizer's decoder wants them."""
+        discrete = np.issubdtype(samples.dtype, np.integer)
+        return samples if discrete else samples / self.scale + self.shift
+
+    def examples(self, codes: np.ndarray) -> np.ndarray:
+        """What the tokenizer's encoder gives (tokens, or mean and deviation) as examples."""
+        if np.issubdtype(codes.dtype, np.integer):
+            return codes
+        mean, _ = np.split(codes, 2, axis=-1)
+        return ((mean - self.shift) * self.scale).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -19,7 +48,8 @@ class Source(abc.ABC):
     labels: int32 [N] in [0, num_classes), every class present. shape: one image's (H, W, C).
     class_names: one name a class. Build labels with `check_labels`. levels: how many evenly spaced
     values an element can take (bytes: 256), None where any real number may come. tokens: the
-    examples are int32 in [0, levels), of shape (h, w), and not images.
+    examples are int32 in [0, levels), of shape (h, w), and not images. columns: what else there is
+    of each example, by name (see `column`).
     """
 
     labels: np.ndarray
@@ -27,6 +57,7 @@ class Source(abc.ABC):
     class_names: tuple[str, ...]
     levels: int | None = 256
     tokens: bool = False
+    columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -38,9 +69,22 @@ class Source(abc.ABC):
         """Whether `draw` can mirror an image."""
         return True
 
+    @property
+    def coding(self) -> Coding | None:
+        """How images became these examples; None where the examples are no codes."""
+        return None
+
     def __len__(self) -> int:
         """The number of images N."""
         return len(self.labels)
+
+    def visited(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
+        """Which examples int64 [n] training sees at `positions` [n] of its endless stream."""
+        return order.examples(seed, positions, len(self))
+
+    def column(self, name: str, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Rows [n, *shape] of a column at `indices` [n], fresh; mirrored [n]: as its image is."""
+        raise unknown("column", name, self.columns)
 
     @abc.abstractmethod
     def images(self, indices: np.ndarray) -> np.ndarray:
@@ -88,10 +132,15 @@ class ArraySource(Source):
     """A source whose images [N, H, W, C] lie in memory."""
 
     array: np.ndarray
+    beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images [n, H, W, C] at `indices` [n]."""
         return self.array[indices]
+
+    def column(self, name: str, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Rows of an array [N, ...] of `beside`."""
+        return rows(self.beside[name], indices, mirrored, self.shape)
 
 
 def in_memory(
@@ -102,13 +151,15 @@ def in_memory(
     class_names: Sequence[str] = (),
     num_classes: int | None = None,
     levels: int | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
     option: str = "source",
 ) -> ArraySource:
     """A source from arrays: images [N, H, W(, C)] uint8 or float in [-1, 1], labels [N] integers.
 
     channels: None keeps them, else see `to_channels`. levels: how many values floats take (None:
-    any); bytes take 256. Raises UsageError, naming `option`, for any
-    other dtype or shape, floats outside [-1, 1] or not finite, and what `check_labels` refuses.
+    any); bytes take 256. columns: further arrays [N, ...] (`data.columns.checked`). Raises
+    UsageError, naming `option`, for any other dtype or shape, floats outside [-1, 1] or not finite,
+    and what `check_labels` refuses.
     """
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or 0 in images.shape:
@@ -130,8 +181,15 @@ def in_memory(
     labels, names = check_labels(labels, class_names, num_classes, option=option)
     if images.dtype == np.uint8:
         levels = 256
+    beside = checked(columns or {}, len(images), option=f"{option}.columns")
     return ArraySource(
-        labels=labels, shape=images.shape[1:], class_names=names, levels=levels, array=images
+        labels=labels,
+        shape=images.shape[1:],
+        class_names=names,
+        levels=levels,
+        columns=described(beside),
+        array=images,
+        beside=beside,
     )
 
 

@@ -4,6 +4,7 @@ from jaxgen.method.chain import (
     Chain,
     Steered,
 )
+from jaxgen.method.columns import Column, require_column
 from jaxgen.method.encoder import Encoder, encoder_of
 from jaxgen.method.learning import (
     Learner,
@@ -52,6 +53,7 @@ __all__ = [
     "Batch",
     "Chain",
     "Learner",
+    "Column",
     "Likelihood",
     "LossFn",
     "Method",
@@ -83,4 +85,5 @@ __all__ = [
     "training_of",
     "update_with",
     "with_frozen",
+    "require_column",
 ]

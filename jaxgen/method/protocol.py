@@ -15,9 +15,11 @@ from typing import Any, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from jaxgen.errors import invalid
 from jaxgen.method.chain import Chain
+from jaxgen.method.columns import Column
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -32,7 +34,8 @@ class Spec:
     [0, num_classes); `null_label`, one past the last, stands for "no label". levels: how many
     values an element can take: 256 for bytes, the vocabulary for tokens, None where any real number
     may come (latents). tokens: examples are int32 in [0, levels) rather than images. target: what a
-    source without examples asks for (`jaxgen.data.source.Target`), else None.
+    source without examples asks for (`jaxgen.data.source.Target`), else None. classes: their names,
+    () where the source has none. columns: what else batches hold of each example, by name.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +43,18 @@ class Spec:
     levels: int | None = 256
     tokens: bool = False
     target: Any = None
+    classes: tuple[str, ...] = ()
+    columns: Mapping[str, Column] = FrozenDict()
+
+    def __post_init__(self) -> None:
+        """Columns frozen, so that a Spec can be hashed; from JSON too."""
+        read = {k: c if isinstance(c, Column) else Column(**c) for k, c in self.columns.items()}
+        object.__setattr__(self, "columns", FrozenDict(read))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for every class: its number where the source has none."""
+        return self.classes or tuple(str(i) for i in range(self.num_classes))
 
     @property
     def null_label(self) -> int:

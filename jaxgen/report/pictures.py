@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxgen.data import Source, Target
 from jaxgen.errors import invalid
+from jaxgen.method import Spec
 from jaxgen.metrics.sets.quantise import quantise
 
 
@@ -56,10 +56,11 @@ def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.nda
     return images[: full[-1] + 1 if len(full) else 0]
 
 
-def picture(source: Source, samples: np.ndarray, columns: int) -> np.ndarray:
+def picture(spec: Spec, samples: np.ndarray, columns: int) -> np.ndarray:
     """Samples as a picture [H, W, 3] uint8: a grid of images, or what a target makes of its own."""
-    if isinstance(source, Target):
-        return source.picture(samples, columns)
+    if spec.target is not None:
+        found: np.ndarray = spec.target.picture(samples, columns)
+        return found
     return grid(samples, columns)
 
 

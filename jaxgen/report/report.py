@@ -105,7 +105,10 @@ def _rows(model: Model) -> str:
         return "seed 0"
     if model.parts.method.sampler is None:
         return "test images, each above its reconstruction"
-    return "a row a class, seed 0"
+    names = model.parts.spec.class_names
+    if names == tuple(str(i) for i in range(len(names))):
+        return "a row a class, seed 0"
+    return f"a row a class ({', '.join(names[:20])}), seed 0"
 
 
 def _page(

@@ -6,6 +6,7 @@ What is here knows a `Method` and nothing of its family.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -18,12 +19,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxgen import config as configs
 from jaxgen.data import normalise, to_global, to_host
-from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
+from jaxgen.run import record
 from jaxgen.run.others import branch, sections
 from jaxgen.run.setup import Setup, make_sampler, sample_options, setup
 from jaxgen.training.checkpoint import Checkpoints
@@ -38,7 +38,8 @@ PyTree = Any
 class Samples:
     """Generated images with how they were made.
 
-    images: float32 [N, H, W, C], as the sampler left them, or what the tokenizer made of them.
+    images: float32 [N, H, W, C], as the sampler left them, or what the tokenizer made of them (of
+    `decode=False` the codes themselves).
     codes: what the sampler left where a tokenizer stands behind it, else None. labels: int32 [N].
     seconds excludes compilation and the tokenizer. calls: network evaluations per image.
     """
@@ -73,11 +74,14 @@ class Model:
         *,
         images: int,
         step: int,
-        tokenizer: Model | None = None,
+        tokenizer: Callable[[], Model | None] = lambda: None,
     ) -> None:
-        """params: by name; the first average becomes the default. tokenizer: decodes samples."""
+        """params: by name; the first average becomes the default.
+
+        tokenizer: gives the tokenizer that decodes samples, called when one is first needed.
+        """
         self.parts = parts
-        self.tokenizer = tokenizer
+        self._find_tokenizer = tokenizer
         self.params = dict(params)
         self.ema = next((n for n in parts.ema.names if n in self.params), "params")
         self.images_seen = images
@@ -85,6 +89,11 @@ class Model:
         self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
         self._others: dict[str, Model] = {}
         self._functions: dict[Any, Callable[..., Any]] = {}
+
+    @functools.cached_property
+    def tokenizer(self) -> Model | None:
+        """What decodes samples, loaded when first needed; None where samples are images."""
+        return self._find_tokenizer()
 
     def weights(self, ema: str | None) -> PyTree:
         """Parameters by name. Raises UsageError naming what there is."""
@@ -117,6 +126,7 @@ class Model:
         batch_size: int | None = None,
         check: Callable[[], None] = lambda: None,
         show: bool = False,
+        decode: bool = True,
         **changes: Any,
     ) -> Samples:
         """One image per label; image i depends on (seed, i, labels[i]) and nothing else.
@@ -125,7 +135,8 @@ class Model:
         images per call of the compiled program (the result does not depend on it). changes:
         keywords of the method's sampler (guidance, solver, steps, ...) instead of the config's;
         `models` among them: other workdirs, by the name that guidance asks for (`run.others`).
-        check: called between batches. Raises UsageError for labels or options out of range.
+        check: called between batches. decode=False leaves codes as they are, and needs no
+        tokenizer. Raises UsageError for labels or options out of range.
         """
         labels = np.asarray(labels)
         classes = self.parts.spec.num_classes
@@ -142,6 +153,8 @@ class Model:
             params = {**params, "weak": self.parts.method.plain(self.weights(weak))["net"]}
         if "models" in options:
             params = {**params, "models": self._weights_of(options["models"])}
+        coded = self.parts.coding is not None
+        tokenizer = self.tokenizer if decode else None  # where it is missing: said before the work
         mesh = self.parts.mesh
         size = self._size(batch_size, len(labels))
         sharding = batch_sharding(mesh)
@@ -165,8 +178,8 @@ class Model:
         seconds = time.monotonic() - program_ready
         made = np.concatenate(out)[: len(labels)]
         return Samples(
-            images=made if self.tokenizer is None else self.tokenizer.decode(self._raw(made)),
-            codes=None if self.tokenizer is None else made,
+            images=made if tokenizer is None else tokenizer.decode(self._raw(made)),
+            codes=made if tokenizer is not None or (coded and not decode) else None,
             labels=labels,
             seed=seed,
             ema=ema or self.ema,
@@ -189,8 +202,29 @@ class Model:
 
     def _raw(self, codes: np.ndarray) -> np.ndarray:
         """Codes as the tokenizer has them: latents without the scale of their source."""
-        source = self.parts.source
-        return source.raw(codes) if isinstance(source, CodeSource) else codes
+        return codes if self.parts.coding is None else self.parts.coding.raw(codes)
+
+    def examples(self, images: np.ndarray) -> np.ndarray:
+        """What the model is of, of images uint8 [N, H, W, C]: themselves, or a tokenizer's codes.
+
+        Images are rounded to the nearest of the model's levels. Raises UsageError for other shapes,
+        and for codes of which nobody says whose they are.
+        """
+        spec, coding = self.parts.spec, self.parts.coding
+        tokenizer = None if coding is None else self.tokenizer
+        if coding is not None and tokenizer is None:
+            raise invalid("--tokenizer", None, "the workdir of the tokenizer that encodes images")
+        wanted = spec.shape if tokenizer is None else tokenizer.parts.spec.shape
+        if images.shape[1:] != wanted:
+            raise invalid(
+                "images", f"images {images.shape[1:]}", f"images {wanted}, as the model's"
+            )
+        if coding is not None and tokenizer is not None:
+            return coding.examples(tokenizer.encode(images))
+        x = normalise({"image": jnp.asarray(images)})["image"]
+        if spec.levels not in (None, 256):
+            x = spec.from_tokens(spec.to_tokens(x))
+        return np.asarray(x)
 
     def log_prob(
         self,
@@ -273,15 +307,16 @@ class Model:
         return np.concatenate(out)[:count]
 
 
-def load(workdir: str | Path) -> Model:
+def load(workdir: str | Path, *, tokenizer: str | Path | None = None) -> Model:
     """The model of a workdir, from its newest whole checkpoint, with every average of it.
 
-    Raises UsageError where there is no run or no checkpoint that can be read.
+    No data are opened before they are asked for (`parts.source`): the workdir says what they hold.
+    tokenizer: where the tokenizer of its codes is now, if neither beside it nor where it was.
+    Raises UsageError where there is no run or no checkpoint that can be read, and where neither a
+    record nor the data themselves (of a run of before there were records) say what they hold.
     """
     workdir = Path(workdir)
-    config = saved_config(workdir)
-    # Where the run was trained is no matter here: the environment says who joins.
-    parts = setup(ml_collections.ConfigDict({k: v for k, v in config.items() if k != "hosts"}))
+    parts = _parts(workdir, record.recorded(workdir))
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
     abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
@@ -289,15 +324,33 @@ def load(workdir: str | Path) -> Model:
         restored = checkpoints.restore(abstract, state_sharding(parts.mesh, abstract))
     if restored is None:
         raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
-    model = of_state(parts, restored[1], load_tokenizer(parts))
+    model = of_state(parts, restored[1], lambda: load_tokenizer(parts, workdir, tokenizer))
     for path in sorted((workdir / "ema").glob("*.safetensors")):
         found = read(path)[0]
         model.params[path.stem] = sampling_params(parts.method, model.params["params"], found)
     return model
 
 
-def of_state(parts: Setup, state: TrainState, tokenizer: Model | None = None) -> Model:
-    """The model that a state of training holds."""
+def _parts(workdir: Path, said: Mapping[str, Any]) -> Setup:
+    """The parts of a workdir's config, by its record, or else by its data."""
+    # Where the run was trained is no matter here: the environment says who joins.
+    config = {k: v for k, v in record.saved_config(workdir).items() if k != "hosts"}
+    spec, coding = record.spec_of_record(said), record.coding_of_record(said)
+    try:
+        return setup(ml_collections.ConfigDict(config), spec=spec, coding=coding)
+    except UsageError as error:
+        if said or not str(error).startswith(("source", "config.data")):
+            raise
+        raise UsageError(
+            f"{error} --workdir: {workdir} was trained before runs recorded what their data hold, "
+            "so the data have to be there; resumed once beside them, it needs them no more."
+        ) from error
+
+
+def of_state(
+    parts: Setup, state: TrainState, tokenizer: Callable[[], Model | None] = lambda: None
+) -> Model:
+    """The model that a state of training holds. tokenizer: as `Model` takes it."""
     step = int(state.step)
     return Model(
         parts,
@@ -317,32 +370,32 @@ def by_name(parts: Setup, state: TrainState) -> dict[str, PyTree]:
     return {**averages, "params": state.params}
 
 
-def load_tokenizer(parts: Setup) -> Model | None:
-    """The tokenizer whose codes the source holds, or None where it holds images.
+def load_tokenizer(parts: Setup, workdir: Path, place: str | Path | None = None) -> Model | None:
+    """The tokenizer whose codes a run's examples are, or None where they are images.
 
-    Raises UsageError where its workdir does not fit the codes (vocabulary, grid).
+    place: where it is, if not where `record.tokenizer_of` the run's workdir finds it. Raises
+    UsageError where it does not fit the codes (vocabulary, grid, parameters).
     """
-    own = parts.source.tokenizer if isinstance(parts.source, CodeSource) else None
-    workdir = parts.data.tokenizer or own
-    if workdir is None:
+    coding, place = parts.coding, place or record.tokenizer_of(parts, workdir)
+    if place is None:
         return None
-    tokenizer = load(workdir)
+    tokenizer = load(place)
     code, spec = tokenizer.parts.method.code, parts.spec
     if code is None:
-        raise invalid("config.data.tokenizer", str(workdir), "the workdir of a tokenizer")
+        raise invalid("--tokenizer", str(place), "the workdir of a tokenizer")
     if (code.shape, code.levels) != (spec.shape, spec.levels):
         raise invalid(
-            "config.data.tokenizer",
-            f"{workdir}, whose codes are {code.shape} of {code.levels} levels",
+            "--tokenizer",
+            f"{place}, whose codes are {code.shape} of {code.levels} levels",
             f"a tokenizer with codes {spec.shape} of {spec.levels} levels, as the source's",
         )
-    source = parts.source
-    if isinstance(source, CodeSource):
-        tokenizer.ema = source.ema if source.ema in tokenizer.params else "params"
-        if digest(tokenizer.weights(None)) != source.digest:
+    if coding is not None and coding.digest is not None:
+        name = coding.ema or "params"
+        tokenizer.ema = name if name in tokenizer.params else "params"
+        if digest(tokenizer.weights(None)) != coding.digest:
             raise invalid(
-                "config.data.tokenizer",
-                f"{workdir}, whose parameters are not those that made the codes",
+                "--tokenizer",
+                f"{place}, whose parameters are not those that made the codes",
                 "the tokenizer as it was",
                 "Train on it no further, or run `jaxgen tokenize` again.",
             )
@@ -352,17 +405,6 @@ def load_tokenizer(parts: Setup) -> Model | None:
 def digest(params: PyTree) -> str:
     """sha256 of parameters, as their safetensors file has them."""
     return hashlib.sha256(dump(params, {})).hexdigest()
-
-
-def saved_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The config that a run left in its workdir. Raises UsageError where there is none."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise invalid("--workdir", str(workdir), "the folder of a run (it has a config.json)")
-    try:
-        return configs.from_json(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON: {error}") from error
 
 
 def _key(options: Mapping[str, Any]) -> str:

@@ -106,3 +106,19 @@ def needed(networks: Mapping[str, Other], name: str, what: str) -> Other:
         raise invalid("config.networks", given, f"a network called {name!r} for {what}",
                       f'E.g. --config.networks.{name}="runs/base".')  # fmt: skip
     return networks[name]
+
+
+def digests(networks: Mapping[str, Other], before: Mapping[str, str]) -> dict[str, str]:
+    """sha256 of each network's parameters, which a run records with its config.
+
+    before: those that the run recorded when it began. Raises UsageError where a network is not
+    there, cannot be read, or is not what it was.
+    """
+    found = {name: other.digest for name, other in networks.items()}
+    for name, digest in found.items():
+        if before.get(name, digest) != digest:
+            other = networks[name]
+            raise invalid(other.option, f"{other.workdir}, whose parameters have changed",
+                          "the parameters that this run was trained with so far",
+                          "Put them back (another average: .ema), or use another --workdir.")  # fmt: skip
+    return found

@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.data.codes import CodeSource
 from jaxgen.errors import invalid
 from jaxgen.run.setup import Setup
 
@@ -72,12 +71,11 @@ def _check_alike(parts: Setup, other: Setup, option: str, workdir: str) -> None:
             allowed = f"diffusion models that are told labels, and {whose} is none"
             raise invalid(option, workdir, allowed)
         path, times = denoiser(None, None).path, jnp.linspace(0.1, 0.9, 5)
-        source = each.source
         worlds.append(
             {
                 "examples of shape": tuple(each.spec.shape),
                 "classes": each.spec.num_classes,
-                "codes of tokenizer": source.digest if isinstance(source, CodeSource) else None,
+                "codes of tokenizer": each.coding and each.coding.digest,
                 "noise levels at t = .1, .3, .5, .7, .9": np.round(path.ratio(times), 4).tolist(),
                 "scales there": np.round(path.alpha(times), 4).tolist(),
             }

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from jaxgen import config as configs
-from jaxgen.data import Source, Target, normalise
-from jaxgen.errors import invalid, unknown
+from jaxgen.data import Coding, Source, Target, normalise
+from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.mesh import Layout
 from jaxgen.method import Method, Sampler, Spec, update_with
 from jaxgen.nn.flops import count
@@ -156,7 +156,11 @@ TOP = (
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A checked config and what it says, as objects. source: None from `setup(data=False)`."""
+    """A checked config and what it says, as objects.
+
+    coding: how images became the examples, where these are codes. opened: the training half, where
+    it had to be opened to know the spec; `source` opens it when first asked for.
+    """
 
     config: ml_collections.ConfigDict
     data: DataOptions
@@ -168,13 +172,14 @@ class Setup:
     classify: ClassifyOptions
     likelihood: LikelihoodOptions
     hosts: HostOptions
-    source: Any
     spec: Spec
+    coding: Coding | None
     method: Method
     modules: Any
     layout: Layout
     networks: Mapping[str, Other]
     start: StartOptions | None
+    opened: Source | None = None
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -191,9 +196,25 @@ class Setup:
         return 0 if images <= 0 else max(1, round(images / self.data.batch_size))
 
     @functools.cached_property
+    def source(self) -> Source:
+        """The training half. Raises UsageError where it is not there, or holds something else."""
+        if self.opened is not None:
+            return self.opened
+        return self._checked(open_source(self.data, self.data.train))
+
+    @functools.cached_property
     def test_source(self) -> Source:
-        """The test half, opened when first asked for."""
-        return open_source(self.data, self.data.test)
+        """The test half; the last classes may be missing. Raises UsageError as `source` does."""
+        return self._checked(open_source(self.data, self.data.test), fewer=True)
+
+    def _checked(self, source: Source, fewer: bool = False) -> Source:
+        found, wanted, count = spec_of(source), self.spec, source.num_classes
+        if fewer and count < wanted.num_classes:
+            first = wanted.classes[:count]
+            wanted = dataclasses.replace(wanted, num_classes=count, classes=first)
+        if differences(found, wanted):
+            raise other_data("config.data.source", found, self.spec)
+        return source
 
 
 def open_source(data: DataOptions, split: str) -> Source:
@@ -202,14 +223,20 @@ def open_source(data: DataOptions, split: str) -> Source:
 
 
 def setup(
-    config: ml_collections.ConfigDict, *, devices: Sequence[Any] | None = None, data: bool = True
+    config: ml_collections.ConfigDict,
+    *,
+    devices: Sequence[Any] | None = None,
+    data: bool = True,
+    spec: Spec | None = None,
+    coding: Coding | None = None,
 ) -> Setup:
     """Build and check all parts of a config. Raises UsageError naming the option at fault.
 
     Joins the other processes of the run first, as `config.hosts` says.
 
     devices: in place of those of this run. data=False: where the config says what its source
-    holds, that source is not opened, and the parts have none.
+    holds, that source is not opened before it is asked for. spec, coding: of a source that need not
+    be opened either, since a trained model says what it holds (`run.record`).
     """
     for key in config:
         if key not in TOP:
@@ -233,10 +260,13 @@ def setup(
     layout = make_layout(**sizes, devices=devices)
     check_batch(reading.batch_size, layout.mesh, train.accumulate)
     declared = None if reading.holds is None else _declared(reading.holds)
-    source = open_source(reading, reading.train) if data or declared is None else None
-    spec = spec_of(source) if source is not None else declared
+    source = None
+    if spec is None and (data or declared is None):
+        source = open_source(reading, reading.train)
+        spec, coding = spec_of(source), source.coding
+    spec = declared if spec is None else spec
     assert spec is not None
-    if declared is not None and dataclasses.replace(spec, target=None) != declared:
+    if declared is not None and differences(spec, declared):
         raise invalid(
             "config.data.holds",
             declared,
@@ -271,8 +301,9 @@ def setup(
     method = wrapped(method, config.get("wrap", ()), spec=spec, networks=networks)
     parts = Setup(
         config=config,
-        source=source,
+        opened=source,
         spec=spec,
+        coding=coding,
         method=method,
         modules=modules,
         layout=layout,
@@ -314,7 +345,28 @@ def spec_of(source: Source) -> Spec:
         levels=source.levels,
         tokens=source.tokens,
         target=source if isinstance(source, Target) else None,
+        classes=tuple(source.class_names),
+        columns=source.columns,
     )
+
+
+def differences(a: Spec, b: Spec) -> list[str]:
+    """The names of what two specs say differently; classes without names agree with any."""
+    names = [f.name for f in dataclasses.fields(Spec) if f.name != "target"]
+    if not (a.classes and b.classes):
+        names.remove("classes")
+    return [name for name in names if getattr(a, name) != getattr(b, name)]
+
+
+def other_data(option: str, given: Spec, wanted: Spec) -> UsageError:
+    """The error where data hold something else than a model was trained on."""
+    found = differences(given, wanted)
+
+    def said(spec: Spec) -> str:
+        shown = {"classes": ", ".join(spec.class_names)}
+        return "; ".join(f"{name} {shown.get(name, getattr(spec, name))}" for name in found)
+
+    return invalid(option, f"data of {said(given)}", f"{said(wanted)}, as the model was trained on")
 
 
 def _network(section: Any, option: str, *, spec: Spec) -> Any:
@@ -365,13 +417,15 @@ def make_sampler(parts: Setup, options: Mapping[str, Any], **given: Any) -> Samp
 
 
 def abstract_batch(parts: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as sources give it, as shapes and dtypes: bytes, tokens, or real numbers; labels."""
+    """A batch as sources give it: bytes, tokens, or real numbers; labels; columns."""
     size, kind = parts.data.batch_size, jnp.float32
     if parts.spec.levels is not None:
         kind = jnp.int32 if parts.spec.tokens else jnp.uint8
     batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     if parts.spec.target is None:
         batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
+    for name, column in parts.spec.columns.items():
+        batch[name] = jax.ShapeDtypeStruct((size, *column.shape), jnp.dtype(column.dtype))
     return batch
 
 

@@ -12,6 +12,7 @@ an error that lists them, unless `skip` matches it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ from jaxgen.data import to_host
 from jaxgen.errors import invalid
 from jaxgen.method import Method, TrainState
 from jaxgen.training.log import say
-from jaxgen.training.weights import read
+from jaxgen.training.weights import dump, read
 
 PyTree = Any
 MOST = 8
@@ -74,8 +75,10 @@ def source_of(options: StartOptions) -> tuple[PyTree, str]:
     return to_host(found), f"{options.workdir} ({model.images_seen} images)"
 
 
-def initial(method: Method, options: StartOptions) -> Callable[[TrainState], TrainState]:
-    """What gives a fresh state the parameters, and averages, of another run.
+def initial(
+    method: Method, options: StartOptions
+) -> tuple[Callable[[TrainState], TrainState], dict[str, str]]:
+    """What gives a fresh state the parameters, and averages, of another run; and what it was.
 
     All that can be wrong is found here, before anything is written or compiled. Raises UsageError.
     """
@@ -110,7 +113,8 @@ def initial(method: Method, options: StartOptions) -> Callable[[TrainState], Tra
         follow = None if method.training is None else method.training.started
         return state if follow is None else follow(state)
 
-    return started
+    digest = hashlib.sha256(dump(source, {})).hexdigest()
+    return started, {"from": place, "digest": digest}
 
 
 def options_of(section: Any) -> StartOptions | None:

@@ -87,7 +87,7 @@ def tokenize(
         kind=kind,
         shape=code.shape,
         levels=code.levels,
-        class_names=model.parts.source.class_names,
+        class_names=model.parts.spec.class_names,
         splits=splits,
         flips=flips,
         scale=scale,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from jaxgen.metrics.receipt import plain
 from jaxgen.metrics.scores import calibration
 from jaxgen.run.model import Model
 from jaxgen.run.setup import Setup
-from jaxgen.scoring.common import Check, local, part, write
+from jaxgen.scoring.common import Check, local, write
+from jaxgen.scoring.given import chosen
 from jaxgen.training.log import progress, say
 
 ROUNDS = ("halving", "one")
@@ -33,6 +35,7 @@ def classify(
     workdir: str | Path,
     *,
     split: str = "test",
+    images: str | Path | None = None,
     draws: int | None = None,
     rounds: str = "halving",
     noise: Sequence[float] = (),
@@ -43,8 +46,11 @@ def classify(
 ) -> dict[str, Any]:
     """Accuracy and calibration of the generative classifier on a split, with its cost.
 
-    split: "train" or "test", the config's names of the halves. rounds: "halving" drops the hopeless
-    classes; "one" gives every class every draw, for posteriors that elimination has not sharpened.
+    split: "train" or "test", the config's names of the halves. images: a folder, a .npy or a .npz
+    in the place of a half (`scoring.given`), all of them unless `limit` says fewer: what each one
+    was taken for is then among the results, accuracy and calibration where they have labels.
+    rounds: "halving" drops the hopeless classes; "one" gives every class every draw, for posteriors
+    that elimination has not sharpened.
     noise: standard deviations of Gaussian noise, at each of which the images are classified again
     (`jaxgen.classify.add_noise`). None: as the config's `classify` section says.
 
@@ -63,9 +69,11 @@ def classify(
         raise invalid("--draws", draws, "draws >= 1")
     if not parts.method.label_noise:
         draws = min(draws, 1)  # the likelihood is exact: more would say the same again
-    limit = options.limit if limit is None else limit
+    if limit is None:
+        limit = options.limit if images is None else 0
     seed = options.seed if seed is None else seed
-    source, order = part(parts, split, limit, seed)
+    asked = chosen(model, split, images, limit, seed)
+    source, order = asked.source, asked.order
     labels = source.labels[order]
     params = jax.device_put(local(model.weights(ema)))
     schedule = halving(parts.spec.num_classes, draws) if rounds == "halving" else ((draws, 1),)
@@ -77,16 +85,20 @@ def classify(
 
     def entry(found: Classification, seconds: float) -> dict[str, Any]:
         cost = {"calls_per_image": found.calls, "seconds": seconds}
+        if not asked.labelled:
+            return cost
         return {**judgement(found.scores, labels, temperatures), **cost}
 
     found, seconds = run(0.0)
-    temperatures = calibration.cross_fitted(found.scores, labels) if len(labels) > 1 else None
+    fitted = asked.labelled and len(labels) > 1
+    temperatures = calibration.cross_fitted(found.scores, labels) if fitted else None
     clean = entry(found, seconds)
     noisy = [{"std": std, **(entry(*run(std)) if std else clean)} for std in levels]
     result = {
-        "split": split,
+        **asked.about,
         "images": len(order),
         **clean,
+        **(_told(found, order, parts.spec.class_names) if images is not None else {}),
         "bins": calibration.BINS,
         "temperatures": temperatures,
         "draws": draws,
@@ -100,7 +112,7 @@ def classify(
         "jax": jax.__version__,
     }
     result = plain(result)
-    write(workdir, f"classify_{split}", result)
+    write(workdir, f"classify_{asked.name}", result)
     say(classification_line(result))
     return result
 
@@ -133,10 +145,16 @@ def judgement(
 
 def classification_line(found: Mapping[str, Any]) -> str:
     """A classification's result in one line."""
-    tempered, cost = found["tempered"], f"{found['seconds']:.1f} s"
+    cost = f"{found['calls_per_image']:.0f} network calls an image, {found['seconds']:.1f} s"
+    if "accuracy" not in found:
+        counts = collections.Counter(found["names"]).most_common()
+        said = ", ".join(f"{count} {name}" for name, count in counts[:10])
+        more = f" and {len(counts) - 10} classes more" if len(counts) > 10 else ""
+        return f"generative classifier: of {found['images']} images {said}{more}; {cost}"
+    tempered = found["tempered"]
     line = (
         f"generative classifier: {100 * found['accuracy']:.2f} % of {found['images']} "
-        f"{found['split']} images, {found['calls_per_image']:.0f} network calls an image, {cost}; "
+        f"{found['split']} images, {cost}; "
         f"calibration error {found['ece']:.4f} (floor {found['ece_floor']:.4f})"
     )
     if tempered is not None:
@@ -183,6 +201,12 @@ def _classified(
         np.concatenate([f.scores for f in found]),
         sum(f.calls * len(f.labels) for f in found) / len(order),
     )
+
+
+def _told(found: Classification, order: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Of each image its place in what was given, its label, and the label's name."""
+    labels = found.labels.tolist()
+    return {"places": order.tolist(), "labels": labels, "names": [names[y] for y in labels]}
 
 
 def _posterior(parts: Setup, draws: int, rounds: int) -> str:

@@ -17,7 +17,8 @@ from jaxgen.errors import invalid
 from jaxgen.method import Spec, fold
 from jaxgen.run.model import Model
 from jaxgen.run.setup import Setup
-from jaxgen.scoring.common import Check, part, write
+from jaxgen.scoring.common import Check, write
+from jaxgen.scoring.given import chosen as chosen_of
 from jaxgen.training.log import progress, say
 
 
@@ -26,6 +27,7 @@ def likelihood(
     workdir: str | Path,
     *,
     split: str = "test",
+    images: str | Path | None = None,
     draws: int | None = None,
     limit: int | None = None,
     ema: str | None = None,
@@ -39,19 +41,26 @@ def likelihood(
     probability of the discrete example from below (Theis et al. 2016). Beside it the bits per
     dimension of pixels (or tokens) independent given the label, and independent of it, from counts
     of the training half. options: keywords of the method's `log_prob`. draws: noise draws averaged,
-    where there is noise. Writes `receipts/likelihood_SPLIT.json` and returns what it holds.
+    where there is noise. images: labelled ones, in the place of a split (`scoring.given`): each
+    one's nats are then among the results, and the baselines, which need the training half, are not.
+    Writes `receipts/likelihood_SPLIT.json` and returns what it holds.
 
-    Raises UsageError for a method without a likelihood.
+    Raises UsageError for a method without a likelihood, and images without labels.
     """
     parts, section, kind = model.parts, model.parts.likelihood, model.parts.method.likelihood
     if parts.method.log_prob is None or kind is None:
         raise invalid("likelihood", "a method without a likelihood", "families that have one")
     draws = section.draws if draws is None else draws
-    limit = section.limit if limit is None else limit
+    if limit is None:
+        limit = section.limit if images is None else 0
     seed = section.seed if seed is None else seed
     if draws < 1:
         raise invalid("--draws", draws, "draws >= 1")
-    source, order = part(parts, split, limit, seed)
+    asked = chosen_of(model, split, images, limit, seed)
+    source, order = asked.source, asked.order
+    if not asked.labelled:
+        allowed = "images with labels: sub-folders named as classes, or a .npz with labels"
+        raise invalid("--images", str(images), allowed)
     spec = parts.spec
     noisy = not kind.mass and spec.levels is not None
     random = noisy or not kind.exact
@@ -82,7 +91,7 @@ def likelihood(
     bits = -total / (spec.size * np.log(2))
     of_mass = kind.mass or noisy
     result = {
-        "split": split,
+        **asked.about,
         "images": len(order),
         "nats": float(total.mean()),
         "bits_per_dim": float(bits.mean()),
@@ -98,9 +107,10 @@ def likelihood(
         "images_seen": model.images_seen,
         "jaxgen": __version__,
         "jax": jax.__version__,
-        **(_independent(parts, source, order) if of_mass else {}),
+        **(_independent(parts, source, order) if of_mass and images is None else {}),
+        **({} if images is None else {"places": order.tolist(), "nats_of_each": total.tolist()}),
     }
-    write(workdir, f"likelihood_{split}", result)
+    write(workdir, f"likelihood_{asked.name}", result)
     say(likelihood_line(result))
     return result
 

@@ -256,9 +256,19 @@ def test_help_of_every_command_comes_from_a_real_process():
 
 
 def test_label_grammar():
-    assert parse_labels("3,8", 2, 10) == ([3, 3, 8, 8], 2)
-    assert parse_labels("0-2", 1, 10) == ([0, 1, 2], 1)
-    assert parse_labels("1:3,4:3", 9, 10) == ([1, 1, 1, 4, 4, 4], 3)
-    assert parse_labels(None, 1, 3)[0] == [0, 1, 2]
+    ten = [str(i) for i in range(10)]
+    assert parse_labels("3,8", 2, ten) == ([3, 3, 8, 8], 2)
+    assert parse_labels("0-2", 1, ten) == ([0, 1, 2], 1)
+    assert parse_labels("1:3,4:3", 9, ten) == ([1, 1, 1, 4, 4, 4], 3)
+    assert parse_labels(None, 1, "abc")[0] == [0, 1, 2]
     with pytest.raises(UsageError):
-        parse_labels("5-3", 1, 10)
+        parse_labels("5-3", 1, ten)
+
+
+def test_labels_may_be_names():
+    names = ("T-shirt", "cat", "dog", "2", "a:b")
+    assert parse_labels("dog:2,0", 1, names)[0] == [2, 2, 0]
+    assert parse_labels("T-shirt,cat-2,a:b:2", 1, names)[0] == [0, 1, 2, 3, 4, 4]
+    assert parse_labels("2", 1, names)[0] == [3]  # a name, though it is a number
+    with pytest.raises(UsageError, match="Did you mean 'dog'"):
+        parse_labels("dogs", 1, names)

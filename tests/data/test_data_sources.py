@@ -306,6 +306,8 @@ def store(root, data, kind):
 def test_latents_have_the_stored_moments(tmp_path, moments, kind):
     source = latents(store(tmp_path, moments, kind), scale=2.0, shift=1.0)
     np.testing.assert_allclose(source.images(np.arange(6)), (moments["mean"] - 1) * 2, rtol=1e-6)
+    raw = source.coding.raw(source.images(np.arange(6)))
+    np.testing.assert_allclose(raw, moments["mean"], rtol=1e-5, atol=1e-6)
     stream = list(itertools.islice(batches(source, batch_size=6, seed=0), 400))
     residuals = np.concatenate(
         [

@@ -11,6 +11,7 @@ import pytest
 from jaxgen.cli import main
 from jaxgen.errors import UsageError
 from jaxgen.families.gflownet import replay
+from jaxgen.method.ring import put
 from jaxgen.run.setup import setup
 from tests.nn_kit import first_state
 
@@ -120,9 +121,9 @@ def test_the_ring_keeps_the_newest_and_draws_by_reward():
     keys = jax.random.split(jax.random.key(0), 6)
     same = replay.mix(ring, fresh, keys, share=1.0, priority=1.0)
     np.testing.assert_array_equal(same, fresh)  # there is nothing in it yet
-    ring = replay.put(ring, fresh[:3], jnp.asarray([0.0, 1.0, 2.0]))
-    ring = replay.put(ring, fresh[3:5], jnp.asarray([3.0, 4.0]))
-    held = {tuple(row) for row in np.asarray(ring.actions).tolist()}
+    ring = put(ring, {"actions": fresh[:3], "log_rewards": jnp.asarray([0.0, 1.0, 2.0])})
+    ring = put(ring, {"actions": fresh[3:5], "log_rewards": jnp.asarray([3.0, 4.0])})
+    held = {tuple(row) for row in np.asarray(ring.rows["actions"]).tolist()}
     assert held == {(2, 3), (4, 5), (6, 7), (8, 9)}
     keys = jax.random.split(jax.random.key(1), 20_000)
     many = jnp.zeros((20_000, 2), jnp.int32)

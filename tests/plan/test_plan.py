@@ -160,7 +160,7 @@ def test_a_sweep_puts_what_fits_first_and_says_what_is_refused():
 def test_a_config_that_says_what_its_data_hold_needs_none_and_checks_them():
     config = configs.load("configs/imagenet256_dit.py:S/2")
     parts = setup(config, data=False)
-    assert parts.source is None and parts.spec.shape == (32, 32, 4) and parts.spec.levels is None
+    assert parts.opened is None and parts.spec.shape == (32, 32, 4) and parts.spec.levels is None
     config = configs.load("tests/tiny.py")
     holds = dict(shape=(8, 8, 1), num_classes=11, levels=17)
     configs.override(config, [f"data.holds={holds!r}"], TOP)

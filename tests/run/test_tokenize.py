@@ -15,6 +15,7 @@ from jaxgen.data.codes import codes
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.run.setup import setup
+from tests.running import run_here
 
 TINY = dict(
     seed=0,
@@ -80,12 +81,12 @@ def test_codes_are_what_the_tokenizer_says(stage):
     rows = np.array([5, 0, 900])
     moments = model.encode(images.images(rows))
     mean, std = np.split(moments, 2, axis=-1)
-    np.testing.assert_allclose(source.raw(source.images(rows)), mean, atol=1e-5)
+    np.testing.assert_allclose(source.coding.raw(source.images(rows)), mean, atol=1e-5)
     # In training: the mean plus noise of that deviation, the same at the same position.
     drawn = source.draw(rows, positions=np.arange(3), seed=1, flip=False)
     again = source.draw(rows, positions=np.arange(3), seed=1, flip=False)
     np.testing.assert_array_equal(drawn, again)
-    eps = (source.raw(drawn) - mean) / std
+    eps = (source.coding.raw(drawn) - mean) / std
     assert 0.7 < eps.std() < 1.3 and np.abs(eps).max() < 5
     # Half of the draws are of the mirrored image.
     mirrored = model.encode(images.images(rows)[:, :, ::-1])[..., :2]
@@ -93,7 +94,8 @@ def test_codes_are_what_the_tokenizer_says(stage):
         source.draw(rows, positions=np.arange(3) + 3 * n, seed=1, flip=True) for n in range(40)
     ]
     nearer = [
-        np.abs(source.raw(f) - mirrored).sum() < np.abs(source.raw(f) - mean).sum() for f in flips
+        np.abs(source.coding.raw(f) - mirrored).sum() < np.abs(source.coding.raw(f) - mean).sum()
+        for f in flips
     ]
     assert any(nearer) and not all(nearer)
     # The training half is scaled to mean 0 and variance 1.
@@ -106,8 +108,48 @@ def test_a_second_stage_trains_and_its_samples_are_images(stage):
     trained = train(ml_collections.ConfigDict(second_stage(workdir / "codes")), workdir / "second")
     samples = trained.sample([3, 4])
     assert samples.images.shape == (2, 8, 8, 1) and samples.codes.shape == (2, 4, 4, 2)
-    raw = trained.model.parts.source.raw(samples.codes)
+    raw = trained.model.parts.source.coding.raw(samples.codes)
     np.testing.assert_allclose(samples.images, model.decode(raw), atol=1e-5)
+
+
+def test_a_moved_second_stage_needs_its_tokenizer_to_decode_and_no_codes(stage, tmp_path):
+    _, _, workdir = stage
+    root = tmp_path / "before"
+    shutil.copytree(workdir, root / "kl", ignore=shutil.ignore_patterns("second"))
+    config = second_stage(root / "kl" / "codes")
+    config["data"]["tokenizer"] = str(root / "kl")
+    train(ml_collections.ConfigDict(config), root / "second")
+    expected = load(root / "second").sample([3, 4])
+    # Both together: found as far from one another as they were.
+    (root / "kl" / "codes").rename(tmp_path / "gone")
+    after = root.rename(tmp_path / "after")
+    found = load(after / "second").sample([3, 4])
+    np.testing.assert_array_equal(found.images, expected.images)
+    # Alone: codes are there for the asking, images where the tokenizer is said.
+    alone = (after / "second").rename(tmp_path / "alone")
+    with pytest.raises(UsageError, match="--tokenizer DIR"):
+        load(alone).sample([3, 4])
+    np.testing.assert_array_equal(load(alone).sample([3, 4], decode=False).images, expected.codes)
+    found = load(alone, tokenizer=after / "kl").sample([3, 4])
+    np.testing.assert_array_equal(found.images, expected.images)
+    out = tmp_path / "codes.npz"
+    ask = ["sample", "--workdir", str(alone), "--labels", "3", "--codes", "--out"]
+    assert run_here(*ask, str(out))[0] == 0 and set(np.load(out)) == {
+        *("codes", "labels", "seed", "clip")
+    }
+    code, _, err = run_here(*ask, str(tmp_path / "codes.png"))
+    assert code == 2 and "--out x.npz" in err
+    # What the model is of, of given images: the codes that its source held.
+    model = load(alone, tokenizer=after / "kl")
+    image = quantise(model.tokenizer.parts.source.images(np.arange(2)))
+    rows = codes(str(tmp_path / "gone")).images(np.arange(2))
+    np.testing.assert_allclose(model.examples(image), rows, atol=0.1)
+    with pytest.raises(UsageError, match="codes of"):
+        about = json.loads((tmp_path / "gone" / "codes.json").read_text())
+        (tmp_path / "gone" / "codes.json").write_text(json.dumps(about | dict(scale=2.0)))
+        config["data"]["source"]["path"] = str(tmp_path / "gone")
+        config["data"]["tokenizer"] = str(after / "kl")
+        train(ml_collections.ConfigDict(config), alone)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(stage, tmp_path):

@@ -11,13 +11,12 @@ from PIL import Image
 
 from jaxgen import config as configs
 from jaxgen.data import Source, Target
-from jaxgen.data.codes import CodeSource
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.neighbours import smallest
 from jaxgen.metrics.scores.memorisation import flat
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.report.pictures import cut, grid
-from jaxgen.run.model import saved_config
+from jaxgen.run.record import saved_config
 from jaxgen.run.setup import DataOptions, open_source
 
 # Training images searched at most, as entries of float64: 2 GiB, read a part at a time.
@@ -123,7 +122,8 @@ def halves(workdir: Path) -> tuple[Source, Source]:
         test = open_source(data, data.test)
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir}: its data cannot be opened: {error}") from error
-    tokenizer = data.tokenizer or (train.tokenizer if isinstance(train, CodeSource) else None)
+    own = None if train.coding is None else train.coding.tokenizer
+    tokenizer = data.tokenizer or own
     if tokenizer is not None:
         return halves(Path(tokenizer))
     if isinstance(train, Target) or len(train.shape) != 3:
