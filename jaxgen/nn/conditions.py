@@ -91,7 +91,7 @@ def embed(
     if isinstance(condition, Condition):
         told, change = condition.told, condition.change
     told = dict(told) if isinstance(told, Mapping) else {"label": told}
-    h = table(told.pop("label", jnp.full(size, -1)))
+    h = table(told.pop("label") if "label" in told else jnp.full(size, -1))
     for name in told:
         if name not in [own for own, *_ in conditions]:
             raise unknown("condition", name, ["label", *(own for own, *_ in conditions)])
