@@ -125,12 +125,16 @@ def test_a_network_that_declares_nothing_cannot_be_told_more():
 
     with pytest.raises(UsageError, match="a network with `conditions`"):
         denoising(SPEC, Own(2), optax.adam(1e-2), Averages((100,)), coherence=2)
+    with pytest.raises(UsageError, match="a network with `conditions`"):
+        Network(Own(2), linear(), "velocity").denoiser({}, None).recondition(jnp.sin)
 
 
 def test_one_network_told_several_things_is_one_batch():
     sizes = []
 
     class Spy:
+        conditions = (("w", "number"),)
+
         def apply(self, params, x, noise, told, **_):
             sizes.append(x.shape[0])
             y = told.told if hasattr(told, "told") else told

@@ -224,8 +224,12 @@ class Network:
     def _reconditioned(self, params: PyTree, labels: Any, change: Change) -> Denoiser:
         """The denoiser whose condition's embedding [B, width] is changed before the network has it.
 
-        For all networks that are told by `jaxgen.nn.conditions`.
+        For networks with a field `conditions`, which are told by `jaxgen.nn.conditions`.
         """
+        if not hasattr(self.model, "conditions"):
+            name = type(self.model).__name__
+            allowed = "a network with `conditions` (jaxgen.nn.conditions), whose embedding is known"
+            raise invalid("config.model", name, allowed)
         condition = changed(labels, change)
 
         def call(
