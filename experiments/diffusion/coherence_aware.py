@@ -14,6 +14,7 @@ from experiments.shared.check import Check, control, mean_above, mean_below, mea
 from experiments.shared.toys import MEANS, PATH, STDS, WEIGHTS, posterior
 from jaxgen.families.diffusion.methods.denoising import denoising
 from jaxgen.method import Method, Spec
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.testing import mixture_denoiser
 from jaxgen.training.ema import Averages
 
@@ -27,11 +28,13 @@ class Shares(nn.Module):
 
     num_classes: int
     width: int = 16
+    conditions: Conditions = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, noise: Any, labels: Any, *, train: bool = False) -> jax.Array:
-        """x [B, 2], noise [B], labels [B] -> x0 [B, 2]."""
-        y = nn.Embed(self.num_classes + 1, self.width, name="labels")(labels)
+    def __call__(self, x: jax.Array, noise: Any, told: Any, *, train: bool = False) -> jax.Array:
+        """x [B, 2], noise [B], a condition -> x0 [B, 2]."""
+        table = nn.Embed(self.num_classes + 1, self.width, name="labels")
+        y = embed(told, table, self.conditions, len(x), width=self.width, dtype=jnp.float32)
         shares = nn.softmax(nn.Dense(3)(nn.tanh(nn.Dense(self.width)(y))))
 
         def one(x: jax.Array, t: jax.Array, share: jax.Array) -> jax.Array:

@@ -74,7 +74,8 @@ def codes(describe: Description, params: Any) -> list[Check]:
     """How often each code is drawn, by the model of codes and by itself before training."""
     assert describe.init is not None
     keys, labels = jax.random.split(jax.random.key(2), DRAWS), jnp.zeros(DRAWS, jnp.int32)
-    draw = jax.jit(jax.vmap(lambda p: describe.draw(p, keys, labels)), compiler_options=IN_HASTE)
+    drawn = jax.vmap(lambda p: describe.draw(p, describe.frozen, keys, labels))
+    draw = jax.jit(drawn, compiler_options=IN_HASTE)
     untrained = jax.vmap(describe.init)(jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
     found = []
     for name, own, wrap in (("", params, lambda c: c), (", untrained", untrained, control)):
@@ -92,11 +93,11 @@ def asked(describe: Description) -> Description:
     assert describe.init is not None
     table = jnp.concatenate([jnp.asarray(CODES), jnp.full((2, 8), jnp.nan)])
 
-    def draw(params: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        drawn = describe.draw(params, keys, labels)
+    def draw(params: Any, frozen: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        drawn = describe.draw(params, describe.frozen, keys, labels)
         return jnp.where((labels == DRAWN)[:, None], drawn, table[labels])
 
-    return Description(encoder, draw, init=describe.init)
+    return Description(describe.of, draw, init=describe.init)
 
 
 def modes(given: np.ndarray, nothing: np.ndarray) -> list[Check]:

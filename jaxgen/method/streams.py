@@ -32,20 +32,32 @@ def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
 
 
-def no_label(labels: jax.Array, null_label: int) -> jax.Array:
-    """ "No label" for each of labels [B]; of descriptions [B, ...] in their place, NaN."""
-    integers = jnp.issubdtype(labels.dtype, jnp.integer)
-    return jnp.full_like(labels, null_label if integers else jnp.nan)
+def no_label(labels: Any, null_label: int) -> Any:
+    """ "No label" for each of labels [B].
+
+    Of a tree of conditions [B, ...] (`jaxgen.nn.conditions`), none of any: -1, or NaN.
+    """
+    one = jax.tree_util.all_leaves([labels])
+
+    def none(a: jax.Array) -> jax.Array:
+        if jnp.issubdtype(a.dtype, jnp.integer):
+            return jnp.full_like(a, null_label if one else -1)
+        return jnp.full_like(a, jnp.nan)
+
+    return jax.tree.map(none, labels)
 
 
-def drop_labels(keys: jax.Array, labels: jax.Array, share: float, null_label: int) -> jax.Array:
+def drop_labels(keys: jax.Array, labels: Any, share: float, null_label: int) -> Any:
     """labels [B] with a share of them replaced by "no label" (Ho & Salimans 2022); keys [B].
 
-    Or descriptions [B, ...] in their place (see `no_label`).
+    Of a tree of conditions all are dropped together (see `no_label`).
     """
     dropped = jax.vmap(jax.random.uniform)(keys) < share
-    dropped = dropped.reshape(-1, *[1] * (labels.ndim - 1))
-    return jnp.where(dropped, no_label(labels, null_label), labels)
+
+    def drop(a: jax.Array, none: jax.Array) -> jax.Array:
+        return jnp.where(dropped.reshape(-1, *[1] * (a.ndim - 1)), none, a)
+
+    return jax.tree.map(drop, labels, no_label(labels, null_label))
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:

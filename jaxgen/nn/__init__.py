@@ -1,4 +1,4 @@
-"""Networks, a file a backbone: module(x[B, H, W, C], noise[B], labels[B], *, train=False)."""
+"""Networks, a file a backbone: module(x[B, H, W, C], noise[B], condition, *, train=False)."""
 
 from jaxgen.nn.dit import DiT
 from jaxgen.nn.edm2 import EDM2

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, fill, modulate, normalise, patched
 from jaxgen.nn.parallel import (
     Columns,
@@ -131,11 +132,12 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """DiT: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+    """DiT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
-    noise: t in [0, 1], times `time_scale` before the sinusoidal embedding. labels: int32 in
-    [0, num_classes]; row num_classes of the table is "no label"; out of range gives NaN. H and W
-    must be multiples of `patch`, else UsageError. Learned sigma is out_channels = 2 C. At
+    noise: t in [0, 1], times `time_scale` before the sinusoidal embedding. condition: labels int32
+    [B] in [0, num_classes]; row num_classes of the table is "no label"; out of range gives NaN; or
+    several conditions (`jaxgen.nn.conditions`). H and W must be multiples of `patch`, else
+    UsageError. Learned sigma is out_channels = 2 C. At
     initialisation every block is the identity and the output exactly zero.
 
     Fields: size ("S/2" to "XL/8", see `SIZES`), of which depth, width, heads and patch are where
@@ -146,7 +148,8 @@ class DiT(nn.Module):
     remat ("none", "full", "dots"; by default "dots": a scan that keeps only the products of weights
     is faster, on CPU too, than one that keeps everything, since it writes less memory); attention
     (an implementation of `jaxgen.ops.attention`); identity_attention (layers, from 0, whose
-    attention map is the identity, for guidance away from them).
+    attention map is the identity, for guidance away from them); conditions (what it can be told
+    besides the label, see `jaxgen.nn.conditions`).
 
     Called with taps=(k, ...) it returns (output, {k: the tokens [B, N, width] after k blocks}), N
     the patches row by row, k from 1 to depth. Raises UsageError for other taps.
@@ -170,6 +173,7 @@ class DiT(nn.Module):
     remat: str = "dots"
     attention: str = "auto"
     identity_attention: tuple[int, ...] = ()
+    conditions: Conditions = ()
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
@@ -181,12 +185,12 @@ class DiT(nn.Module):
         self,
         x: jax.Array,
         noise: jax.Array,
-        labels: jax.Array,
+        condition: Any,
         *,
         train: bool = False,
         taps: Taps = (),
     ) -> Any:
-        """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
+        """Denoise x [B, H, W, C] at noise [B], given a condition: [B, H, W, out_channels]."""
         dtype = compute_dtype(self.dtype)
         self._check(x.shape)
         images, (rows, columns) = x.shape[0], grid(x.shape, self.patch)
@@ -197,20 +201,23 @@ class DiT(nn.Module):
         positions = sin_cos_2d(rows, columns, self.width).astype(dtype)
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
-        c = self._condition(noise, labels, dtype)
+        c = self._condition(noise, condition, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
         h, found = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
         out = self._image(h, c, rows, columns)
         return (out, found) if taps else out
 
-    def _condition(self, noise: jax.Array, labels: jax.Array, dtype: Any) -> jax.Array:
-        """noise, labels [B] -> the vectors [B, width] that condition all blocks."""
+    def _condition(self, noise: jax.Array, condition: Any, dtype: Any) -> jax.Array:
+        """noise [B], a condition -> the vectors [B, width] that condition all blocks."""
         c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(noise)
         init = nn.initializers.normal(0.02)
         table = nn.Embed(
             self.num_classes + 1, self.width, embedding_init=init, dtype=dtype, name="labels"
         )
-        return nn.silu(c + table(labels))
+        told = embed(
+            condition, table, self.conditions, noise.shape[0], width=self.width, dtype=dtype
+        )
+        return nn.silu(c + told)
 
     def _alone(self) -> jax.Array | None:
         """Which layers' attention maps are the identity, bool [depth], or None: none."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import compute_dtype, fill, rematerialised, tapped
 from jaxgen.nn.mp import (
     MPDense,
@@ -85,17 +86,19 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-    """EDM2's U-Net: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+    """EDM2's U-Net: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
-    noise: ln(sigma) / 4. labels: int32 in [0, num_classes]; num_classes, "no label", is a zero
-    vector. H and W must be multiples of 2 ** (levels - 1), else UsageError. At initialisation the
+    noise: ln(sigma) / 4. condition: labels int32 [B] in [0, num_classes]; num_classes, "no
+    label", is a zero vector; or several conditions (`jaxgen.nn.conditions`), of unit variance. H
+    and W must be multiples of 2 ** (levels - 1), else UsageError. At initialisation the
     output is exactly zero (a gain that starts at zero).
 
     Fields: size ("XS" to "XXL", see `SIZES`), of which channels is where it is 0 (set, it wins);
     multipliers (channels per level over `channels`, finest first),
     blocks (per level), attention_sizes (the heights at which blocks attend), head_channels (of an
     attention head); dropout (rng "dropout" when train=True), dtype (compute; parameters, norms and
-    softmax are float32), remat ("none", "full", "dots").
+    softmax are float32), remat ("none", "full", "dots"); conditions (what it can be told besides
+    the label).
 
     Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}), with
     the names of `jaxgen.nn.unet.UNet`. Raises UsageError for other taps.
@@ -112,6 +115,7 @@ class EDM2(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
+    conditions: Conditions = ()
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
@@ -128,16 +132,16 @@ class EDM2(nn.Module):
         self,
         x: jax.Array,
         noise: jax.Array,
-        labels: jax.Array,
+        condition: Any,
         *,
         train: bool = False,
         taps: tuple[str, ...] = (),
     ) -> Any:
-        """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
+        """Denoise x [B, H, W, C] at noise [B], given a condition: [B, H, W, out_channels]."""
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
-        embedding = self._embed(noise, labels, max(widths), dtype)
+        embedding = self._embed(noise, condition, max(widths), dtype)
         block_class = rematerialised(Block, self.remat)
         outputs: dict[str, jax.Array] = {}
 
@@ -190,12 +194,25 @@ class EDM2(nn.Module):
         out = out.astype(jnp.float32)
         return (out, tapped(outputs, taps)) if taps else out
 
-    def _embed(self, noise: jax.Array, labels: jax.Array, width: int, dtype: Any) -> jax.Array:
+    def _embed(self, noise: jax.Array, condition: Any, width: int, dtype: Any) -> jax.Array:
         """The conditioning vector [B, width]."""
         h = mp_fourier(noise, self.channels)
         h = MPDense(width, dtype=dtype, name="noise")(h)
-        one_hot = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)
-        return mp_silu(mp_sum(h, MPDense(width, dtype=dtype, name="labels")(one_hot), LABEL))
+        dense = MPDense(width, dtype=dtype, name="labels")
+
+        def table(labels: jax.Array) -> jax.Array:
+            return dense(jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes))
+
+        told = embed(
+            condition,
+            table,
+            self.conditions,
+            noise.shape[0],
+            width=width,
+            dtype=dtype,
+            preserving=True,
+        )
+        return mp_silu(mp_sum(h, told, LABEL))
 
     def _check(self, shape: tuple[int, ...]) -> None:
         multiple = 2 ** (len(self.multipliers) - 1)

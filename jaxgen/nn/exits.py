@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import NoiseEmbedding, modulate, normalise
 from jaxgen.nn.mlp import Block
 
@@ -37,11 +38,12 @@ class Exit(nn.Module):
 
 
 class ExitMLP(nn.Module):
-    """MLP with exits: module(x, noise [B], labels [B]) is its last one, float32 of x's shape.
+    """MLP with exits: module(x, noise [B], condition) is its last one, float32 of x's shape.
 
-    x is [B, ..., C]; trailing axes are flattened and restored. labels: int32 in [0, num_classes],
-    num_classes is "no label". The output is zero at initialisation. Fields as `nn.mlp.MLP`'s;
-    the layers and their exits are stacked on axis 0 of "blocks" and "exits".
+    x is [B, ..., C]; trailing axes are flattened and restored. condition: labels int32 [B] in
+    [0, num_classes], num_classes is "no label", or several (`jaxgen.nn.conditions`). The output is
+    zero at initialisation. Fields as `nn.mlp.MLP`'s; the layers and their exits are stacked on axis
+    0 of "blocks" and "exits".
     """
 
     num_classes: int
@@ -50,20 +52,19 @@ class ExitMLP(nn.Module):
     depth: int = 6
     expansion: int = 2
     time_scale: float = 1000.0
+    conditions: Conditions = ()
 
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *, train: bool = False
+        self, x: jax.Array, noise: jax.Array, condition: Any, *, train: bool = False
     ) -> jax.Array:
         """All layers, the last exit: [B, ..., out_channels]. There is no dropout to train with."""
-        h, c, layers = self._begin(x, noise, labels)
+        h, c, layers = self._begin(x, noise, condition)
         h, _ = jax.lax.scan(lambda h, layer: (self._block(layer, h, c), None), h, layers)
         return self._exit(jax.tree.map(lambda a: a[-1], layers), h, c, x)[0]
 
-    def every(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def every(self, x: jax.Array, noise: jax.Array, condition: Any) -> tuple[jax.Array, jax.Array]:
         """All exits: (outputs, uncertainties), [depth, B, ..., out_channels] each."""
-        h, c, layers = self._begin(x, noise, labels)
+        h, c, layers = self._begin(x, noise, condition)
 
         def step(h: jax.Array, layer: PyTree) -> Any:
             h = self._block(layer, h, c)
@@ -72,14 +73,14 @@ class ExitMLP(nn.Module):
         return jax.lax.scan(step, h, layers)[1]
 
     def leave(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, threshold: float | jax.Array
+        self, x: jax.Array, noise: jax.Array, condition: Any, threshold: float | jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """(the output of the first exit whose mean u is below a threshold, layers used int32 [B]).
 
         An image that has left keeps its output. The loop over layers ends when the whole batch has
         left, so a batch costs its slowest image; a batch of one costs its own layers.
         """
-        h, c, layers = self._begin(x, noise, labels)
+        h, c, layers = self._begin(x, noise, condition)
         out = jnp.zeros((*x.shape[:-1], self.out_channels), jnp.float32)
         used = jnp.zeros(x.shape[0], jnp.int32)
 
@@ -101,12 +102,13 @@ class ExitMLP(nn.Module):
 
     @nn.compact
     def _begin(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array
+        self, x: jax.Array, noise: jax.Array, condition: Any
     ) -> tuple[jax.Array, jax.Array, PyTree]:
         """(h [B, width], condition [B, width], parameters of layers and exits [depth, ...])."""
         c = NoiseEmbedding(self.width, self.time_scale, name="noise")(noise)
         table = nn.Embed(self.num_classes + 1, self.width, name="labels")
-        c = nn.silu(c + table(labels))
+        told = embed(condition, table, self.conditions, len(x), width=self.width, dtype=jnp.float32)
+        c = nn.silu(c + told)
         h = nn.Dense(self.width, name="in")(x.reshape(x.shape[0], -1).astype(jnp.float32))
 
         def stack(part: nn.Module) -> Any:

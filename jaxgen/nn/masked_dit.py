@@ -50,7 +50,7 @@ class Decoder(nn.Module):
 
 
 class MaskedDiT(DiT):
-    """MaskedDiT: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+    """MaskedDiT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
     visible: the places of the patches to see, row by row, int32 [B, K], each once; K is fixed and
     the encoder costs K patches. What a masked patch holds is never read; at its place the output is
@@ -73,14 +73,14 @@ class MaskedDiT(DiT):
         self,
         x: jax.Array,
         noise: jax.Array,
-        labels: jax.Array,
+        condition: Any,
         *,
         train: bool = False,
         visible: jax.Array | None = None,
         taps: Taps = (),
         decode: bool = True,
     ) -> Any:
-        """Denoise x at noise for labels; decode=False: `features` instead."""
+        """Denoise x at noise, given a condition; decode=False: `features` instead."""
         dtype = compute_dtype(self.dtype)
         self._check(x.shape)
         images, (rows, columns) = x.shape[0], grid(x.shape, self.patch)
@@ -95,7 +95,7 @@ class MaskedDiT(DiT):
             h.reshape(images * places, -1)
         )
         h = (h.reshape(images, places, self.width) + positions).reshape(-1, self.width)
-        c = self._condition(noise, labels, dtype)
+        c = self._condition(noise, condition, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
         h, found = blocks(h, c, None, places=places, each=(self._alone(),), taps=taps)
         if not decode:
@@ -110,14 +110,14 @@ class MaskedDiT(DiT):
         return (out, found) if taps else out
 
     def features(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, visible: jax.Array | None = None
+        self, x: jax.Array, noise: jax.Array, condition: Any, visible: jax.Array | None = None
     ) -> jax.Array:
         """The encoder's tokens, normalised: float32 [B, K, width]; K all patches by default.
 
         For linear probes: their mean over patches, at noise 0 and "no label", as in training's
-        representation step. module.apply(variables, x, noise, labels, method="features").
+        representation step. module.apply(variables, x, noise, condition, method="features").
         """
-        return self(x, noise, labels, visible=visible, decode=False)
+        return self(x, noise, condition, visible=visible, decode=False)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         super()._check(shape)

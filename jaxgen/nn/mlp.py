@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import NoiseEmbedding, compute_dtype, modulate, normalise
 from jaxgen.nn.parallel import Columns, Dropout, Rows
 from jaxgen.nn.stack import Taps, stacked
@@ -36,16 +37,18 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """MLP denoiser: module(x, noise[B], labels[B]) -> float32 of x's shape but `out_channels` last.
+    """MLP denoiser: module(x, noise[B], condition) -> float32 of x's shape but `out_channels` last.
 
     x is [B, D], or [B, ..., C] whose trailing axes are flattened on the way in and restored on the
     way out. noise: the noise-level number (t in [0, 1]), times `time_scale` before the sinusoidal
-    embedding. labels: int32 in [0, num_classes]; num_classes is "no label". An out-of-range label
-    gives NaN. The output is exactly zero at initialisation.
+    embedding. condition: labels int32 [B] in [0, num_classes]; num_classes is "no label"; out of
+    range gives NaN; or several conditions (`jaxgen.nn.conditions`). The output is exactly zero at
+    initialisation.
 
     Fields: width, depth (residual blocks), expansion (hidden width over width), dropout (rng
     "dropout" when train=True), dtype (compute; parameters are float32), scan (compile one block for
-    all layers) and remat ("none", "full", "dots").
+    all layers), remat ("none", "full", "dots") and conditions (what it can be told besides the
+    label).
 
     Called with taps=(k, ...) it returns (output, {k: the features [B, width] after k blocks}), k
     from 1 to depth. Raises UsageError for other taps.
@@ -61,22 +64,24 @@ class MLP(nn.Module):
     dtype: str = "float32"
     scan: bool = True
     remat: str = "none"
+    conditions: Conditions = ()
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         noise: jax.Array,
-        labels: jax.Array,
+        condition: Any,
         *,
         train: bool = False,
         taps: Taps = (),
     ) -> Any:
-        """Denoise x [B, ..., C] at noise [B] for labels [B]; float32 [B, ..., out_channels]."""
+        """Denoise x [B, ..., C] at noise [B], given a condition: [B, ..., out_channels]."""
         dtype = compute_dtype(self.dtype)
         c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(noise)
         table = nn.Embed(self.num_classes + 1, self.width, dtype=dtype, name="labels")
-        c = nn.silu(c + table(labels))
+        told = embed(condition, table, self.conditions, len(x), width=self.width, dtype=dtype)
+        c = nn.silu(c + told)
         shape = (*x.shape[:-1], self.out_channels)
         h = x.reshape(x.shape[0], -1).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="in")(h)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import (
     compute_dtype,
     fourier,
@@ -108,14 +109,15 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+    """U-Net: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
     noise: the noise-level number (ln(sigma) / 4 for EDM), times `time_scale` before its embedding.
-    labels: int32 in [0, num_classes]; num_classes, "no label", is a zero vector. H and W must be
-    multiples of 2 ** (levels - 1), else UsageError. augment [B, augment_dim], optional: numbers
-    that say how the image was augmented (Karras et al. 2022, app. F.2). At initialisation the
-    output is exactly zero. By default EDM's DDPM++ for CIFAR-10, 55.7 million parameters; its 64x64
-    images (FFHQ, AFHQv2) take multipliers (1, 2, 2, 2).
+    condition: labels int32 [B] in [0, num_classes]; num_classes, "no label", is a zero vector; or
+    several conditions (`jaxgen.nn.conditions`). H and W must be multiples of 2 ** (levels - 1),
+    else UsageError. augment [B, augment_dim], optional: numbers that say how the image was
+    augmented (Karras et al. 2022, app. F.2). At initialisation the output is exactly zero. By
+    default EDM's DDPM++ for CIFAR-10, 55.7 million parameters; its 64x64 images (FFHQ, AFHQv2) take
+    multipliers (1, 2, 2, 2).
 
     Fields: channels, multipliers (channels per level over `channels`, finest first), blocks (per
     level); attention_sizes (the heights at which blocks attend), head_channels (of an attention
@@ -127,7 +129,8 @@ class UNet(nn.Module):
     twice that, as in NCSN++); dropout (rng
     "dropout" when train=True), dtype (compute; parameters, norms and softmax are float32), remat
     ("none", "full", "dots"); identity_attention (blocks, "middle_0" or "decode_1_2", whose
-    attention map is the identity, for guidance away from them).
+    attention map is the identity, for guidance away from them); conditions (what it can be told
+    besides the label).
 
     Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}).
     Blocks are called, in this order, "encode_L_i" (the i-th of level L, which "halve_L" leads to),
@@ -155,22 +158,23 @@ class UNet(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     identity_attention: tuple[str, ...] = ()
+    conditions: Conditions = ()
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         noise: jax.Array,
-        labels: jax.Array,
+        condition: Any,
         *,
         augment: jax.Array | None = None,
         train: bool = False,
         taps: tuple[str, ...] = (),
     ) -> Any:
-        """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
+        """Denoise x [B, H, W, C] at noise [B], given a condition: [B, H, W, out_channels]."""
         self._check(x.shape)
         dtype = compute_dtype(self.dtype)
-        embedding = self._embed(noise, labels, augment, dtype)
+        embedding = self._embed(noise, condition, augment, dtype)
         block_class = rematerialised(Block, self.remat)
         attending: set[str] = set()
         outputs: dict[str, jax.Array] = {}
@@ -229,7 +233,7 @@ class UNet(nn.Module):
         return (out, tapped(outputs, taps)) if taps else out
 
     def _embed(
-        self, noise: jax.Array, labels: jax.Array, augment: jax.Array | None, dtype: Any
+        self, noise: jax.Array, condition: Any, augment: jax.Array | None, dtype: Any
     ) -> jax.Array:
         """The conditioning vector [B, 4 * channels], after its last non-linearity."""
         kinds: dict[str, Any] = {"sinusoidal": sinusoidal, "fourier": fourier}
@@ -240,9 +244,13 @@ class UNet(nn.Module):
         h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_hidden")(h)
         h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_out")(nn.silu(h))
         init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
-        one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
-        table = nn.Dense(width, use_bias=False, kernel_init=init, dtype=dtype, name="labels")
-        h = h + table(one_hot)
+        dense = nn.Dense(width, use_bias=False, kernel_init=init, dtype=dtype, name="labels")
+
+        def table(labels: jax.Array) -> jax.Array:
+            return dense(jax.nn.one_hot(labels, self.num_classes, dtype=dtype))
+
+        size = noise.shape[0]
+        h = h + embed(condition, table, self.conditions, size, width=width, dtype=dtype)
         if self.augment_dim:
             if augment is None:
                 augment = jnp.zeros((noise.shape[0], self.augment_dim))

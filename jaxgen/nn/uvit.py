@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.nn import bert
+from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.dit import grid, patchify, unpatchify
 from jaxgen.nn.layers import compute_dtype, fill, patched, sinusoidal
 from jaxgen.nn.stack import Taps, check_taps, stacked
@@ -43,7 +44,7 @@ class Block(bert.Block):
 
 
 class UViT(nn.Module):
-    """U-ViT: module(x[B, H, W, C], noise[B], labels[B]) -> float32 [B, H, W, out_channels].
+    """U-ViT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
     Arguments, taps (of the patches' tokens) and the fields that it shares as `jaxgen.nn.dit.DiT`'s;
     size: "S/2" to "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half
@@ -64,6 +65,7 @@ class UViT(nn.Module):
     scan: bool = True
     remat: str = "dots"
     attention: str = "auto"
+    conditions: Conditions = ()
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
@@ -72,17 +74,18 @@ class UViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, noise: jax.Array, labels: jax.Array, *,
+        self, x: jax.Array, noise: jax.Array, condition: Any, *,
         train: bool = False, taps: Taps = (),
     ) -> Any:  # fmt: skip
-        """Denoise x [B, H, W, C] at noise [B] for labels [B]; float32 [B, H, W, out_channels]."""
+        """Denoise x [B, H, W, C] at noise [B], given a condition: [B, H, W, out_channels]."""
         dtype, shape, width = compute_dtype(self.dtype), grid(x.shape, self.patch), self.width
         self._check(taps)
         dense = functools.partial(nn.Dense, kernel_init=INIT, dtype=dtype)
         length, first = shape[0] * shape[1] + 2, self.depth // 2 + 1
         time = sinusoidal(self.time_scale * noise, width).astype(dtype)
         rows, init = self.num_classes + 1, nn.initializers.normal(0.02)
-        label = nn.Embed(rows, width, embedding_init=init, dtype=dtype, name="labels")(labels)
+        table = nn.Embed(rows, width, embedding_init=init, dtype=dtype, name="labels")
+        label = embed(condition, table, self.conditions, len(x), width=width, dtype=dtype)
         h = dense(width, name="patch")(patchify(x.astype(dtype), self.patch))
         h = jnp.concatenate([time[:, None], label[:, None], h.reshape(len(x), -1, width)], axis=1)
         h = h + self.param("positions", INIT, (length, width), jnp.float32).astype(dtype)

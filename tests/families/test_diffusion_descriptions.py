@@ -14,8 +14,7 @@ from jaxgen.families.diffusion.descriptions.neighbours import nearest, neighbour
 from jaxgen.families.diffusion.descriptions.representation import representation
 from jaxgen.families.diffusion.methods.denoising import denoising
 from jaxgen.frozen.encoders import flat
-from jaxgen.method import Spec, drop_labels, no_label
-from jaxgen.nn.labels import Described, changed
+from jaxgen.method import Spec, drop_labels
 from jaxgen.nn.mlp import MLP
 from jaxgen.steer.sampler import steered
 from jaxgen.steer.search import branch
@@ -64,26 +63,6 @@ def test_far_from_the_origin_distances_keep_their_digits():
     np.testing.assert_array_equal(nearest(queries + 512.0, POINTS + 512.0, 5), near)
 
 
-def test_a_network_is_told_sets_and_none_is_its_own_no_label():
-    inner = MLP(2, 3, width=16, depth=1)
-    net = Described(inner)
-    x, noise = jnp.ones((4, 3)), jnp.full(4, 0.5)
-    sets = jax.random.normal(jax.random.key(0), (4, 5, 2))
-    params = quick_jit(net.init)(jax.random.key(1), x, noise, sets)["params"]
-    params = jax.tree.map(lambda a: a + 0.1, params)
-    tell = quick_jit(lambda p, told: net.apply({"params": p}, x, noise, told))
-    out = tell(params, sets)
-    assert np.ptp(out, axis=0).min() > 1e-4
-    np.testing.assert_allclose(tell(params, sets[:, ::-1]), out, atol=1e-6)
-    none = no_label(sets, 2)
-    want = quick_jit(inner.apply)({"params": params["inner"]}, x, noise, jnp.full(4, 2))
-    np.testing.assert_allclose(tell(params, none), want, atol=1e-6)
-    grads = quick_jit(jax.grad(lambda p: net.apply({"params": p}, x, noise, none).sum()))(params)
-    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
-    with pytest.raises(UsageError, match="table of label embeddings"), changed(lambda h: h):
-        pass
-
-
 def test_descriptions_are_dropped_at_the_share_asked_for_labels_too():
     keys = jax.random.split(jax.random.key(4), 4000)
     dropped = np.asarray(jnp.isnan(drop_labels(keys, jnp.ones((4000, 3)), 0.3, 2)))
@@ -115,7 +94,7 @@ def test_they_train_and_sample_each_image_from_its_key(name):
         first, metrics = update(first, batch, jax.random.key(number))
     assert np.isfinite(metrics["loss"]) and ("describe" in metrics) == (describe.init is not None)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, first.params)
-    assert moved["net"]["first"]["kernel"]
+    assert moved["net"]["conditions"]["description"]["first"]["kernel"]
     assert describe.init is None or moved["describe"]["in"]["kernel"]
     sampler = made.sampler(solver="euler", steps=3, guidance=2.0)
     assert sampler.calls == 2 * 3 + describe.calls
@@ -181,7 +160,8 @@ def test_a_described_sampler_is_a_chain(name):
         again = chain.step(keys, chain.back(keys, chain.step(keys, start, 0), 1, 1), 1)
         return one, two, again[1], chain.estimate(keys, again, 2)
 
-    one, two, again, guess = quick_jit(branched)(keys)
+    *told, guess = quick_jit(branched)(keys)
+    one, two, again = (each["description"] for each in told)
     np.testing.assert_array_equal(one, again)
     assert (one != two).any() and guess.shape == (5, 3)
 

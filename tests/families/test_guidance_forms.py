@@ -34,9 +34,9 @@ from jaxgen.families.diffusion.guidance.sag import sag
 from jaxgen.families.diffusion.guidance.semantic import content, language, style
 from jaxgen.families.diffusion.guidance.stitch import early, stitch
 from jaxgen.families.diffusion.guidance.universal import backward, universal
+from jaxgen.families.diffusion.methods import branches
 from jaxgen.families.diffusion.methods.denoising import denoising
 from jaxgen.method import Spec
-from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
 from tests.guidance_kit import (
@@ -219,17 +219,28 @@ def coherent(levels, classes=4):
     return denoising(Spec(SHAPE, classes), model, optax.sgd(0.1), Averages((10,)), coherence=levels)
 
 
-def test_a_coherent_network_adds_its_embedding_to_the_labels():
-    """Label y at coherence c is y with an embedding more; where that is 0, it is y alone."""
+def test_coherence_is_a_second_condition_of_its_label():
+    """Labels y * levels + c are told as y and c; with no label no coherence is told either."""
+    method = coherent(2)
     inner = MLP(num_classes=2, out_channels=3, width=16, depth=1)
-    model, (_, x, _), noise = Coherent(inner, 2), at(0.5), jnp.linspace(0.1, 0.9, SIZE)
+    model = inner.clone(conditions=(("coherence", "label", 2),))
+    network = Network(model, PATH, "velocity", told=branches.coherent(2, 2))
+    _, x, t = at(0.5)
+    params = live_params(method)["net"]
+    same = live_variables(model, SHAPE, 0.3)["params"]
+    assert jax.tree.structure(params) == jax.tree.structure(same)
+    table = params["conditions"]["coherence"]["table"]
+    table["embedding"] = table["embedding"].at[jnp.array([0, 2])].set(0.0)
     labels = jnp.array([0, 1, 2, 3, 4, 4, 0, 3])
-    params = live_variables(model, SHAPE, 0.3)["params"]
-    params = {**params, "coherence": params["coherence"].at[0].set(0.0)}
-    out = quick_jit(model.apply)({"params": params}, x, noise, labels)
-    plain = quick_jit(inner.apply)({"params": params["inner"]}, x, noise, labels // 2)
-    gap = jnp.abs(out - plain).max(1)
+    predict = quick_jit(lambda p, y: network.predict(p, x, t, y).x0)
+    plain = Network(inner, PATH, "velocity")
+    want = quick_jit(lambda p: plain.predict(p, x, t, labels // 2).x0)(params)
+    gap = jnp.abs(predict(params, labels) - want).max(1)
     assert (gap[labels % 2 == 0] < 1e-6).all() and (gap[labels % 2 == 1] > 1e-3).all()
+    loud = jax.tree.map(lambda a: a, params)
+    loud["conditions"]["coherence"]["table"]["embedding"] = table["embedding"].at[2].set(9.0)
+    moved = jnp.abs(predict(loud, labels) - predict(params, labels)).max(1) > 1e-3
+    np.testing.assert_array_equal(moved, labels == 4)
 
 
 def test_coherence_samples_at_the_highest_and_needs_levels():

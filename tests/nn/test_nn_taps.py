@@ -13,9 +13,7 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout, using
 from jaxgen.nn import edm2, placement, unet
-from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.dit import DiT
-from jaxgen.nn.labels import Described
 from jaxgen.nn.masked_dit import MaskedDiT
 from jaxgen.nn.mlp import MLP
 from jaxgen.nn.stack import Stack, stacked
@@ -183,16 +181,6 @@ def test_unknown_taps_are_errors_that_list_what_there_is(name):
     module, variables, args = given(name)
     with pytest.raises(UsageError, match=message):
         jax.eval_shape(functools.partial(module.apply, taps=(tap,)), variables, *args)
-
-
-def test_networks_around_a_network_hand_its_taps_on():
-    x, noise, labels = inputs(IMAGE)
-    for outer, told in ((Coherent, labels), (Described, jnp.zeros((3, 5)))):
-        module = outer(STACKS["dit"], 2) if outer is Coherent else outer(STACKS["dit"])
-        variables = jax.eval_shape(module.init, jax.random.key(0), x, noise, told)
-        apply = functools.partial(module.apply, taps=(1,))
-        _, taps = jax.eval_shape(apply, variables, x, noise, told)
-        assert taps[1].shape == (3, 16, 16)
 
 
 class Mixing(nn.Module):

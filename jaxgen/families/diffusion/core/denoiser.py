@@ -21,7 +21,7 @@ from jaxgen.families.diffusion.core.prediction import (
     noise_condition,
     to_prediction,
 )
-from jaxgen.nn.labels import changed
+from jaxgen.nn.conditions import Change, Condition, changed
 from jaxgen.nn.layers import attention_maps
 
 PyTree = Any
@@ -49,16 +49,16 @@ class Denoiser:
     memory. calls(t): network evaluations that one call at time t costs, a plain number; a denoiser
     that cannot be had raises its UsageError there. path: the path that it denoises, where it knows.
     recondition(change): the same denoiser with change(y) in place of its condition vectors y
-    [B, E] (a network's label embeddings), where it has such. perturb(layers): the same denoiser
-    with the identity for the attention maps of these layers, and attend(layer): a call that also
-    returns where that layer attends, [B, h, w] of mean 1, where it has self-attention.
+    [B, E] (a network's embedding of its condition), where it has such. perturb(layers): the same
+    denoiser with the identity for the attention maps of these layers, and attend(layer): a call
+    that also returns where that layer attends, [B, h, w] of mean 1, where it has self-attention.
     """
 
     call: Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[Prediction, Memory]]
     init: Callable[[jax.Array], Memory] = _no_memory
     calls: Callable[[float], float] = _one_call
     path: Path | None = None
-    recondition: Callable[[Callable[[jax.Array], jax.Array]], Denoiser] | None = None
+    recondition: Callable[[Change], Denoiser] | None = None
     perturb: Callable[[tuple[Layer, ...]], Denoiser] | None = None
     attend: Callable[[Layer], Attending] | None = None
 
@@ -67,6 +67,10 @@ class Denoiser:
     ) -> tuple[Prediction, Memory]:
         """Estimate both end points from x [B, ...] at time t."""
         return self.call(keys, x, t, memory)
+
+
+def _itself(labels: Any) -> Any:
+    return labels
 
 
 def path_of(denoiser: Denoiser, path: Path | None) -> Path:
@@ -81,8 +85,10 @@ def path_of(denoiser: Denoiser, path: Path | None) -> Path:
 class Network:
     """A Flax network as a source of Predictions: how its input and output are to be read.
 
-    model: module(x, noise, labels, *, train) -> [B, ..., C], or [..., 2 C] where the second half
-    are logits of a learned variance. kind: one of `prediction.KINDS`.
+    model: module(x, noise, condition, *, train) -> [B, ..., C], or [..., 2 C] where the second half
+    are logits of a learned variance. kind: one of `prediction.KINDS`. Whatever is called labels is
+    labels [B], a mapping of conditions or a `Condition` (`jaxgen.nn.conditions`). told(labels): the
+    condition that the model is given for them, e.g. with a number that is always the same.
     """
 
     model: Any
@@ -90,23 +96,24 @@ class Network:
     kind: str
     sigma_data: float = 0.5
     learned_variance: bool = False
+    told: Callable[[Any], Any] = _itself
 
     def output(
         self,
         params: PyTree,
         x: jax.Array,
         t: jax.Array,
-        labels: jax.Array,
+        labels: Any,
         dropout: jax.Array | None = None,
         **options: Any,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The network at x [B, ...], t [B], labels [B]: (its output, variance logits or None).
+        """The network at x [B, ...], t [B] for labels: (its output, variance logits or None).
 
         dropout: a key; given, the network runs in training mode. options: what else this network
         takes when called.
         """
         rngs = None if dropout is None else {"dropout": dropout}
-        inputs = (*self._inputs(x, t), labels)
+        inputs = self._inputs(x, t, labels)
         train = dropout is not None
         out = self.model.apply({"params": params}, *inputs, train=train, rngs=rngs, **options)
         return self._halves(out)
@@ -116,7 +123,7 @@ class Network:
         params: PyTree,
         x: jax.Array,
         t: jax.Array,
-        labels: jax.Array,
+        labels: Any,
         dropout: jax.Array | None,
         taps: tuple[Layer, ...],
     ) -> tuple[jax.Array, jax.Array | None, Mapping[Layer, jax.Array]]:
@@ -127,7 +134,7 @@ class Network:
         if not taps:
             return *self.output(params, x, t, labels, dropout), {}
         rngs = None if dropout is None else {"dropout": dropout}
-        inputs = (*self._inputs(x, t), labels)
+        inputs = self._inputs(x, t, labels)
         train = dropout is not None
         try:
             out, found = self.model.apply(
@@ -140,11 +147,15 @@ class Network:
             raise invalid("config.model", name, "a network whose layers can be tapped") from error
         return *self._halves(out), found
 
-    def _inputs(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The network's image and noise numbers at x [B, ...], t [B]."""
+    def _inputs(self, x: jax.Array, t: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """What the network is called with at x [B, ...], t [B]: image, noise, condition."""
         scale = input_scale(self.kind, t, self.path, sigma_data=self.sigma_data)
         scaled = scale.reshape(scale.shape + (1,) * (x.ndim - 1)) * x
-        return scaled, noise_condition(self.kind, t, self.path)
+        if isinstance(labels, Condition):
+            condition: Any = Condition(self.told(labels.told), labels.change)
+        else:
+            condition = self.told(labels)
+        return scaled, noise_condition(self.kind, t, self.path), condition
 
     def _halves(self, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         out = out.astype(jnp.float32)
@@ -153,8 +164,8 @@ class Network:
         mean, variance = jnp.split(out, 2, axis=-1)
         return mean, variance
 
-    def predict(self, params: PyTree, x: jax.Array, t: jax.Array, labels: jax.Array) -> Prediction:
-        """The Prediction at x [B, ...], t [] or [B], labels [B]."""
+    def predict(self, params: PyTree, x: jax.Array, t: jax.Array, labels: Any) -> Prediction:
+        """The Prediction at x [B, ...], t [] or [B] for labels."""
         out = self.output(params, x, jnp.broadcast_to(t, x.shape[:1]), labels)
         return self._prediction(out, x, t)
 
@@ -166,8 +177,8 @@ class Network:
             self.kind, out, x, t, self.path, sigma_data=self.sigma_data, variance=variance
         )
 
-    def denoiser(self, params: PyTree, labels: jax.Array) -> NetworkDenoiser:
-        """The denoiser of these parameters for labels [B]."""
+    def denoiser(self, params: PyTree, labels: Any) -> NetworkDenoiser:
+        """The denoiser of these parameters for labels [B], or for another condition."""
 
         def call(
             keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -194,13 +205,13 @@ class Network:
             raise UsageError("guidance: this network has no attention maps to replace.")
         return dataclasses.replace(self, model=self.model.clone(identity_attention=layers))
 
-    def _attending(self, params: PyTree, labels: jax.Array, layer: Layer) -> Attending:
+    def _attending(self, params: PyTree, labels: Any, layer: Layer) -> Attending:
         """`denoiser`'s call that also returns where a layer attends; for DiT and UNet."""
 
         def call(
             keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
         ) -> tuple[Prediction, Memory, jax.Array]:
-            inputs = (*self._inputs(x, jnp.broadcast_to(t, x.shape[:1])), labels)
+            inputs = self._inputs(x, jnp.broadcast_to(t, x.shape[:1]), labels)
             out, state = self.model.apply({"params": params}, *inputs, mutable=["intermediates"])
             maps = attention_maps(state.get("intermediates", {}), x.shape[1], x.shape[2])
             if layer not in maps:
@@ -210,21 +221,27 @@ class Network:
 
         return call
 
-    def _reconditioned(
-        self, params: PyTree, labels: jax.Array, change: Callable[[jax.Array], jax.Array]
-    ) -> Denoiser:
-        """The denoiser whose label embeddings [B, width] are changed before the network has them.
+    def _reconditioned(self, params: PyTree, labels: Any, change: Change) -> Denoiser:
+        """The denoiser whose condition's embedding [B, width] is changed before the network has it.
 
-        For networks whose label table is an `nn.Embed` named "labels" (DiT, MLP).
+        For networks with a field `conditions`, which are told by `jaxgen.nn.conditions`.
         """
+        if not hasattr(self.model, "conditions"):
+            name = type(self.model).__name__
+            allowed = "a network with `conditions` (jaxgen.nn.conditions), whose embedding is known"
+            raise invalid("config.model", name, allowed)
+        condition = changed(labels, change)
 
         def call(
             keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
         ) -> tuple[Prediction, Memory]:
-            with changed(change):
-                return self.predict(params, x, t, labels), memory
+            return self.predict(params, x, t, condition), memory
 
-        return Denoiser(call, path=self.path)
+        return Denoiser(
+            call,
+            path=self.path,
+            recondition=lambda change: self._reconditioned(params, condition, change),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -233,7 +250,7 @@ class NetworkDenoiser(Denoiser):
 
     network: Network
     params: PyTree
-    labels: jax.Array
+    labels: Any
 
 
 def together(
@@ -245,8 +262,8 @@ def together(
 ) -> tuple[list[Prediction], list[Memory]]:
     """Call several denoisers at the same (x, t): one batched call where they share a network.
 
-    Networks with the same parameters run once on the concatenation of their batches; all others
-    run one after the other.
+    Networks with the same parameters, told the same things, run once on the concatenation of their
+    batches; all others run one after the other.
     """
     first = denoisers[0]
     shared = all(
@@ -254,13 +271,16 @@ def together(
         and isinstance(first, NetworkDenoiser)
         and d.network is first.network
         and d.params is first.params
+        and not isinstance(d.labels, Condition)
+        and jax.tree.map(jnp.shape, d.labels) == jax.tree.map(jnp.shape, first.labels)
         for d in denoisers
     )
     if not shared or not isinstance(first, NetworkDenoiser):
         pairs = [d(keys, x, t, m) for d, m in zip(denoisers, memories, strict=True)]
         return [p for p, _ in pairs], [m for _, m in pairs]
     count = len(denoisers)
-    labels = jnp.concatenate([d.labels for d in denoisers if isinstance(d, NetworkDenoiser)])
+    every = [d.labels for d in denoisers if isinstance(d, NetworkDenoiser)]
+    labels = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
     times = jnp.tile(t, count) if t.ndim else t
     both = first.network.predict(first.params, jnp.concatenate([x] * count), times, labels)
     parts = [

@@ -195,7 +195,7 @@ def build_sampler(
     sections = list(guidance)
     chosen = _build_solver(solver, path, steps)
 
-    def denoiser(params: PyTree, labels: jax.Array | None) -> Denoiser:
+    def denoiser(params: PyTree, labels: Any) -> Denoiser:
         held = {name: branch(params, labels) for name, branch in branches.items()}
         guided = compose(sections, held, path, times)
         if clip == "static":
@@ -203,20 +203,23 @@ def build_sampler(
         return dynamic(guided, path) if clip == "dynamic" else guided
 
     @jax.jit
-    def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
+    def draw(params: PyTree, keys: jax.Array, labels: Any) -> Any:
         x = prior(path, keys, shape, noise)
         return integrate(chosen, denoiser(params, labels), x, times, keys, preview)
 
     counted = denoiser(None, None)
 
-    def chain(params: PyTree, label: jax.Array) -> Chain:
+    def chain(params: PyTree, label: Any) -> Chain:
         """Each call sees as many labels as it sees images, whatever steering makes of the batch.
 
-        label: (), or descriptions [B, ...] in its place, as many as there are images.
+        label: (), or a tree of conditions, where what is [B, ...] is as many as there are images.
         """
 
         def of(x: jax.Array) -> Denoiser:
-            return denoiser(params, label if label.ndim else jnp.broadcast_to(label, x.shape[:1]))
+            def each(a: jax.Array) -> jax.Array:
+                return a if a.ndim else jnp.broadcast_to(a, x.shape[:1])
+
+            return denoiser(params, jax.tree.map(each, label))
 
         one = Denoiser(
             lambda keys, x, t, memory: of(x)(keys, x, t, memory),

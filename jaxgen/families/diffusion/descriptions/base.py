@@ -18,10 +18,13 @@ PyTree = Any
 DRAW = 2
 """Descriptions draw below fold_in(key, 2); samplers of images use 0 and 1."""
 
+NAME = "description"
+"""The condition's name."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Description:
-    """Vectors [B, D], or sets of them [B, K, D], for `nn.labels.Described`; frozen but for `loss`.
+    """Vectors [B, D], or sets of them [B, K, D], told as a condition; frozen but for `loss`.
 
     of(frozen, examples [B, *shape]) -> descriptions, in training. draw(params, frozen, keys [B],
     labels [B]) -> descriptions to sample with. calls: evaluations of a network that a draw costs.
@@ -42,6 +45,11 @@ class Description:
         found = jax.eval_shape(self.of, self.frozen, x)
         return jnp.zeros(found.shape, found.dtype)
 
+    def kind(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """What a network declares to be told it, of examples of a shape (`nn.conditions`)."""
+        found = self.example(jnp.zeros((1, *shape))).shape
+        return (NAME, "vector" if len(found) == 2 else "set", found[-1])
+
 
 def described(sampler: Sampler, describe: Description, own: bool = True) -> Sampler:
     """A sampler of descriptions in the place of labels as one of labels, which draws them first.
@@ -52,11 +60,11 @@ def described(sampler: Sampler, describe: Description, own: bool = True) -> Samp
     else, and another one's, they are constants of the sampler.
     """
 
-    def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         learned = params["describe"] if describe.init is not None else None
         held = params.get("frozen", {}).get("describe") if own else None
         held = describe.frozen if held is None else held
-        return describe.draw(learned, held, fold(keys, DRAW), labels)
+        return {NAME: describe.draw(learned, held, fold(keys, DRAW), labels)}
 
     def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         return sampler.fn(params, keys, draw(params, keys, labels))
@@ -71,19 +79,17 @@ def described(sampler: Sampler, describe: Description, own: bool = True) -> Samp
     return Sampler(fn, calls, sampler.steps, None if sampler.chain is None else chain)
 
 
-def _told(
-    of: Callable[[jax.Array], Chain], draw: Callable[[jax.Array], jax.Array], calls: float
-) -> Chain:
-    """The chain whose state is (a chain's of descriptions [B, ...], the descriptions).
+def _told(of: Callable[[Any], Chain], draw: Callable[[jax.Array], Any], calls: float) -> Chain:
+    """The chain whose state is (a chain's of conditions [B, ...], the conditions).
 
-    of(descriptions) -> the chain; draw(keys [B]) -> descriptions, for `calls` network evaluations.
+    of(conditions) -> the chain; draw(keys [B]) -> conditions, for `calls` network evaluations.
     """
     # What does not depend on the description: counts, and states without it.
     bare = of(jnp.int32(0))
 
     def start(keys: jax.Array) -> State:
         blank = jax.eval_shape(draw, keys)
-        return bare.start(keys), jnp.zeros(blank.shape, blank.dtype)
+        return bare.start(keys), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), blank)
 
     def step(keys: jax.Array, state: State, number: jax.Array) -> State:
         own, told = state

@@ -51,7 +51,7 @@ def cads(
     if guided.recondition is None:
         raise invalid(
             "guidance.cads", "a denoiser without a condition vector",
-            "a network's with label embeddings, or one that has `recondition`",
+            "a network's, or one that has `recondition`",
         )  # fmt: skip
     change = guided.recondition
 

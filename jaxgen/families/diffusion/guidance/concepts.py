@@ -48,7 +48,7 @@ def compose(cond: Denoiser, uncond: Denoiser, vectors: jax.Array, amounts: jax.A
     amounts [B, K], their weights, or [K] for all. K + 1 network calls.
     """
     if cond.recondition is None:
-        allowed = "a network's with label embeddings, or one that has `recondition`"
+        allowed = "a network's, or one that has `recondition`"
         raise invalid("guidance.compose", "a denoiser without a condition vector", allowed)
     change, count = cond.recondition, vectors.shape[0]
     if amounts.shape[-1] != count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,19 +16,43 @@ from jaxgen.method import Spec, no_label
 PyTree = Any
 
 
+def coherent(levels: int, classes: int) -> Callable[[Any], Any]:
+    """What a network is told of labels y * levels + c: {"label": y, "coherence": c}.
+
+    y is in [0, classes), c how far it is to be believed; with no label no coherence is told.
+    """
+
+    def told(labels: Any) -> Any:
+        if isinstance(labels, Mapping):
+            return {**labels, **told(labels["label"])}
+        y, c = labels // levels, labels % levels
+        return {"label": y, "coherence": jnp.where((y < 0) | (y == classes), -1, c)}
+
+    return told
+
+
 def standard_branches(
     network: Network, spec: Spec, coherence: int, *, guidable: bool
 ) -> dict[str, Branch]:
     """(params, labels [B]) -> denoiser: "cond", "uncond", "weak", "incoherent", and "by_label".
 
     coherence: levels of how far labels are believed. guidable: whether the network was trained
-    with dropped labels; else what guidance would do without them raises. "labels" are the labels.
+    with dropped labels; else what guidance would do without them raises. "labels" are the labels
+    alone. Wherever labels are, a mapping of conditions may be (`jaxgen.nn.conditions`).
     """
 
-    def believed(labels: jax.Array | None, level: int) -> Any:
+    def alone(labels: Any) -> Any:
+        return labels.get("label") if isinstance(labels, Mapping) else labels
+
+    def with_label(labels: Any, own: Any) -> Any:
+        return {**labels, "label": own} if isinstance(labels, Mapping) else own
+
+    def believed(labels: Any, level: int) -> Any:
         """Labels at one level of coherence; "no label" stays what it is."""
         if labels is None or coherence == 1:
             return labels
+        if isinstance(labels, Mapping):
+            return with_label(labels, believed(alone(labels), level))
         return jnp.where(labels == spec.null_label, labels, labels // coherence * coherence + level)
 
     def cond(params: PyTree, labels: Any) -> Denoiser:
@@ -62,13 +87,17 @@ def standard_branches(
         return network.denoiser(params and params["weak"], believed(labels, coherence - 1))
 
     def by_label(params: PyTree, labels: Any) -> Any:
-        return lambda others: network.denoiser(params["net"], believed(others, coherence - 1))
+        def of(others: jax.Array) -> Denoiser:
+            told = believed(with_label(labels, others), coherence - 1)
+            return network.denoiser(params["net"], told)
+
+        return of
 
     return {
         "cond": cond,
         "uncond": uncond,
         "incoherent": incoherent,
         "weak": weak,
-        "labels": lambda params, labels: labels,
+        "labels": lambda params, labels: alone(labels),
         "by_label": by_label,
     }

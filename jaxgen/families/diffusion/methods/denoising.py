@@ -21,13 +21,11 @@ from jaxgen.families.diffusion.core.prediction import KINDS
 from jaxgen.families.diffusion.core.sampler import Branch, build_sampler
 from jaxgen.families.diffusion.core.times import Times
 from jaxgen.families.diffusion.descriptions.base import Description, described
-from jaxgen.families.diffusion.methods.branches import standard_branches
+from jaxgen.families.diffusion.methods.branches import coherent, standard_branches
 from jaxgen.families.diffusion.terms.base import Term
 from jaxgen.families.diffusion.terms.loss import denoising_loss, taps_of
 from jaxgen.method import Averages, Likelihood, Method, Sampler, Spec, method_of, single
-from jaxgen.nn.coherence import Coherent
 from jaxgen.nn.flops import multiply_adds
-from jaxgen.nn.labels import Described
 
 CORE, TERMS = "jaxgen.families.diffusion.core", "jaxgen.families.diffusion.terms"
 PyTree = Any
@@ -55,8 +53,10 @@ def denoising(
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
 
-    spec: the data. model: a Flax module(x, noise, labels, *, train); where it has a
-    `project(params)` that is applied after each update (EDM2's forced weight normalisation).
+    spec: the data. model: a Flax module(x, noise, condition, *, train); what it declares in
+    `conditions` (`jaxgen.nn.conditions`) it is told from the data's columns of these names, and
+    samplers take {"label": ..., name: ...} in the place of labels. Where it has a `project(params)`
+    that is applied after each update (EDM2's forced weight normalisation).
     path, weighting, times, noise, coupling, terms: sections or names in `families.diffusion.core`
     and `.terms` (or already built). noise: the law of eps; coupling: which noise goes with which
     example of a batch. terms: what is minimised besides the weighted error, e.g. "uncertainty",
@@ -88,13 +88,17 @@ def denoising(
     ]
     sampled: Times = part(times, ROOMS["times"], "method.times")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
+    columns = tuple(name for name, *_ in getattr(model, "conditions", ()))
+    reading: dict[str, Any] = {}
     if coherence > 1:
-        model = Coherent(model.clone(num_classes=spec.num_classes // coherence), coherence)
+        classes = spec.num_classes // coherence
+        model = _told(model.clone(num_classes=classes), ("coherence", "label", coherence))
+        reading["told"] = coherent(coherence, classes)
     description: Description | None = None
     if describe is not None:
         description = part(describe, ROOMS["describe"], "method.describe", spec=spec)
-        model = Described(model)
-    network = Network(model, route, prediction, sigma_data, learned_variance)
+        model = _told(model, description.kind(spec.shape))
+    network = Network(model, route, prediction, sigma_data, learned_variance, **reading)
     loss = denoising_loss(
         network,
         sampled,
@@ -105,6 +109,7 @@ def denoising(
         noise=law,
         coupling=pairing,
         describe=description,
+        columns=columns,
     )
     own = standard_branches(network, spec, coherence, guidable=label_dropout > 0)
     projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
@@ -199,7 +204,7 @@ def first_params(
 ) -> dict[str, PyTree]:
     """Fresh parameters of the network, of each term that has any, and of the description."""
     x, one = jnp.zeros((1, *spec.shape)), jnp.zeros(1)
-    told = jnp.zeros(1, jnp.int32) if description is None else description.example(x)
+    told = jnp.zeros(1, jnp.int32)
     params = {"net": network.model.init(key, x, one, told)["params"]}
     if description is not None and description.init is not None:
         params["describe"] = description.init(jax.random.fold_in(key, 2))
@@ -232,6 +237,14 @@ def _check(
         raise invalid("method.coherence", coherence, f"a divisor of the {spec.num_classes} classes")
     if coherence > 1 and describe is not None:
         raise invalid("method.coherence", coherence, "1 with describe")
+
+
+def _told(model: Any, condition: tuple[Any, ...]) -> Any:
+    """The model that is told a further condition."""
+    if not hasattr(model, "conditions"):
+        name = type(model).__name__
+        raise invalid("config.model", name, "a network with `conditions` (jaxgen.nn.conditions)")
+    return model.clone(conditions=(*model.conditions, condition))
 
 
 def _sized(model: Any, channels: int) -> Any:

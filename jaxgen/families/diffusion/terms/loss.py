@@ -13,16 +13,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.coupling import INDEPENDENT, Coupling
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.noise import GAUSSIAN, Noise
 from jaxgen.families.diffusion.core.prediction import target, x0_gain
 from jaxgen.families.diffusion.core.times import Times
 from jaxgen.families.diffusion.core.weighting import Weighting
-from jaxgen.families.diffusion.descriptions.base import Description
+from jaxgen.families.diffusion.descriptions.base import NAME, Description
 from jaxgen.families.diffusion.terms.base import Noised, Tap, Term, example_mean
 from jaxgen.families.diffusion.terms.variance import variance
 from jaxgen.method import Batch, LossFn, Metrics, drop_labels, dropout_key, example_keys, fold
+from jaxgen.method.columns import RESERVED
 from jaxgen.method.streams import LABEL, NOISE, OTHER, STEP_TIME, TIME
 
 PyTree = Any
@@ -33,7 +35,8 @@ class Draws:
     """What of training is random: noise and its coupling, times, and which labels are dropped.
 
     label_dropout: the share of labels replaced by num_classes, "no label" (Ho & Salimans 2022).
-    describe: what the network is told in the place of a label.
+    describe: what the network is told in the place of a label. columns: of the data, which it is
+    told besides, by the names of the model's conditions. All are dropped together.
     """
 
     times: Times
@@ -42,6 +45,7 @@ class Draws:
     noise: Noise = GAUSSIAN
     coupling: Coupling = INDEPENDENT
     describe: Description | None = None
+    columns: tuple[str, ...] = ()
 
     def eps(self, x0: jax.Array, keys: jax.Array) -> jax.Array:
         """The noises of examples x0 [B, ...], paired with them."""
@@ -49,9 +53,14 @@ class Draws:
 
     def condition(self, x0: jax.Array, batch: Batch, keys: jax.Array, frozen: PyTree) -> Any:
         """What the network is told of each example before any of it is dropped."""
-        if self.describe is None:
-            return batch["label"]
-        return jax.lax.stop_gradient(self.describe.of(frozen, x0))
+        missing = [name for name in self.columns if name not in batch]
+        if missing:
+            allowed = f"columns of the data: {', '.join(set(batch) - set(RESERVED)) or 'none'}"
+            raise invalid("model.conditions", missing[0], allowed)
+        columns = {name: batch[name] for name in self.columns}
+        if self.describe is not None:
+            return {NAME: jax.lax.stop_gradient(self.describe.of(frozen, x0)), **columns}
+        return {"label": batch["label"], **columns} if columns else batch["label"]
 
     def dropped(self, told: Any, keys: jax.Array) -> Any:
         """The same with a share of it dropped."""
@@ -91,7 +100,7 @@ def denoising_loss(
         describe = drawn.describe
         if describe is not None and describe.loss is not None:
             own = fold(noised.keys, OTHER)
-            fitting = describe.loss(params["describe"], told, batch["label"], own)
+            fitting = describe.loss(params["describe"], told[NAME], batch["label"], own)
             metrics["describe"] = fitting.mean()
             total = total + fitting
         return total.mean(), (metrics, {**extra, "times": state})
