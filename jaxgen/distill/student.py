@@ -1,0 +1,100 @@
+"""A student whose denoiser learns a target: what distillations of diffusion models share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import invalid
+from jaxgen.families.diffusion.core.prediction import Prediction
+from jaxgen.method import Batch, Method, Sampler, Spec, only_learner, retrained
+from jaxgen.method.streams import NOISE, OTHER, TIME, example_keys, fold, normal
+
+PyTree = Any
+WEIGHT = "w"
+"""The condition by which a model is told the guidance weight, where it declares it."""
+
+
+def student(
+    method: Method,
+    spec: Spec,
+    target: Callable[..., jax.Array],
+    weights: tuple[float, float],
+    *,
+    count: Callable[[jax.Array], jax.Array] | None = None,
+    frozen: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Method:
+    """The method whose denoiser is regressed on `target`, in v = alpha eps - sigma x0.
+
+    target(params, x, t, labels, w, path, n) -> v [B, ...], held; params have the state's extra and
+    the frozen arrays. w [B] is uniform between the two weights; the model is told it if it declares
+    "w", and then `sample.guidance` is the w to sample with. count(seen) -> n, the number of steps
+    of an even grid that times are drawn from; None: any times. changes: of the `Training`. Raises
+    UsageError for a method without a denoiser of labels.
+    """
+    base, draw = only_learner(method, "distill"), weighted(method)[0]
+    low, high = weights
+
+    def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
+        keys, labels = example_keys(key, batch), batch["label"]
+        t, of_w = (jax.vmap(jax.random.uniform)(fold(keys, stream)) for stream in (TIME, OTHER))
+        w = low + (high - low) * of_w
+        n = None if count is None else count(batch["seen"][0])
+        t = t if n is None else (jnp.floor(t * n) + 1) / n
+        path = draw(guidance=()).denoiser(None, None).path
+        x = path.mix(batch["image"], normal(fold(keys, NOISE), spec.shape), t)
+        wanted = jax.lax.stop_gradient(target({**params, **extra}, x, t, labels, w, path, n))
+        ours = says(draw(guidance=()), params, x, t, told(method, labels, w)).v(path, t)
+        return ((ours - wanted) ** 2).mean(), ({}, extra)
+
+    @functools.wraps(draw)
+    def sampler(*, guidance: Any = 1.0, **options: Any) -> Sampler:
+        if not weighted(method)[1]:
+            return draw(guidance=guidance, **options)
+        number = isinstance(guidance, (int, float)) and not isinstance(guidance, bool)
+        if not number or not low <= guidance <= high:
+            allowed = f"a weight that the student was taught, {low:g} to {high:g}"
+            raise invalid("sample.guidance", guidance, allowed)
+        inner = draw(guidance=(), **options)
+
+        def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
+            return inner(params, keys, told(method, labels, guidance))
+
+        return dataclasses.replace(inner, fn=fn, chain=None, denoiser=None)
+
+    held = {**method.training.frozen, **(frozen or {})}
+    learners = {"net": dataclasses.replace(base, loss=loss)}
+    made = retrained(method, learners=learners, frozen=held, **changes)
+    # Without a weight it has not learnt what to say.
+    silent: dict[str, Any] = {"label_error": None, "log_prob": None, "likelihood": None}
+    own = silent if weighted(method)[1] else {}
+    return dataclasses.replace(made, sampler=sampler, train_flops=None, **own)
+
+
+def weighted(method: Method) -> tuple[Any, bool]:
+    """(the method's sampler factory, whether its model is told a weight). Raises UsageError."""
+    draw = method.sampler
+    denoiser = None if draw is None else draw().denoiser
+    if draw is None or denoiser is None:
+        raise invalid("distill", "a method without a denoiser of labels", "diffusion on labels")
+    model = draw(guidance=()).denoiser(None, None).network.model  # type: ignore[misc]
+    return draw, WEIGHT in [name for name, *_ in getattr(model, "conditions", ())]
+
+
+def told(method: Method, labels: jax.Array, w: Any) -> Any:
+    """Labels [B] with the weight, (), or [B], for a model that declares one; else labels alone."""
+    if not weighted(method)[1]:
+        return labels
+    return {"label": labels, WEIGHT: jnp.broadcast_to(jnp.asarray(w, jnp.float32), labels.shape)}
+
+
+def says(sampler: Sampler, params: PyTree, x: jax.Array, t: jax.Array, told: Any) -> Prediction:
+    """What the denoiser of a sampler says of x [B, ...] at t [B]."""
+    denoiser = sampler.denoiser(params, told)  # type: ignore[misc]
+    return denoiser(jnp.zeros(len(x)), x, t, denoiser.init(x))[0]
