@@ -51,6 +51,7 @@ FREE = (
         "mesh",
         "hosts",
         "start",
+        "networks",  # elsewhere; what they are is checked by digest
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere

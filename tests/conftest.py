@@ -75,6 +75,8 @@ UNOPTIMISED = {
     "test_nn_taps.py",
     "test_nn_unet.py",
     "test_nn_uvit.py",
+    "test_lora.py",
+    "test_other_runs.py",
     "test_record.py",
     "test_steer_config.py",
     "test_tokenize.py",

@@ -11,8 +11,13 @@ ADVERSARY = dict(discriminator=dict(name="vqgan.PatchGAN", width=8, depth=1))
 VQ = dict(autoencoder=dict(name="vqgan.VQGAN", channels=8, attention_levels=(), **SMALL))
 KL = dict(autoencoder=dict(name="autoencoder.AutoencoderKL", latent_channels=2, **SMALL))
 
+ALIGNED = dict(name="alignment", layer=1, encoder="flat", width=16)
+
 FAMILIES: dict[str, tuple[str, list[str]]] = {
     "diffusion": ("tests/tiny.py", []),
+    "repa": ("tests/tiny.py", ["method.terms=" + repr([ALIGNED])]),
+    "lora": ("tests/tiny.py", ["wrap=" + repr([dict(name="tune.lora", rank=2)])]),
+    "jem": ("configs/digits_jem.py", ["model.width=16", "model.depth=1", "method.buffer=64"]),
     "llamagen": (
         "configs/digits_llamagen.py",
         ["model.width=32", "model.depth=1", "model.heads=2"],

@@ -117,8 +117,10 @@ def digests(networks: Mapping[str, Other], before: Mapping[str, str]) -> dict[st
     found = {name: other.digest for name, other in networks.items()}
     for name, digest in found.items():
         if before.get(name, digest) != digest:
-            other = networks[name]
-            raise invalid(other.option, f"{other.workdir}, whose parameters have changed",
-                          "the parameters that this run was trained with so far",
-                          "Put them back (another average: .ema), or use another --workdir.")  # fmt: skip
+            raise invalid(
+                networks[name].option,
+                f"{networks[name].workdir}, whose parameters have changed",
+                "the parameters that this run was trained with so far",
+                "Put them back (another average: .ema), or use another --workdir.",
+            )
     return found

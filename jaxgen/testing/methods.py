@@ -198,7 +198,7 @@ def _update(method: Method) -> Update:
     """The method's update, with its frozen arrays where it has such."""
     frozen = getattr(method, "frozen", None)
     update: Any = method.update
-    if frozen is None:
+    if not jax.tree.leaves(frozen):
         return update
     return lambda state, batch, key: update(state, batch, key, frozen)
 

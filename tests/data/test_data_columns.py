@@ -16,7 +16,7 @@ from jaxgen.data.features import features, hashes
 from jaxgen.data.union import union
 from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout
-from jaxgen.method import Method, Spec, TrainState, gradient_update, require_column
+from jaxgen.method import Spec, method_of, require_column, single
 from jaxgen.run.setup import setup, spec_of
 from jaxgen.training.ema import Averages
 from jaxgen.training.loop import empty_tally, jitted_step
@@ -101,18 +101,15 @@ def test_a_loss_of_a_column_has_the_gradient_of_the_whole_batch(file, via, accum
         error = ((params["mean"] - batch["feature"]) ** 2).sum(-1).mean() / 2
         return error, ({}, extra)
 
-    def init(key):
-        params = {"mean": jnp.ones(2)}
-        return TrainState(
-            jnp.zeros((), jnp.int32), params, optimizer.init(params), averages.init(params)
-        )
+    def fresh(key):
+        return {"mean": jnp.ones(2)}, ()
 
-    optimizer, averages = optax.sgd(0.5), Averages(half_life=(1,))
-    update = gradient_update(loss, optimizer, averages, accumulate=accumulate)
-    method = Method(spec=spec_of(source), init=init, update=update, separable=True)
+    averages = Averages(half_life=(1,))
+    training = single(loss, fresh, optax.sgd(0.5), averages, accumulate=accumulate)
+    method = method_of(spec_of(source), training, separable=True)
     mesh = make_mesh(8, 1, 1)
-    shardings = state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    shardings = state_sharding(mesh, jax.eval_shape(method.init, jax.random.key(0)))
+    state = jax.jit(method.init, out_shardings=shardings)(jax.random.key(0))
     batch = next(to_device(batches(source, batch_size=16, seed=3), batch_sharding(mesh)))
     wanted = 1 - 0.5 * (1 - np.asarray(batch["feature"]).mean(0))
     tally = empty_tally(method, jax.eval_shape(lambda: state), batch)

@@ -26,11 +26,11 @@ from jaxgen.families.diffusion.core.prediction import Prediction, target, to_pre
 from jaxgen.method import (
     Method,
     Spec,
-    TrainState,
     example_keys,
-    gradient_update,
+    learn,
     no_label,
     normal,
+    single,
 )
 from jaxgen.metrics.scores.frechet import frechet_distance, merge, moments
 from jaxgen.testing import (
@@ -324,14 +324,11 @@ def method(objective=noisy, optimizer=None, averages=AVERAGE, then=lambda old, n
     """Build() of a method; then(old state, new state) -> the state that an update returns."""
     optimizer = optax.sgd(0.1) if optimizer is None else optimizer
 
-    def init(key):
+    def fresh(key):
         del key
-        params = jax.tree.map(jnp.asarray, WEIGHTS)
-        step = jnp.zeros((), jnp.int32)
-        averaged = averages.init(params)
-        return TrainState(step, params, optimizer.init(params), averaged, jnp.float32(0))
+        return jax.tree.map(jnp.asarray, WEIGHTS), jnp.float32(0)
 
-    inner = gradient_update(plain(objective), optimizer, averages)
+    init, inner = learn(single(plain(objective), fresh, optimizer, averages))
 
     def update(state, batch, key):
         new, found = inner(state, batch, key)

@@ -188,7 +188,8 @@ def build_sampler(
         raise invalid("sample.preview", preview, f"0 (none) to steps={steps}")
     if clip not in ("none", "static", "dynamic"):
         raise invalid("sample.clip", clip, "'none', 'static', 'dynamic'")
-    times = build(grid, ROOMS["grid"], "sample.grid", steps=steps, path=path)
+    with jax.ensure_compile_time_eval():  # also where a loss builds a teacher's sampler
+        times = build(grid, ROOMS["grid"], "sample.grid", steps=steps, path=path)
     if isinstance(guidance, (int, float)):
         guidance = [{"name": "cfg.cfg", "weight": guidance}]
     sections = list(guidance)

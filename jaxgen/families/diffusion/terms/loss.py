@@ -79,8 +79,8 @@ def denoising_loss(
 
     params["net"] are the network's, params[term.name] a term's. draws: fields of `Draws`. With a
     learned variance its bound is one of the terms. extra: {"times": the times' state}, which learns
-    from the weighted error. Metrics: `mse`, the unweighted error of the network's own output, and
-    each term by its name.
+    from the weighted error. A column `weight` [B] multiplies an example's part of the loss.
+    Metrics: `mse`, the unweighted error of the network's own output, and each term by its name.
     """
     drawn = Draws(times=times, **draws)
     terms = (*terms, variance()) if network.learned_variance else tuple(terms)
@@ -96,7 +96,7 @@ def denoising_loss(
             value = term.of(noised, params.get(term.name), frozen.get(term.name))
             metrics[term.name] = value.mean()
             total = total + value
-        total = noised.importance * total
+        total = noised.importance * total * batch.get("weight", 1.0)
         describe = drawn.describe
         if describe is not None and describe.loss is not None:
             own = fold(noised.keys, OTHER)

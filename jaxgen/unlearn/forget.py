@@ -1,0 +1,79 @@
+"""Unlearning classes: what the model says for them is drawn to what a frozen copy says instead.
+
+"relabel": to another class, or to no label (Fan et al. 2024, "SalUn"; Kumari et al. 2023).
+"negative": away from the class, e(x) - eta (e(x | c) - e(x)) (Gandikota et al. 2023, "Erasing
+Concepts from Diffusion Models", eq. 7). The other classes' examples train as before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.errors import invalid
+from jaxgen.method import Batch, Method, Spec, example_keys, fold, normal, only_learner, retrained
+from jaxgen.method.streams import NOISE, TIME
+
+PyTree = Any
+STREAM = 2**32 - 3
+"""Of the step's key: its noise is not the retained examples'."""
+
+
+def forget(
+    method: Method,
+    *,
+    spec: Spec,
+    networks: Mapping[str, Any],
+    classes: tuple[int, ...],
+    target: Literal["relabel", "negative"] = "relabel",
+    substitute: int | None = None,
+    eta: float = 1.0,
+    weight: float = 1.0,
+    teacher: str = "teacher",
+) -> Method:
+    """Forget `classes`; keep the rest. For methods whose denoiser is known (diffusion).
+
+    Examples of a forgotten class are where its answer is changed (the forget data), all others are
+    retain data. networks[teacher]: the model as it was; start from it too (`config.start`).
+    substitute: the class in its place, None: no label. eta: strength of "negative". weight: of the
+    forgetting against the retained loss. Raises UsageError for classes that there are not, and for
+    a method without a denoiser.
+    """
+    wrong = [c for c in classes if not 0 <= c < spec.num_classes]
+    if not classes or wrong or (substitute is not None and not 0 <= substitute < spec.num_classes):
+        allowed = f"labels from 0 to {spec.num_classes - 1}"
+        raise invalid("unlearn.forget.classes", (classes, substitute), allowed)
+    draw: Any = method.sampler
+    if draw is None or draw().denoiser is None:
+        raise invalid("unlearn.forget", "a method without a denoiser", "diffusion on labels")
+    base, other = only_learner(method, "unlearn.forget"), networks.get(teacher)
+    if other is None:
+        raise invalid("config.networks", sorted(networks), f"a network called {teacher!r}")
+    instead = spec.null_label if substitute is None else substitute
+
+    def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
+        labels = batch["label"]
+        gone = jnp.isin(labels, jnp.asarray(classes)).astype(jnp.float32)
+        kept = {**batch, "weight": batch.get("weight", 1.0) * (1 - gone)}
+        value, (metrics, extra) = base.loss(params, kept, key, extra)
+        keys = example_keys(jax.random.fold_in(key, STREAM), batch)
+        ours = draw(guidance=1.0).denoiser(params, labels)
+        scale = -eta if target == "negative" else 1.0
+        told = labels if target == "negative" else jnp.full_like(labels, instead)
+        theirs = other.method.sampler(guidance=scale).denoiser(params["frozen"][teacher], told)
+        t = jax.vmap(jax.random.uniform)(fold(keys, TIME))
+        x = ours.path.mix(batch["image"], normal(fold(keys, NOISE), spec.shape), t)
+        said, wanted = (d(keys, x, t, d.init(x))[0].v(ours.path, t) for d in (ours, theirs))
+        error = ((said - jax.lax.stop_gradient(wanted)) ** 2).reshape(len(labels), -1).mean(1)
+        forgetting = (gone * error).mean()
+        return value + weight * forgetting, ({**metrics, "forgetting": forgetting}, extra)
+
+    learners = {"net": dataclasses.replace(base, loss=loss)}
+    frozen = {**method.training.frozen, teacher: lambda: other.fitting(spec)}
+    return dataclasses.replace(
+        retrained(method, learners=learners, frozen=frozen), train_flops=None
+    )

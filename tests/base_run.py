@@ -1,0 +1,46 @@
+"""A workdir of a small model with random parameters, to start from or to be taught by."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import jax
+
+from jaxgen import config as configs
+from jaxgen.run import record
+from jaxgen.run.setup import TOP, setup
+from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.log import say
+from tests import tiny
+from tests.nn_kit import quick_jit
+
+
+def config(*overrides: str):
+    """The tiny diffusion with an MLP, 8 steps of 16."""
+    found = tiny.get_config()
+    found.model = dict(name="mlp.MLP", width=24, depth=1)
+    found.ema = dict(half_life=(500,))
+    found.train.images, found.checkpoint = 128, dict(every=64)
+    configs.override(found, overrides, TOP)
+    return found
+
+
+def write(workdir: Path, *overrides: str, seed: int = 0) -> Path:
+    """A workdir with a checkpoint of random parameters: an untrained network says 0."""
+    parts = setup(config(*overrides))
+    state = quick_jit(parts.method.init)(jax.random.key(seed))
+    live = jax.tree.map(
+        lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size + seed), a.shape), state.params
+    )
+    state = state.replace(params=live, ema={name: live for name in state.ema})
+    workdir.mkdir()
+    with Checkpoints(workdir, say=say) as checkpoints:
+        checkpoints.save(1, state, {}, wait=True)
+    record.save(workdir, parts)
+    return workdir
+
+
+@functools.cache
+def base() -> str:
+    """One such workdir for the whole session."""
+    return str(write(Path(tempfile.mkdtemp()) / "base"))
