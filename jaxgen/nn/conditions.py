@@ -18,8 +18,9 @@ vector that comes of it. A network declares what it can be told besides the labe
 All of them are pooled into the vector; attention to their parts is another backbone's matter.
 
 "None" is what a name that is left out means, for an example NaN in all of it, and -1 for integers
-(for a label the number of classes too); it has an embedding of its own, which is learned. Where
-only some rows of a set, a sequence, tokens or patches are NaN or -1, those rows are left out.
+(for a label the number of classes too); it has an embedding of its own, which is learned; for the
+label alone it is the network's, in U-Nets a zero vector. Where only some rows of a set, a sequence,
+tokens or patches are NaN or -1, those rows are left out.
 """
 
 from __future__ import annotations
