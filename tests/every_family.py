@@ -2,6 +2,7 @@
 
 from jaxgen import config as configs
 from jaxgen.run.setup import TOP, Setup, setup
+from tests.base_run import base
 
 DESCENT = "optimizer=" + repr(dict(name="sgd", learning_rate=0.02))
 BERT = "model=" + repr(dict(name="bert.Bert", patch=2, width=32, depth=1, heads=2))
@@ -13,10 +14,31 @@ KL = dict(autoencoder=dict(name="autoencoder.AutoencoderKL", latent_channels=2, 
 
 ALIGNED = dict(name="alignment", layer=1, encoder="flat", width=16)
 
+MLP = "model=" + repr(dict(name="mlp.MLP", width=24, depth=1))
+TOLD = MLP.replace("'depth': 1", "'depth': 1, 'conditions': (('w', 'number'),)")
+TEACHER = "networks={'teacher': BASE}"
+"""BASE: the workdir of `tests.base_run`."""
+
 FAMILIES: dict[str, tuple[str, list[str]]] = {
     "diffusion": ("tests/tiny.py", []),
     "repa": ("tests/tiny.py", ["method.terms=" + repr([ALIGNED])]),
     "lora": ("tests/tiny.py", ["wrap=" + repr([dict(name="tune.lora", rank=2)])]),
+    "uvit": (
+        "tests/tiny.py",
+        ["model=" + repr(dict(name="uvit.UViT", patch=4, width=16, depth=3, heads=2))],
+    ),
+    "guided": (
+        "tests/tiny.py",
+        [TOLD, TEACHER, "wrap=" + repr([dict(name="distill.guidance.guided", high=2.0)])],
+    ),
+    "progressive": (
+        "tests/tiny.py",
+        [MLP, "wrap=" + repr([dict(name="distill.guidance.progressive", steps=4, images=64)])],
+    ),
+    "forget": (
+        "tests/tiny.py",
+        [MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.forget", classes=(3, 4))])],
+    ),
     "jem": ("configs/digits_jem.py", ["model.width=16", "model.depth=1", "method.buffer=64"]),
     "llamagen": (
         "configs/digits_llamagen.py",
@@ -53,5 +75,7 @@ def built(name: str, *overrides: str) -> Setup:
     """The parts of a family's tiny run, batches of 32."""
     config, narrow = FAMILIES[name]
     loaded = configs.load(config)
+    if any("BASE" in text for text in narrow):
+        narrow = [text.replace("BASE", repr(base())) for text in narrow]
     configs.override(loaded, [*narrow, "data.batch_size=32", *overrides], TOP)
     return setup(loaded)
