@@ -15,6 +15,7 @@ from experiments.shared.toys import PATH, SEEDS, samples
 from jaxgen.families.diffusion.guidance.cfg import cfg
 from jaxgen.families.diffusion.guidance.postflow import pairs_loss, transport
 from jaxgen.families.diffusion.methods.interpolant import couple
+from jaxgen.method import minimise
 from jaxgen.testing import mixture_denoiser
 
 PAPER = "Studying Classifier(-Free) Guidance From a Classifier-Centric Perspective"
@@ -103,16 +104,12 @@ def _train(x0: jax.Array, x1: jax.Array, key: jax.Array) -> Any:
     net, optimizer = Net(), optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
     params = net.init(key, x0[0], jnp.zeros(BATCH))
 
-    def step(state: Any, number: jax.Array) -> Any:
-        params, opt = state
+    def loss(params: Any, number: jax.Array) -> jax.Array:
         batch = x0[number % len(x0)], x1[number % len(x1)]
         own = jax.random.fold_in(key, number)
-        slope = jax.grad(lambda p: pairs_loss(lambda x, s: net.apply(p, x, s), *batch, own))(params)
-        change, opt = optimizer.update(slope, opt, params)
-        return (optax.apply_updates(params, change), opt), None
+        return pairs_loss(lambda x, s: net.apply(params, x, s), *batch, own)
 
-    state = (params, optimizer.init(params))
-    return jax.lax.scan(step, state, jnp.arange(STEPS))[0][0]
+    return minimise(loss, optimizer, params, jnp.arange(STEPS))[0]
 
 
 @jax.jit

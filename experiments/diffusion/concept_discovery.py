@@ -17,6 +17,7 @@ from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.guidance.concepts import Found, compose, discovery_loss, fresh
+from jaxgen.method import minimise
 from jaxgen.testing import gaussian_denoiser
 
 PAPER = "Unsupervised Compositional Concepts Discovery with Text-to-Image Generative Models"
@@ -56,18 +57,11 @@ def learn(key: jax.Array, x0: jax.Array, concepts: int, sharpness: float) -> Fou
     start = fresh(key, len(CLASSES), concepts, WIDTH, 1.0)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
 
-    def loss(found: Found, keys: jax.Array) -> jax.Array:
+    def loss(found: Found, number: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.fold_in(key, number), len(CLASSES))
         return discovery_loss(found, index, x0, keys, COND, UNCOND, sharpness=sharpness)
 
-    def step(state: Any, number: jax.Array) -> Any:
-        found, opt = state
-        keys = jax.random.split(jax.random.fold_in(key, number), len(CLASSES))
-        slope = jax.grad(loss)(found, keys)
-        change, opt = optimizer.update(slope, opt, found)
-        return (optax.apply_updates(found, change), opt), None
-
-    state = (start, optimizer.init(start))
-    return jax.lax.scan(step, state, jnp.arange(STEPS))[0][0]
+    return minimise(loss, optimizer, start, jnp.arange(STEPS))[0]
 
 
 def matched(found: Found, seed: int) -> tuple[float, float, tuple[int, ...]]:

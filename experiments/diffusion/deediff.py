@@ -16,6 +16,7 @@ from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.sampler import integrate
 from jaxgen.families.diffusion.methods.early_exit import early_exit, exit_loss
+from jaxgen.method import minimise
 from jaxgen.nn.exits import ExitMLP
 
 PAPER = (
@@ -49,13 +50,11 @@ def trained(key: jax.Array, data: tuple[jax.Array, ...]) -> Any:
     labels = jnp.zeros(BATCH, jnp.int32)
     start = NET.model.init(key, jnp.zeros((1, 2)), jnp.zeros(1), labels[:1])["params"]
 
-    def step(state: Any, batch: Any) -> Any:
-        params, opt = state
-        slope = jax.grad(lambda p: exit_loss(NET, p, batch[0], labels, *batch[1:]))(params)
-        change, opt = optimizer.update(slope, opt, params)
-        return (optax.apply_updates(params, change), opt), None
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x0, eps, t = batch
+        return exit_loss(NET, params, x0, labels, eps, t)
 
-    return jax.lax.scan(step, (start, optimizer.init(start)), data)[0][0]
+    return minimise(loss, optimizer, start, data)[0]
 
 
 def measured(params: Any, key: jax.Array, x0: jax.Array) -> dict[str, jax.Array]:

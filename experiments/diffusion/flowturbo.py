@@ -17,6 +17,7 @@ from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core.sampler import integrate
 from jaxgen.families.diffusion.guidance.refine import of_network, refine, refiner_loss
 from jaxgen.families.diffusion.solvers import Solver
+from jaxgen.method import minimise
 from jaxgen.nn.mlp import MLP
 from jaxgen.testing import convergence_order, gaussian_denoiser, gaussian_flow, run_solver
 
@@ -105,20 +106,15 @@ def _data(steps: int = 500, batch: int = 64) -> tuple[np.ndarray, ...]:
 
 def _trained(key: jax.Array, x0: jax.Array, eps: jax.Array, number: jax.Array) -> Any:
     """The refiner's parameters, trained at the times at which it will be called."""
-    model, batch, rule = of_all(), x0.shape[1], optax.adam(3e-3)
+    model, batch = of_all(), x0.shape[1]
     labels = jnp.zeros(batch, jnp.int32)
     params = NET.init(key, jnp.zeros((batch, 4)), jnp.zeros(batch), labels)["params"]
     keys = jax.random.split(key, batch)
 
-    def body(state: Any, data: Any) -> tuple[Any, None]:
-        params, inner = state
+    def loss(params: Any, data: Any) -> jax.Array:
         x0, eps, number = data
         t, h = GRID[number - 1], GRID[number - 1] - GRID[number]
         x = PATH.mix(x0, eps, t)
-        slope = jax.grad(lambda p: refiner_loss(model, of_network(NET, p, labels), keys, x, t, h))(
-            params
-        )
-        change, inner = rule.update(slope, inner)
-        return (optax.apply_updates(params, change), inner), None
+        return refiner_loss(model, of_network(NET, params, labels), keys, x, t, h)
 
-    return jax.lax.scan(body, (params, rule.init(params)), (x0, eps, number))[0][0]
+    return minimise(loss, optax.adam(3e-3), params, (x0, eps, number))[0]

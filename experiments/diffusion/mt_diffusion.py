@@ -16,6 +16,7 @@ from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core.sampler import integrate
 from jaxgen.families.diffusion.methods.joint import Joint
+from jaxgen.method import minimise
 from jaxgen.nn.mlp import MLP
 from jaxgen.testing import mixture_denoiser, responsibilities
 
@@ -44,14 +45,7 @@ def trained(key: jax.Array, batches: tuple[jax.Array, ...]) -> Any:
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
     nothing = jnp.zeros(1, jnp.int32)
     start = JOINT.model.init(key, jnp.zeros((1, 2)), jnp.zeros(1), nothing)["params"]
-
-    def step(state: Any, batch: Any) -> Any:
-        params, opt = state
-        slope = jax.grad(lambda p: JOINT.loss(p, *batch))(params)
-        change, opt = optimizer.update(slope, opt, params)
-        return (optax.apply_updates(params, change), opt), None
-
-    return jax.lax.scan(step, (start, optimizer.init(start)), batches)[0][0]
+    return minimise(lambda p, batch: JOINT.loss(p, *batch), optimizer, start, batches)[0]
 
 
 def divergence(params: Any, x0: Any, labels: Any, eps: Any) -> tuple[jax.Array, jax.Array]:

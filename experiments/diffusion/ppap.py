@@ -19,6 +19,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.guidance.classifier import classifier
 from jaxgen.families.diffusion.guidance.ppap import adapted, adapters, by_noise, log_prob, transfer
+from jaxgen.method import minimise
 from jaxgen.testing import responsibilities
 
 PAPER = "Towards Practical Plug-and-Play Diffusion Models"
@@ -52,14 +53,10 @@ def fit(loss: Any, start: Any, key: jax.Array) -> Any:
     """STEPS of Adam on loss(params, key)."""
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, STEPS))
 
-    def step(state: Any, number: jax.Array) -> Any:
-        params, opt = state
-        change, opt = optimizer.update(
-            jax.grad(loss)(params, jax.random.fold_in(key, number)), opt, params
-        )
-        return (optax.apply_updates(params, change), opt), None
+    def at(params: Any, number: jax.Array) -> jax.Array:
+        return loss(params, jax.random.fold_in(key, number))
 
-    return jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(STEPS))[0][0]
+    return minimise(at, optimizer, start, jnp.arange(STEPS))[0]
 
 
 def taught(key: jax.Array) -> tuple[Any, Any]:

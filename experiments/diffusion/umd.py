@@ -20,7 +20,7 @@ from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.path import linear
 from jaxgen.families.diffusion.methods.masked import masked_loss, visible_patches
 from jaxgen.families.diffusion.terms.loss import denoising_loss
-from jaxgen.method import LossFn, Spec, example_keys, fold, placed
+from jaxgen.method import LossFn, Spec, example_keys, fold, minimise, placed
 from jaxgen.nn.dit import DiT
 from jaxgen.nn.flops import abstract_variables, count
 from jaxgen.nn.masked_dit import MaskedDiT
@@ -119,18 +119,15 @@ def unexplained(key: jax.Array, reconstruction: jax.Array) -> jax.Array:
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
     own_loss = loss(representation=1.0, reconstruction=reconstruction)
 
-    def step(state: Any, n: jax.Array) -> tuple[Any, None]:
-        (params, opt), own = state, jax.random.fold_in(key, n)
+    def on_fresh(params: Any, number: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(key, number)
         batch = batch_of(images(jax.random.fold_in(own, 1), BATCH))
-        slope = jax.grad(lambda p: own_loss({"net": p}, batch, own, {"times": ()})[0])(params)
-        change, opt = optimizer.update(slope, opt, params)
-        return (optax.apply_updates(params, change), opt), None
+        return own_loss({"net": params}, batch, own, {"times": ()})[0]
 
     x, count = images(jax.random.fold_in(key, STEPS), 512), 512
     labels, noise = jnp.full(count, SPEC.null_label), jnp.zeros(count)
     start = NET.init(key, x[:1], noise[:1], labels[:1])["params"]
-    state = (start, optimizer.init(start))
-    params = jax.lax.scan(step, state, jnp.arange(STEPS))[0][0]
+    params, _ = minimise(on_fresh, optimizer, start, jnp.arange(STEPS))
     visible = jnp.arange(count)[:, None] % 4
     out: Any = NET.apply({"params": params}, x, noise, labels, visible=visible)
     hidden = (visible != jnp.arange(4)).reshape(count, 2, 1, 2, 1)

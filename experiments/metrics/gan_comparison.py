@@ -7,8 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.shared.check import Check, below, control, mean_above, mean_below, mean_near, near
+from jaxgen.method import minimise
 from jaxgen.metrics.scores.budget import expected_best, f_score
 
 PAPER = "Are GANs Created Equal? A Large-Scale Study"
@@ -49,17 +51,12 @@ def distances(pictures: jax.Array, starts: jax.Array, steps: int = 40) -> jax.Ar
     def loss(corners: jax.Array, picture: jax.Array) -> jax.Array:
         return ((render(corners) - picture) ** 2).mean()
 
-    bank = render(starts)
+    bank, momentum = render(starts), optax.sgd(0.05, momentum=0.8)
     order = ((pictures[:, None] - bank) ** 2).mean(-1).argsort(1)[:, :2]
 
     def descend(picture: jax.Array, corners: jax.Array) -> jax.Array:
-        def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple, None]:
-            corners, speed = carry
-            speed = 0.8 * speed - 0.05 * jax.grad(loss)(corners, picture)
-            return (corners + speed, speed), None
-
-        last, _ = jax.lax.scan(step, (corners, jnp.zeros_like(corners)), jnp.arange(steps))
-        return loss(last[0], picture)
+        last, _ = minimise(lambda c, _: loss(c, picture), momentum, corners, jnp.arange(steps))
+        return loss(last, picture)
 
     found = jax.vmap(lambda p, c: jax.vmap(lambda one: descend(p, one))(c).min())(
         pictures, starts[order]

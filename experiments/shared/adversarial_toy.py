@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from experiments.shared.quick import quick_jit
 from jaxgen.families.adversarial.method import Discriminator, judgement_loss
-from jaxgen.method import Method, TrainState
+from jaxgen.method import Method, TrainState, minimise
 
 
 class Identity(nn.Module):
@@ -52,15 +52,10 @@ def fit_judge(
         judged: Any = judge.apply({"params": params}, x, labels)
         return judgement_loss(game, judged)[0] + penalty(params, key)
 
-    def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params, key), state, params)
-        return (project(jax.tree.map(jnp.add, params, updates)), state), None
-
     @quick_jit
     def run() -> Any:
         params = project(judge.init(jax.random.key(0), x, labels)["params"])
         keys = jax.random.split(jax.random.key(1), steps)
-        return jax.lax.scan(body, (params, tx.init(params)), keys)[0][0]
+        return minimise(loss, tx, params, keys, project=project)[0]
 
     return run()

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from experiments.shared.check import Check, above, below
 from jaxgen.families.variational import posterior
+from jaxgen.method import minimise
 
 PAPER = "Stochastic Backpropagation and Approximate Inference in Deep Generative Models"
 ENTRY = "jaxgen.families.variational.posterior.sample"
@@ -43,15 +44,13 @@ def best(direction: bool) -> float:
     head = {"mean": jnp.zeros(3), "log_scale": jnp.zeros(3)}
     if direction:
         head["direction"] = jnp.array([0.1, 0.1, 0.1])
-    tx = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
 
-    def step(state, _):
-        head, opt = state
-        updates, opt = tx.update(jax.grad(lambda h: -bound(h))(head), opt)
-        return (optax.apply_updates(head, updates), opt), None
+    @jax.jit
+    def fit(head: posterior.Head) -> posterior.Head:
+        return minimise(lambda h, _: -bound(h), optimizer, head, jnp.arange(3000))[0]
 
-    (head, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, None, 3000))((head, tx.init(head)))
-    return float(bound(head))
+    return float(bound(fit(head)))
 
 
 def expectation_gradients(power: int) -> tuple[np.ndarray, np.ndarray]:
