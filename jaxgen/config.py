@@ -148,11 +148,24 @@ def override(
 
 
 def literal(text: str) -> Any:
-    """A value from a command line: a Python literal, or else the text itself."""
+    """A value from a command line: a Python literal, dict(key=...) too, or else the text itself."""
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(_Dicts().visit(ast.parse(text.strip(), mode="eval")))
     except (ValueError, SyntaxError):
         return text
+
+
+class _Dicts(ast.NodeTransformer):
+    """dict(a=1) as {"a": 1}, which configs are written with."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A call of `dict` with keywords alone; any other stays, and is no literal."""
+        self.generic_visit(node)
+        named = all(k.arg is not None for k in node.keywords)
+        if not (isinstance(node.func, ast.Name) and node.func.id == "dict" and named) or node.args:
+            return node
+        keys: list[ast.expr | None] = [ast.Constant(k.arg) for k in node.keywords]
+        return ast.Dict(keys, [k.value for k in node.keywords])
 
 
 def _compatible(current: Any, value: Any) -> bool:
@@ -205,8 +218,14 @@ def _module(name: str) -> types.ModuleType | None:
     return importlib.import_module(name)
 
 
+WRAPS = ("tune", "distill", "unlearn")
+"""Packages of jaxgen with functions from Method to Method."""
+
+
 def _names_in(room: str) -> list[str]:
     """Public callables of a room: `function` of a module, `module.function` of a package."""
+    if room == ROOMS["wrap"]:
+        return [f"{home}.{name}" for home in WRAPS for name in _names_in(f"{room}.{home}")]
     module = importlib.import_module(room)
     names = _callables(module)
     for path in getattr(module, "__path__", []):

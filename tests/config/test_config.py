@@ -101,3 +101,19 @@ def test_a_name_of_older_configs_says_what_to_write_now(name):
     configs.resolve(now, "jaxgen.nn", "config.model")
     with pytest.raises(UsageError, match=f"config.model.name: got '{name}'; allowed: {now}, with"):
         configs.resolve(name, "jaxgen.nn", "config.model")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("dict(name='a', rank=2)", {"name": "a", "rank": 2}),
+        ("[dict(name='a', of=dict(b=(1, 2)))]", [{"name": "a", "of": {"b": (1, 2)}}]),
+        ("dict()", {}),
+        ("dict(a)", "dict(a)"),
+        ("dict(**{'a': 1})", "dict(**{'a': 1})"),
+        ("list(a=1)", "list(a=1)"),
+        ("dict(a=open('x'))", "dict(a=open('x'))"),
+    ],
+)
+def test_a_value_on_the_command_line_may_be_written_as_in_a_config(text, value):
+    assert configs.literal(text) == value
