@@ -1,4 +1,4 @@
-"""Compile a config for a machine one does not have: memory, arithmetic, traffic, bounds.
+"""Compile a config for remote hardware: memory, arithmetic, traffic, bounds.
 
 jaxgen plan --config configs/imagenet256_dit.py:XL/2 --topology v5e:8x8 --config.mesh.fsdp=8
 

@@ -1,7 +1,7 @@
 """Encoders by name: frozen functions from examples to vectors, for descriptions and terms.
 
 An encoder is a function that takes a section's keywords and returns a `jaxgen.method.Encoder`, or
-fn(x [B, *shape]) -> [B, D] traced by JAX. One's own is a section with its dotted path.
+fn(x [B, *shape]) -> [B, D] traced by JAX. Your own is a section with its dotted path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rewards for `sample.steer`: functions of what a sampler makes and of its labels.
 
 A reward is a function that takes a section's keywords and returns fn(x [B, *shape], labels [B]) ->
-[B], traced by JAX; more is better. One's own is a section with its dotted path.
+[B], traced by JAX; more is better. Your own is a section with its dotted path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run costs on a machine that one does not have: compile for it, read the program.
+"""Planning for remote hardware: compile a run for it, read what the program costs.
 
 The program is the one that `jaxgen train` compiles (or the sampler's), for a TPU topology by libtpu
 on any machine, or for CPU devices. Times are bounds from peaks, not measurements.

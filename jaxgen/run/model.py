@@ -1,4 +1,4 @@
-"""Model: a trained model and what one does with it: sample, encode, decode, log-likelihood.
+"""Model: a trained model, to sample, encode, decode and measure likelihoods with.
 
 What is here knows a `Method` and nothing of its family.
 """

@@ -1,1 +1,1 @@
-"""What one does to a trained model to make it one's own: adapters."""
+"""Tuning a trained model: adapters."""
