@@ -32,7 +32,7 @@ LIMITS = {
     "distill/guidance": 120,
     "tune/lora": 100,
     "nn/uvit": 120,
-    "families/energy/method": 150,
+    "families/energy/method": 120,
     "unlearn/forget": 80,
 }
 

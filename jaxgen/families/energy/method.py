@@ -9,43 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxgen.errors import invalid
-from jaxgen.method import (
-    Averages,
-    Batch,
-    Method,
-    Metrics,
-    Sampler,
-    Spec,
-    TrainState,
-    dropout_key,
-    example_keys,
-    fold,
-    method_of,
-    single,
-)
-from jaxgen.method.mcmc import chain, langevin
-from jaxgen.method.ring import ring_of, turn, turned
-from jaxgen.method.streams import LABEL, NOISE, OTHER
+from jaxgen.families.energy.chains import Chains
+from jaxgen.method import Averages, Batch, Method, Metrics, Sampler, Spec, method_of, single
+from jaxgen.method.protocol import TrainState
+from jaxgen.method.streams import NOISE, OTHER, dropout_key, example_keys, fold
+from jaxgen.nn.logits import Logits
 
 PyTree = Any
-
-
-class Logits(nn.Module):
-    """A backbone (x, *, train) -> features, and f(x) [B, classes] linear in them."""
-
-    backbone: nn.Module
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """f(x), float32 [B, classes], of x [B, ...]."""
-        return nn.Dense(self.classes, name="logits")(self.backbone(x, train=train))
 
 
 def energy(
@@ -75,13 +50,10 @@ def energy(
     """
     if spec.tokens or spec.target is not None:
         raise invalid("config.data.source", "examples that are no images", "images")
-    for name, value, low in (("buffer", buffer, 1), ("steps", steps, 1), ("noise", noise, 0),
-                             ("step_size", step_size, 1e-9), ("decay", decay, 0)):  # fmt: skip
-        if value < low:
-            raise invalid(f"method.{name}", value, f"a number >= {low:g}")
-    if not 0 <= restart <= 1:
-        raise invalid("method.restart", restart, "0 <= restart <= 1")
+    if decay < 0 or data_noise < 0:
+        raise invalid("method.decay", (decay, data_noise), "decay >= 0 and data_noise >= 0")
     net = Logits(model, spec.num_classes)
+    chains = Chains(tuple(spec.shape), buffer, restart, steps, step_size, noise)
 
     def scores(params: PyTree, x: jax.Array, labels: jax.Array, **options: Any) -> jax.Array:
         """-E(x, label) [B]; of "no label", -E(x)."""
@@ -89,23 +61,11 @@ def energy(
         own = jnp.take_along_axis(out, jnp.minimum(labels, spec.num_classes - 1)[:, None], 1)[:, 0]
         return jnp.where(labels < spec.num_classes, own, jax.nn.logsumexp(out, -1))
 
-    def start(keys: jax.Array) -> jax.Array:
-        return jax.vmap(lambda k: jax.random.uniform(k, spec.shape, minval=-1, maxval=1))(keys)
-
-    def moved(
-        params: PyTree, keys: jax.Array, x: jax.Array, labels: jax.Array, n: int, size: float
-    ) -> jax.Array:
-        return chain(langevin(lambda y: scores(params, y, labels), size, noise), keys, x, n)
-
-    def persistent(state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree) -> Any:
+    def contrasted(state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree) -> Any:
         """The chains whose turn it is go on, and are what the data are contrasted with."""
-        keys = example_keys(key, batch)
-        held = turn(state.extra["replay"], batch["label"].shape[0])
-        again = jax.vmap(jax.random.uniform)(fold(keys, LABEL)) < restart
-        x = jnp.where(again.reshape(-1, *(1,) * len(spec.shape)), start(fold(keys, 4)), held["x"])
-        x = moved(state.params, fold(keys, NOISE), x, held["label"], steps, step_size)
-        ring = turned(state.extra["replay"], {**held, "x": x})
-        batch = {**batch, "chain": x, "chain_label": held["label"]}
+        score = lambda x, labels: scores(state.params, x, labels)
+        ring, x, labels = chains.turn(state.extra["replay"], score, example_keys(key, batch))
+        batch = {**batch, "chain": x, "chain_label": labels}
         return state.replace(extra={"replay": ring}), batch, {}
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
@@ -125,19 +85,19 @@ def energy(
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         params = {"net": net.init(key, jnp.zeros((1, *spec.shape)))["params"]}
-        keys = jax.random.split(jax.random.fold_in(key, 1), buffer)
         labels = jnp.arange(buffer, dtype=jnp.int32) % spec.num_classes
-        whole = jnp.full_like(labels, spec.null_label) if joint else labels
-        return params, {"replay": ring_of({"x": start(keys), "label": whole})}
+        labels = jnp.full_like(labels, spec.null_label) if joint else labels
+        return params, {"replay": chains.ring(jax.random.fold_in(key, 1), labels)}
 
-    def sampler(*, steps: int = 10 * steps, step_size: float = step_size) -> Sampler:
-        """Chains of `steps` Langevin steps from uniform noise, with training's noise."""
-        if steps < 1 or step_size <= 0:
-            raise invalid("sample.steps", (steps, step_size), "steps >= 1, step_size > 0")
+    def sampler(*, steps: int = 10 * steps) -> Sampler:
+        """Chains of `steps` Langevin steps from uniform noise, as in training."""
+        if steps < 1:
+            raise invalid("sample.steps", steps, "steps >= 1")
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            x = moved(params, fold(keys, 1), start(fold(keys, NOISE)), labels, steps, step_size)
-            return jnp.clip(x, -1, 1)
+            score = lambda x, own: scores(params, x, own)
+            x = chains.start(fold(keys, NOISE))
+            return jnp.clip(chains.moved(score, fold(keys, 1), x, labels, steps), -1, 1)
 
         return Sampler(fn, calls=float(steps), steps=steps)
 
@@ -146,5 +106,5 @@ def energy(
     ) -> jax.Array:
         return -scores(params, x, labels)
 
-    training = single(loss, fresh, optimizer, averages, accumulate=accumulate, prepare=persistent)
+    training = single(loss, fresh, optimizer, averages, accumulate=accumulate, prepare=contrasted)
     return method_of(spec, training, sampler=sampler, label_error=label_error, label_noise=False)
