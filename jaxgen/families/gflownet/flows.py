@@ -80,7 +80,7 @@ def rollouts(flows: Flows, past: Replay, *, epsilon: float, temperature: float) 
         state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
     ) -> tuple[TrainState, Batch, Metrics]:
         label, keys = batch["label"], example_keys(key, batch)
-        # No label is negative; said of the batch, so that trajectories lie on devices as it does.
+        # All False, as no label is negative; computed from the batch, to be sharded as it is.
         actions, end = rollout(
             env,
             flows.heads_for(state.params, len(label)),

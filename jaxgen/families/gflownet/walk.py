@@ -59,7 +59,7 @@ class NetworkHeads:
         env = self.environment
         lead = states.shape[: states.ndim - len(env.state_shape)]
         features = env.features(states)
-        # A matrix: XLA on CPU runs dense layers on more axes slower.
+        # Flattened to a matrix: dense layers on more axes are slower in XLA on CPU.
         rows = features.reshape(-1, features.shape[-1])
         out: Any = self.model.apply({"params": params["net"]}, rows)
         raw = out.reshape(*lead, -1)
@@ -130,9 +130,9 @@ def rollout(
 ) -> tuple[jax.Array, jax.Array]:
     """Actions int32 [B, T] of trajectories from the root, and the states [B, ...] where they end.
 
-    keys [B]: all noise of trajectory i is from keys[i]. With chance epsilon an action is uniform
-    over what is allowed; else P_F to the power 1 / temperature, normalised. After stop come further
-    stops. done [B]: rows that stop at the root at once.
+    keys [B]: all noise of trajectory i is from keys[i]. With probability epsilon an action is
+    uniform over what is allowed; else it is from P_F to the power 1 / temperature. After
+    stop come further stops. done [B]: rows that stop at the root at once.
     """
     env, steps = environment, environment.steps
 
