@@ -349,7 +349,8 @@ def _is_module(function: Callable[..., Any]) -> bool:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    target: Any = function
+    # A preset is a partial: defaults over a function's own.
+    target: Any = function.func if isinstance(function, functools.partial) else function
     if isinstance(function, type) and not dataclasses.is_dataclass(function):
         target = function.__init__  # type: ignore[misc]
     try:

@@ -11,7 +11,7 @@ from experiments.shared.adversarial_toy import Identity, fit, fit_judge
 from experiments.shared.check import Check, above, below, near
 from experiments.shared.quick import quick_jit
 from jaxgen.families.adversarial import adversarial, head, loss
-from jaxgen.families.adversarial.method import Discriminator
+from jaxgen.families.adversarial.players import Discriminator
 from jaxgen.method import Spec
 from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator
 from jaxgen.training.ema import Averages

@@ -10,7 +10,7 @@ import optax
 from experiments.shared.adversarial_toy import Identity, fit_judge
 from experiments.shared.check import Check, above, below, near
 from jaxgen.families.adversarial import head, loss
-from jaxgen.families.adversarial.method import Discriminator
+from jaxgen.families.adversarial.players import Discriminator
 
 PAPER = "SAN: Inducing Metrizability of GAN with Discriminative Normalized Linear Layer"
 ENTRY = "jaxgen.families.adversarial.head.normalised"

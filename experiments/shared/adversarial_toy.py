@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.shared.quick import quick_jit
-from jaxgen.families.adversarial.method import Discriminator, judgement_loss
+from jaxgen.families.adversarial.players import Discriminator, judgement_loss
 from jaxgen.method import Method, TrainState, minimise
 
 

@@ -1,4 +1,4 @@
-"""What a family of models gives the training loop, and the way from losses to an update."""
+"""What a family of models gives the training loop, and how losses become an update."""
 
 from jaxgen.method.chain import (
     Chain,
@@ -38,10 +38,12 @@ from jaxgen.method.protocol import (
     with_frozen,
 )
 from jaxgen.method.streams import (
+    check_dropout,
     drop_labels,
     dropout_key,
     example_keys,
     fold,
+    never_dropped,
     no_label,
     normal,
 )
@@ -64,6 +66,7 @@ __all__ = [
     "Steered",
     "TrainState",
     "Training",
+    "check_dropout",
     "drop_labels",
     "dropout_key",
     "exact_label_error",
@@ -73,6 +76,7 @@ __all__ = [
     "mean_gradient",
     "method_of",
     "minimise",
+    "never_dropped",
     "no_label",
     "normal",
     "on_params",

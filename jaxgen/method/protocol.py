@@ -69,10 +69,10 @@ class Spec:
     @property
     def width(self) -> float:
         """The distance between two neighbouring values of an image in [-1, 1]."""
-        return 2.0 / (self._levels - 1)
+        return 2.0 / (self.require_levels() - 1)
 
-    @property
-    def _levels(self) -> int:
+    def require_levels(self) -> int:
+        """`levels`, for what needs them. UsageError: real-valued examples."""
         if self.levels is None:
             raise invalid(
                 "config.data.source", "real-valued examples", "a source with discrete values"
@@ -81,7 +81,7 @@ class Spec:
 
     def to_tokens(self, x: jax.Array) -> jax.Array:
         """Images in [-1, 1] as the nearest of the levels, int32, the same shape; tokens as is."""
-        top = self._levels - 1
+        top = self.require_levels() - 1
         if self.tokens:
             return x.astype(jnp.int32)
         return jnp.clip(jnp.round((x + 1) * (top / 2)), 0, top).astype(jnp.int32)

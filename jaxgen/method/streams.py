@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxgen.errors import UsageError, invalid
+
 Batch = dict[str, jax.Array]
 
 NOISE, TIME, LABEL, OTHER = range(4)
@@ -58,6 +60,22 @@ def drop_labels(keys: jax.Array, labels: Any, share: float, null_label: int) -> 
         return jnp.where(dropped.reshape(-1, *[1] * (a.ndim - 1)), none, a)
 
     return jax.tree.map(drop, labels, no_label(labels, null_label))
+
+
+def check_dropout(share: float) -> None:
+    """Refuse a share of dropped labels (`method.label_dropout`) outside [0, 1)."""
+    if not 0 <= share < 1:
+        raise invalid("method.label_dropout", share, "0 <= label_dropout < 1")
+
+
+def never_dropped(guidance: Any, option: str = "guidance") -> UsageError:
+    """The error of guidance that asks a model for "no label" that was trained with labels only."""
+    return invalid(
+        option,
+        guidance,
+        "1: this model was trained without label dropout",
+        "Train with method.label_dropout=0.1 to guide it.",
+    )
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:

@@ -1,6 +1,6 @@
 """Quantisers: vectors to one of finitely many and back, with a gradient that passes through.
 
-`gaussian` is the one that keeps vectors real: latents with a light KL in place of codes.
+`gaussian` is the one that keeps vectors real: latents with a small KL in place of codes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def straight_through(z: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 def gaussian(kl_weight: float = 1e-6, elements: int = 1) -> Quantiser:
-    """Gaussian latents with a light KL to N(0, I) (Rombach et al. 2022, appendix G): no codes.
+    """Gaussian latents with a small KL to N(0, I) (Rombach et al. 2022, appendix G): no codes.
 
     The encoder gives mean and log-variance, each [B, h, w, width]; the decoder a sample in
     training, else the mean. The loss is kl_weight times the nats of an image over `elements`, the
@@ -98,7 +98,7 @@ def nearest(
     """The nearest of `levels` learned vectors (van den Oord et al. 2017, VQ-VAE).
 
     commitment: weight of |z - sg code|^2 (a mean over elements). codebook: "loss", codes learn from
-    |sg z - code|^2; "average", codes are running means of what chose them with `decay` a step
+    |sg z - code|^2; "average", codes are running means of what chose them with `decay` per step
     (VQ-VAE, appendix A.1). l2: vectors and codes on the unit sphere (Yu et al. 2022, ViT-VQGAN).
     revive: a code chosen less often than this share of 1 / levels, by a running mean with `decay`,
     becomes a random vector of the batch (Dhariwal et al. 2020, Jukebox); 0: never.
@@ -264,8 +264,8 @@ def to_bits(index: jax.Array, bits: int) -> jax.Array:
 def bit_entropies(logits: jax.Array, group: int) -> tuple[jax.Array, jax.Array]:
     """Nats per bit of independent bits with these logits [..., n]: (mean of each, of their mean).
 
-    The second is the entropy of the mean over the batch of the law of each `group` of bits, all its
-    2^group values counted.
+    The second is the entropy of the batch's mean distribution of each `group` of bits, over all of
+    its 2^group values.
     """
     bits = logits.shape[-1]
     logits = logits.reshape(-1, bits // group, group)
@@ -280,7 +280,7 @@ def bit_entropies(logits: jax.Array, group: int) -> tuple[jax.Array, jax.Array]:
 
 
 def perplexity(share: jax.Array) -> jax.Array:
-    """exp of the entropy of shares [K]: how many codes are in use, alike ones."""
+    """exp of the entropy of shares [K]: the effective number of codes in use."""
     return jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-30))).sum())
 
 

@@ -74,7 +74,7 @@ def make_step(
 def jitted_step(method: Method, layout: Layout, shardings: PyTree) -> Any:
     """`make_step` as it is compiled: the state in its place and donated, the tally everywhere.
 
-    Raises UsageError where the layout asks for a way that the method does not allow.
+    Raises UsageError where the layout asks for what the method does not allow.
     """
     step, mesh = make_step(method, layout), layout.mesh
     if layout.via != "jit" and not method.separable:
@@ -150,7 +150,7 @@ class Meter:
 
     clean: an empty tally on the device. host: seconds that the loop waited for data, since the last
     look. flops_per_image, peak: for model FLOP/s and MFU; 0 and None where they are not known.
-    Pauses (compilation, previews, saves) are not counted: `resume` starts the clock after one.
+    Pauses (compilation, previews, saves) are not counted: `resume` starts timing again after one.
     """
 
     log: Log
@@ -167,7 +167,7 @@ class Meter:
         self.resume()
 
     def resume(self) -> None:
-        """Start the clock."""
+        """Start timing."""
         self.began = time.monotonic()
 
     def flush(self, done: int) -> dict[str, float]:
@@ -245,15 +245,7 @@ def fit(
                 say=say,
             )
         )
-        restored = checkpoints.restore(abstract, shardings)
-        if restored is not None:
-            first, state, _ = restored
-            say(f"Resuming at step {first} of {total} ({first * size} images).")
-        else:
-            first = 0
-            state = jax.jit(method.init, out_shardings=shardings)(jax.random.fold_in(root, LARGEST))
-            if initial is not None:
-                state = jax.tree.map(to_global, initial(state), shardings)
+        first, state = _first_state(parts, checkpoints, abstract, shardings, root, initial)
         log = Log(
             workdir,
             step=first,
@@ -271,21 +263,12 @@ def fit(
         )
         frozen = place_frozen(method, mesh)
         step = jitted_step(method, parts.layout, shardings)
-        clock = time.monotonic()
+        set_up = time.monotonic()
         compiled = step.lower(state, clean, batch, root, frozen).compile()
-        timings = {"setup": clock - begin, "compile": time.monotonic() - clock}
+        timings = {"setup": set_up - begin, "compile": time.monotonic() - set_up}
         meter = Meter(log, clean, size, mesh.size, flops_per_image, peak_flops)
-        log_every, save_every, sample_every, snapshot_every = (
-            parts.every(images)
-            for images in (
-                parts.train.log_every,
-                parts.checkpoint.every,
-                parts.train.sample_every,
-                parts.checkpoint.snapshot_every,
-            )
-        )
         advance = stack.enter_context(progress("train", total, first))
-        watch = current()
+        watch, periods = current(), _periods(parts)
         for done in range(first + 1, total + 1):
             with jax.transfer_guard("disallow"):
                 state, meter.tally = compiled(state, meter.tally, batch, root, frozen)
@@ -295,25 +278,22 @@ def fit(
             stop = interrupts.reached()
             last = done == total or stop
             if not last:
-                clock = time.monotonic()
+                asked = time.monotonic()
                 batch = next(stream)
-                meter.host += time.monotonic() - clock
-
-            def due(period: int, done: int = done) -> bool:
-                return period > 0 and done % period == 0
-
-            if due(log_every) or last:
+                meter.host += time.monotonic() - asked
+            due = {name for name, period in periods.items() if period and done % period == 0}
+            if "log" in due or last:
                 means = meter.flush(done)
                 rate = means["images_per_second"]
                 late = "".join(f"  slowest: {text}" for text in slowest().values())
                 advance(done, f"loss {means['loss']:.4f}  {rate:.0f} img/s{late}")
-            if due(save_every) or last:
+            if "save" in due or last:
                 means = meter.flush(done)  # what is not finite is never saved
                 checkpoints.save(done, state, about(done, size, means), wait=last)
                 meter.resume()
-            if due(snapshot_every):
+            if "snapshot" in due:
                 save_snapshots(workdir, parts.ema, state, done * size)
-            if preview is not None and due(sample_every) and not last:
+            if preview is not None and "sample" in due and not last:
                 meter.flush(done)
                 log.image(done, "samples", preview(state, done))
                 meter.resume()
@@ -325,6 +305,39 @@ def fit(
             "images_per_second": (total - first) * size / max(meter.seconds, 1e-9),
         }
         return state, timings
+
+
+def _first_state(
+    parts: Any,
+    checkpoints: Checkpoints,
+    abstract: PyTree,
+    shardings: PyTree,
+    root: jax.Array,
+    initial: Callable[[TrainState], TrainState] | None,
+) -> tuple[int, TrainState]:
+    """The step and the state of the newest whole checkpoint, or 0 and a fresh state."""
+    restored = checkpoints.restore(abstract, shardings)
+    if restored is not None:
+        first, state, _ = restored
+        images = first * parts.data.batch_size
+        say(f"Resuming at step {first} of {parts.steps} ({images} images).")
+        return first, state
+    fresh = jax.jit(parts.method.init, out_shardings=shardings)
+    state = fresh(jax.random.fold_in(root, LARGEST))
+    if initial is not None:
+        state = jax.tree.map(to_global, initial(state), shardings)
+    return 0, state
+
+
+def _periods(parts: Any) -> dict[str, int]:
+    """After how many steps what is done again; 0: never."""
+    images = {
+        "log": parts.train.log_every,
+        "save": parts.checkpoint.every,
+        "sample": parts.train.sample_every,
+        "snapshot": parts.checkpoint.snapshot_every,
+    }
+    return {name: parts.every(period) for name, period in images.items()}
 
 
 def open_stream(parts: Any, seed: int, first: int) -> Iterator[dict[str, jax.Array]]:

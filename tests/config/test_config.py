@@ -95,6 +95,15 @@ def test_a_full_dotted_path_reaches_other_modules():
     assert configs.resolve("math.sqrt", "jaxgen.nn", "config.x")(9) == 3
 
 
+def test_a_preset_is_checked_like_its_function():
+    """`fl_gflownet` is a partial: the types of options are the function's."""
+    given = ("spec", "model", "optimizer", "averages")
+    preset = configs.resolve("gflownet.fl_gflownet", "jaxgen.families", "config.method")
+    assert configs.check(preset, {"truncate": 3}, "config.method", given) == {"truncate": 3}
+    with pytest.raises(UsageError, match="config.method.truncate: got 'three'; allowed: int"):
+        configs.check(preset, {"truncate": "three"}, "config.method", given)
+
+
 @pytest.mark.parametrize("name", configs.MOVED)
 def test_a_name_of_older_configs_says_what_to_write_now(name):
     now, _, _ = configs.MOVED[name].partition(",")

@@ -9,7 +9,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.families.adversarial.head import projection
-from jaxgen.families.adversarial.method import Discriminator
+from jaxgen.families.adversarial.players import Discriminator
 from jaxgen.nn import biggan
 from jaxgen.nn.gan import ConvDiscriminator, ConvGenerator, MLPGenerator, doublings_of
 from tests.nn_kit import quick_jit

@@ -14,7 +14,8 @@ from jaxgen.errors import UsageError
 from jaxgen.method import Spec
 from jaxgen.nn.vqgan import VQGAN, PatchGAN
 from jaxgen.run.setup import TOP, setup
-from jaxgen.tokenizers.vqgan import adaptive_weight, vqgan
+from jaxgen.tokenizers.autoencoding import adaptive_weight
+from jaxgen.tokenizers.vqgan import vqgan
 from jaxgen.training.ema import Averages
 from tests.nn_kit import quick_jit
 

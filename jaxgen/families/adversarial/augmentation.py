@@ -25,7 +25,7 @@ def differentiable(
     brightness: float = 0.5,
     fill: float = 0.0,
 ) -> Augment:
-    """fn(x[B, H, W, C], keys[B]) -> x: the policy's steps in order, each image its own draw.
+    """fn(x[B, H, W, C], keys[B]) -> x: the policy's steps in order, drawn for each image.
 
     policy: of `POLICIES`. shift: translations up to this share of the side, whole pixels. hole: the
     side of the square that is cut out, as a share. brightness: the width of the added constant.

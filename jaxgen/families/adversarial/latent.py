@@ -1,4 +1,4 @@
-"""Latents: the law that the generator turns into images."""
+"""Latents: the distribution that the generator turns into images."""
 
 from __future__ import annotations
 

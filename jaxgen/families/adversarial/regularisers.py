@@ -104,7 +104,7 @@ def orthogonal(
 ) -> Regulariser:
     """weight sum |W'W x (1 - I)|^2 over kernels W [fan_in, features] (Brock et al. 2019, eq. 3).
 
-    x is by element, so the columns' lengths are free. Tables of labels are left out.
+    x is by element, so the columns' lengths are free. Label embeddings are left out.
     """
     _positive("orthogonal.weight", weight)
 

@@ -105,8 +105,8 @@ def gedi(
 
     p(c | x_1..t) is proportional to p(c) p(x_1..t | c)^(alpha / t) over the two, p(. | c) from the
     class-conditional network `model`, p(label) = prior; by_length=False leaves out the / t. Then
-    only as many of the elements with the highest posterior stay as have `mass` of the result, and
-    those whose posterior is above `sure` (mass = 1: all stay). weight = 0 is `guided`.
+    the elements with the highest posterior are kept until they hold `mass` of the result, and so
+    are those whose posterior is above `sure` (mass = 1: all are kept). weight = 0 is `guided`.
     """
     for name, value, ok in (
         ("weight", weight, weight >= 0),

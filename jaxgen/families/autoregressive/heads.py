@@ -21,7 +21,7 @@ MIN_LOG_SCALE = -7.0
 
 @dataclasses.dataclass(frozen=True)
 class Softmax:
-    """One logit a level; groups of one element."""
+    """One logit per level; groups of one element."""
 
     levels: int
 

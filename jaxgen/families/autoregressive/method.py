@@ -6,6 +6,7 @@ Sun et al. 2024 (LlamaGen), van den Oord et al. 2016 (Gated PixelCNN), Salimans 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,21 +22,88 @@ from jaxgen.method import (
     Averages,
     Batch,
     Likelihood,
+    LossFn,
     Method,
     Metrics,
     Sampler,
     Spec,
+    check_dropout,
     drop_labels,
     dropout_key,
     exact_label_error,
     example_keys,
     fold,
     method_of,
+    never_dropped,
     single,
 )
 
 PyTree = Any
 HEADS = "jaxgen.families.autoregressive.heads"
+DROPPED = 0
+"""The stream of an example's key that says whether its label is dropped."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Causal:
+    """A causal network with the head that makes a distribution of its output: params["net"]."""
+
+    spec: Spec
+    net: Any
+    head: Any
+
+    def fresh(self, key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
+        """First parameters, and no extra."""
+        tokens, labels = jnp.zeros((1, self.spec.size), jnp.int32), jnp.zeros(1, jnp.int32)
+        return {"net": self.net.init(key, tokens, labels)["params"]}, ()
+
+    def log_probs(
+        self, params: PyTree, x: jax.Array, labels: jax.Array, dropout: jax.Array | None = None
+    ) -> jax.Array:
+        """ln p of each group [B, N / group] of examples [B, *shape]; dropout: a key, or None."""
+        tokens = self.spec.to_tokens(x).reshape(x.shape[0], -1)
+        out = self.net.apply(
+            {"params": params["net"]},
+            tokens,
+            labels,
+            train=dropout is not None,
+            rngs=None if dropout is None else {"dropout": dropout},
+        )
+        return self.head.log_prob(out, tokens.reshape(*out.shape[:2], -1))
+
+    def log_posterior(
+        self, params: PyTree, batch: Batch, alpha: float, dropout: jax.Array | None
+    ) -> jax.Array:
+        """ln p(label | x) [B], p(c | x) in proportion to p(x | c)^(alpha / size) over all c."""
+
+        def one(label: jax.Array) -> jax.Array:
+            labels = jnp.full_like(batch["label"], label)
+            return self.log_probs(params, batch["image"], labels, dropout).sum(-1)
+
+        log = jax.lax.map(one, jnp.arange(self.spec.num_classes))
+        log = jax.nn.log_softmax(alpha / self.spec.size * log, axis=0)
+        return jnp.take_along_axis(log, batch["label"][None], axis=0)[0]
+
+
+def causal_loss(
+    causal: Causal, *, label_dropout: float, discriminative: float, alpha: float
+) -> LossFn:
+    """The mean of -ln p per element and GeDi's loss, in shares 1 - and `discriminative`."""
+
+    def loss(
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        keys = fold(example_keys(key, batch), DROPPED)
+        labels = drop_labels(keys, batch["label"], label_dropout, causal.spec.null_label)
+        dropout = dropout_key(key, batch)
+        found = causal.log_probs(params, batch["image"], labels, dropout)
+        total = -found.sum() / (found.shape[0] * causal.spec.size)
+        if discriminative:
+            own = -causal.log_posterior(params, batch, alpha, dropout).mean()
+            total = (1 - discriminative) * total + discriminative * own
+        return total, ({}, extra)
+
+    return loss
 
 
 def autoregressive(
@@ -65,62 +133,17 @@ def autoregressive(
 
     Raises UsageError for values out of range, real-valued examples and bidirectional networks.
     """
-    if not 0 <= label_dropout < 1:
-        raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
+    check_dropout(label_dropout)
     if not 0 <= discriminative <= 1 or alpha <= 0:
         allowed = "0 <= discriminative <= 1, alpha > 0"
         raise invalid("method.discriminative", (discriminative, alpha), allowed)
-    if spec.levels is None:
-        raise invalid("config.data.source", "real-valued examples", "a source with discrete values")
+    levels = spec.require_levels()
     if not hasattr(model, "group"):
         raise invalid("config.model.name", type(model).__name__, "a causal network with `group`")
     if not getattr(model, "causal", True):
         raise invalid("config.model.causal", False, "True: this family predicts what comes next")
-    distribution = build(head, HEADS, "method.head", levels=spec.levels, group=model.group)
-    net = model.clone(outputs=distribution.outputs)
-
-    def rows(
-        params: PyTree, x: jax.Array, labels: jax.Array, dropout: jax.Array | None = None
-    ) -> jax.Array:
-        """ln p of each group [B, N / group] of examples [B, *shape]; dropout: a key, or None."""
-        tokens = spec.to_tokens(x).reshape(x.shape[0], -1)
-        out = net.apply(
-            {"params": params["net"]},
-            tokens,
-            labels,
-            train=dropout is not None,
-            rngs=None if dropout is None else {"dropout": dropout},
-        )
-        return distribution.log_prob(out, tokens.reshape(*out.shape[:2], -1))
-
-    def loss(
-        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        keys = fold(example_keys(key, batch), 0)
-        labels = drop_labels(keys, batch["label"], label_dropout, spec.null_label)
-        dropout = dropout_key(key, batch)
-        found = rows(params, batch["image"], labels, dropout)
-        total = -found.sum() / (found.shape[0] * spec.size)
-        if discriminative:
-            own = -classes(params, batch, dropout).mean()
-            total = (1 - discriminative) * total + discriminative * own
-        return total, ({}, extra)
-
-    def classes(params: PyTree, batch: Batch, dropout: jax.Array | None) -> jax.Array:
-        """ln p(label | x) [B], over all classes."""
-
-        def one(label: jax.Array) -> jax.Array:
-            labels = jnp.full_like(batch["label"], label)
-            return rows(params, batch["image"], labels, dropout).sum(-1)
-
-        log = jax.lax.map(one, jnp.arange(spec.num_classes))
-        log = jax.nn.log_softmax(alpha / spec.size * log, axis=0)
-        return jnp.take_along_axis(log, batch["label"][None], axis=0)[0]
-
-    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        tokens, labels = jnp.zeros((1, spec.size), jnp.int32), jnp.zeros(1, jnp.int32)
-        params = {"net": net.init(key, tokens, labels)["params"]}
-        return params, ()
+    distribution = build(head, HEADS, "method.head", levels=levels, group=model.group)
+    causal = Causal(spec, model.clone(outputs=distribution.outputs), distribution)
 
     def sampler(
         *,
@@ -142,14 +165,9 @@ def autoregressive(
         Raises UsageError: values out of range, guidance that this model was not trained for.
         """
         if label_dropout == 0 and Source("net", "null") in compose(guidance).sources:
-            raise invalid(
-                "guidance",
-                guidance,
-                "1: this model was trained without label dropout",
-                "Train with method.label_dropout=0.1 to guide it.",
-            )
+            raise never_dropped(guidance)
         return build_sampler(
-            net,
+            causal.net,
             distribution,
             spec,
             temperature=temperature,
@@ -162,11 +180,14 @@ def autoregressive(
 
     def log_prob() -> Any:
         """fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B], exact."""
-        return lambda params, x, labels, keys: rows(params, x, labels).sum(-1)
+        return lambda params, x, labels, keys: causal.log_probs(params, x, labels).sum(-1)
 
+    loss = causal_loss(
+        causal, label_dropout=label_dropout, discriminative=discriminative, alpha=alpha
+    )
     return method_of(
         spec,
-        single(loss, fresh, optimizer, averages, accumulate=accumulate),
+        single(loss, causal.fresh, optimizer, averages, accumulate=accumulate),
         separable=True,
         sampler=sampler,
         log_prob=log_prob,

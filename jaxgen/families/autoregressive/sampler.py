@@ -37,9 +37,8 @@ def build_sampler(
     step even where it can keep what it computed: the same samples, slower. calls: rows of the
     output, times the sources of logits.
     """
-    assert spec.levels is not None
     cut = truncation(
-        spec.levels, temperature=temperature, top_k=top_k, top_p=top_p, typical=typical
+        spec.require_levels(), temperature=temperature, top_k=top_k, top_p=top_p, typical=typical
     )
     group, size = net.group, spec.size
     guide, nets = compose(guidance), {"net": net, **(models or {})}
@@ -73,8 +72,8 @@ def build_sampler(
             chosen: list[jax.Array] = []
             for c in range(group):
                 place, logits = i * group + c, found(out, chosen)
-                law = cut(guide.rule(logits, own, place))
-                draw = jax.vmap(jax.random.categorical)(fold(keys, place), law)
+                kept = cut(guide.rule(logits, own, place))
+                draw = jax.vmap(jax.random.categorical)(fold(keys, place), kept)
                 chosen.append(draw.astype(jnp.int32))
                 own = guide.after(logits, own, chosen[-1])
             drawn = jnp.stack(chosen, axis=1)

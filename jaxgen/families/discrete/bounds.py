@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.families.discrete.core import Core, negative_log, ranks
+from jaxgen.families.discrete.core import CHOSEN, NOISED, Core, negative_log, ranks
 from jaxgen.families.discrete.schedules import Schedule
 from jaxgen.method import fold
 
@@ -80,8 +80,8 @@ def uniform_bound(
     (LEAST, 1).
     """
     share = LEAST + (1 - LEAST) * place
-    draws = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(keys, 0))
-    noised = core.noised(fold(keys, 1), x, draws < share[:, None])
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(keys, CHOSEN))
+    noised = core.noised(fold(keys, NOISED), x, draws < share[:, None])
     t = core.schedule.time(share)
     logits = core.logits(params, noised, labels, t, dropout)
     same = noised == x

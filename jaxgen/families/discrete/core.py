@@ -17,6 +17,8 @@ from jaxgen.families.discrete.schedules import Schedule
 from jaxgen.method import Spec
 
 PyTree = Any
+CHOSEN, NOISED = range(2)
+"""Streams of the key that noises an example: which elements, and what they become."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,12 @@ class Core:
         """The inverse of `elements`."""
         tokens = self.codec.join(elements).reshape(-1, *self.spec.shape)
         return self.spec.from_tokens(tokens)
+
+    def fresh(self, key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
+        """First parameters {"net": ...}, and no extra."""
+        x = self.codec.inputs(jnp.zeros((1, self.size), jnp.int32))
+        options = {"noise": jnp.zeros(1)} if self.timed else {}
+        return {"net": self.net.init(key, x, jnp.zeros(1, jnp.int32), **options)["params"]}, ()
 
     def logits(
         self,

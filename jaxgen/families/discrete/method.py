@@ -6,26 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxgen.config import part
 from jaxgen.errors import invalid
 from jaxgen.families.discrete.bounds import bound, places, remaining
-from jaxgen.families.discrete.core import Bits, Core, Tokens, negative_log
+from jaxgen.families.discrete.core import Bits, Core, Tokens
+from jaxgen.families.discrete.loss import interpolant_loss
 from jaxgen.families.discrete.sampler import build_sampler
-from jaxgen.families.discrete.schedules import Schedule
 from jaxgen.method import (
     Averages,
-    Batch,
     Likelihood,
     Method,
-    Metrics,
     Sampler,
     Spec,
-    drop_labels,
-    dropout_key,
-    example_keys,
+    Training,
     fold,
     method_of,
     single,
@@ -33,6 +28,8 @@ from jaxgen.method import (
 
 PyTree = Any
 SCHEDULES = "jaxgen.families.discrete.schedules"
+PLACE, NOISE = range(2)
+"""Streams of a key of the bound: its place in time, and its noise."""
 
 
 def discrete_interpolants(
@@ -64,31 +61,22 @@ def discrete_interpolants(
     `log_prob` is a bound: of decoding one by one in any order (mask), or of the jump process
     (uniform). Raises UsageError for values out of range, real-valued examples, causal networks.
     """
-    if spec.levels is None:
-        raise invalid("config.data.source", "real-valued examples", "a source with discrete values")
+    if noise not in ("mask", "uniform"):
+        raise invalid("method.noise", noise, "'mask', 'uniform'")
     if time not in ("implicit", "explicit"):
         raise invalid("method.time", time, "'implicit', 'explicit'")
-    changes: dict[str, Any] = {"extra": 1}
+    timed, changes = time == "explicit", {"extra": 1}
     if hasattr(model, "timed"):
-        changes["timed"] = time == "explicit"
-    elif time == "explicit":
+        changes["timed"] = timed
+    elif timed:
         raise invalid("method.time", time, "'implicit' for a network without `timed`")
-    return _method(
-        spec,
-        model,
-        changes,
-        Tokens(spec.levels),
-        optimizer,
-        averages,
-        noise=noise,
-        schedule=schedule,
-        timed=time == "explicit",
-        weighting=weighting,
-        label_smoothing=label_smoothing,
-        label_dropout=label_dropout,
-        accumulate=accumulate,
-        solver="ancestral",
+    codec = Tokens(spec.require_levels())
+    core = _core(spec, model, changes, codec, schedule, noise=noise, timed=timed)
+    loss = interpolant_loss(
+        core, weighting=weighting, label_smoothing=label_smoothing, label_dropout=label_dropout
     )
+    training = single(loss, core.fresh, optimizer, averages, accumulate=accumulate)
+    return _method(core, training, solver="ancestral", guided=label_dropout > 0)
 
 
 def maskgit(
@@ -107,24 +95,12 @@ def maskgit(
 
     Options as `discrete_interpolants`, of which this is a case (implicit time).
     """
-    if spec.levels is None:
-        raise invalid("config.data.source", "real-valued examples", "a source with discrete values")
-    return _method(
-        spec,
-        model,
-        {"extra": 1},
-        Tokens(spec.levels),
-        optimizer,
-        averages,
-        noise="mask",
-        schedule=schedule,
-        timed=False,
-        weighting=weighting,
-        label_smoothing=label_smoothing,
-        label_dropout=label_dropout,
-        accumulate=accumulate,
-        solver="confidence",
+    core = _core(spec, model, {"extra": 1}, Tokens(spec.require_levels()), schedule)
+    loss = interpolant_loss(
+        core, weighting=weighting, label_smoothing=label_smoothing, label_dropout=label_dropout
     )
+    training = single(loss, core.fresh, optimizer, averages, accumulate=accumulate)
+    return _method(core, training, solver="confidence", guided=label_dropout > 0)
 
 
 def maskbit(
@@ -157,90 +133,34 @@ def maskbit(
     if not hasattr(model, "bits"):
         raise invalid("config.model.name", type(model).__name__, "a network on bits (bert.Bert)")
     codec = Bits(bits, groups)
-    return _method(
-        spec,
-        model,
-        {"bits": bits, "outputs": groups * codec.values},
-        codec,
-        optimizer,
-        averages,
-        noise="mask",
-        schedule=schedule,
-        timed=False,
-        weighting=weighting,
-        label_smoothing=label_smoothing,
-        label_dropout=label_dropout,
-        accumulate=accumulate,
-        solver="confidence",
+    changes = {"bits": bits, "outputs": groups * codec.values}
+    core = _core(spec, model, changes, codec, schedule)
+    loss = interpolant_loss(
+        core, weighting=weighting, label_smoothing=label_smoothing, label_dropout=label_dropout
     )
+    training = single(loss, core.fresh, optimizer, averages, accumulate=accumulate)
+    return _method(core, training, solver="confidence", guided=label_dropout > 0)
 
 
-def _method(
+def _core(
     spec: Spec,
     model: Any,
     changes: dict[str, Any],
     codec: Tokens | Bits,
-    optimizer: optax.GradientTransformation,
-    averages: Averages,
-    *,
-    noise: str,
     schedule: Any,
-    timed: bool,
-    weighting: str,
-    label_smoothing: float,
-    label_dropout: float,
-    accumulate: int,
-    solver: str,
-) -> Method:
-    if noise not in ("mask", "uniform"):
-        raise invalid("method.noise", noise, "'mask', 'uniform'")
-    if weighting not in ("simple", "elbo"):
-        raise invalid("method.weighting", weighting, "'simple', 'elbo'")
-    for name, value in (("label_dropout", label_dropout), ("label_smoothing", label_smoothing)):
-        if not 0 <= value < 1:
-            raise invalid(f"method.{name}", value, f"0 <= {name} < 1")
-    if label_smoothing and weighting == "elbo":
-        raise invalid("method.label_smoothing", label_smoothing, "0 with weighting='elbo'")
+    *,
+    noise: str = "mask",
+    timed: bool = False,
+) -> Core:
+    """The core of a bidirectional network, with these of its fields changed."""
     if getattr(model, "causal", True):
         raise invalid("config.model.causal", True, "False: tokens are predicted from all others")
-    way: Schedule = part(schedule, SCHEDULES, "method.schedule")
-    core = Core(spec, model.clone(**changes), codec, way, noise, timed)
-    # The share of noised tokens, on average over times: what "simple" is divided by.
-    grid = jnp.linspace(0.0, 1.0, 2001)
-    with jax.ensure_compile_time_eval():
-        mean_share = float(way.share(0.5 * (grid[1:] + grid[:-1])).mean())
+    chosen = part(schedule, SCHEDULES, "method.schedule")
+    return Core(spec, model.clone(**changes), codec, chosen, noise, timed)
 
-    def loss(
-        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        keys = example_keys(key, batch)
-        labels = drop_labels(fold(keys, 0), batch["label"], label_dropout, spec.null_label)
-        dropout = dropout_key(key, batch)
-        x = core.elements(batch["image"])
-        place = jax.vmap(jax.random.uniform)(fold(keys, 1))
-        own = fold(keys, 2)
-        if weighting == "elbo":
-            found = bound(core, params["net"], x, labels, own, place, dropout=dropout)
-            return found.mean() / core.size, ({}, extra)
-        share = way.share(place)[:, None]
-        draws = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(own, 0))
-        chosen = draws < share
-        noised = core.noised(fold(own, 1), x, chosen)
-        logits = core.logits(params["net"], noised, labels, place, dropout)
-        error = negative_log(logits, x)
-        if label_smoothing:
-            flat = -jax.nn.log_softmax(logits, axis=-1).mean(-1)
-            error = (1 - label_smoothing) * error + label_smoothing * flat
-        if noise == "uniform":
-            return error.mean(), ({}, extra)
-        return (error * chosen).mean() / mean_share, ({}, extra)
 
-    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        x = core.codec.inputs(jnp.zeros((1, core.size), jnp.int32))
-        options = {"noise": jnp.zeros(1)} if timed else {}
-        params = {"net": core.net.init(key, x, jnp.zeros(1, jnp.int32), **options)["params"]}
-        return params, ()
-
+def _method(core: Core, training: Training, *, solver: str, guided: bool) -> Method:
+    """Sampler, bound and classifier around a core. solver: the sampler's default."""
     default = solver
 
     def sampler(
@@ -258,11 +178,12 @@ def _method(
 
         solver: "confidence" (MaskGIT: each step keeps the drawn elements with the highest ln p +
         choice_temperature x (share of steps left) x Gumbel noise, as many as the schedule says),
-        "random" (as many, in random order), "ancestral" (each masked element comes by its own coin,
-        exact in time) or "euler" (the same by the rate at the step's start: tau-leaping). schedule:
-        the steps' own, None: as trained. temperature divides the logits, and moves linearly to
-        final_temperature. guidance w: logits of "no label" + w (logits of the label - those);
-        guidance_schedule: "constant", or from 1 up to w along a "linear" or "cosine" ramp.
+        "random" (as many, in random order), "ancestral" (masked elements are revealed
+        independently, exact in time) or "euler" (the same by the rate at the step's start:
+        tau-leaping). schedule: the steps' own, None: as trained. temperature divides the logits,
+        and moves linearly to final_temperature. guidance w: logits of "no label" + w (logits of
+        the label - those); guidance_schedule: "constant", or from 1 up to w along a "linear" or
+        "cosine" ramp.
 
         Raises UsageError: values out of range, more steps than elements where every step reveals
         one, guidance that this model was not trained for.
@@ -271,13 +192,15 @@ def _method(
             core,
             solver=solver,
             steps=steps,
-            schedule=way if schedule is None else part(schedule, SCHEDULES, "sample.schedule"),
+            schedule=part(
+                core.schedule if schedule is None else schedule, SCHEDULES, "sample.schedule"
+            ),
             temperature=temperature,
             final_temperature=final_temperature,
             choice_temperature=choice_temperature,
             guidance=guidance,
             guidance_schedule=guidance_schedule,
-            guided=label_dropout > 0,
+            guided=guided,
         )
 
     def log_prob(*, steps: int = 0, schedule: Any = "linear") -> Callable[..., jax.Array]:
@@ -287,16 +210,13 @@ def _method(
         """
         counts = None
         if steps:
-            if noise != "mask" or not 1 <= steps <= core.size:
+            if core.noise != "mask" or not 1 <= steps <= core.size:
                 raise invalid("steps", steps, f"0, or 1 to {core.size} for masks")
             counts = remaining(part(schedule, SCHEDULES, "schedule"), core.size, steps)
 
         def fn(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
-            place = places(fold(keys, 0), 0)
-            found = bound(
-                core, params["net"], core.elements(x), labels, fold(keys, 1), place, counts
-            )
-            return -found
+            place, own = places(fold(keys, PLACE), 0), fold(keys, NOISE)
+            return -bound(core, params["net"], core.elements(x), labels, own, place, counts)
 
         return fn
 
@@ -310,13 +230,13 @@ def _method(
     ) -> jax.Array:
         """The bound at one place of a sequence that is even over any first draws."""
         del draws
-        place = places(fold(keys, 0), draw)
-        own = jax.vmap(jax.random.fold_in)(fold(keys, 1), draw)
+        place = places(fold(keys, PLACE), draw)
+        own = jax.vmap(jax.random.fold_in)(fold(keys, NOISE), draw)
         return bound(core, params["net"], core.elements(x), labels, own, place)
 
     return method_of(
-        spec,
-        single(loss, fresh, optimizer, averages, accumulate=accumulate),
+        core.spec,
+        training,
         separable=True,
         sampler=sampler,
         log_prob=log_prob,

@@ -14,12 +14,18 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.families.discrete.bounds import remaining
 from jaxgen.families.discrete.core import Core
 from jaxgen.families.discrete.schedules import Schedule
-from jaxgen.method import Sampler, fold
+from jaxgen.method import Sampler, fold, never_dropped
 from jaxgen.method.chain import ESTIMATES, Chain, State
 
 PyTree = Any
 
 SOLVERS = ("confidence", "random", "ancestral", "euler")
+BY_COUNT = ("confidence", "random")
+"""Solvers that reveal a given number of elements in each step; the others draw independently."""
+
+DRAWN, CHOSEN = range(2)
+"""Streams of a step's key: the elements' values, and which elements take them."""
+
 RAMPS: dict[str, Callable[[float], float]] = {
     "constant": lambda r: 1.0,
     "linear": lambda r: r,
@@ -32,17 +38,71 @@ RAMPS: dict[str, Callable[[float], float]] = {
 class Steps:
     """A sampler of elements int32 [B, N], a step at a time, so that steering may take them apart.
 
-    start(keys [B]) -> x. step(params, keys [B], x, labels [B], n) -> x after step n, 0 <= n <
-    steps; keys are the sampler's, the same at each step. logits(params, x, labels [B], n): guided
-    and tempered [B, N, V], from the state before step n. calls: network evaluations of a step.
+    rows: what changes from step to step, each [steps]: `t`, `temperature`, `weight` of guidance,
+    `choice` temperature, and `after`, how many stay masked ("confidence", "random"), or `chance`,
+    that an element is drawn ("ancestral", "euler"). Keys [B] are the sampler's, the same at each
+    step; number is the step's, 0 <= number < steps.
     """
 
     core: Core
+    solver: str
     steps: int
-    calls: float
-    start: Callable[[jax.Array], jax.Array]
-    step: Callable[[PyTree, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    logits: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
+    guided: bool
+    rows: dict[str, jax.Array]
+
+    @property
+    def calls(self) -> float:
+        """Network evaluations of a step."""
+        return 2.0 if self.guided else 1.0
+
+    def start(self, keys: jax.Array) -> jax.Array:
+        """All noise, int32 [B, N]."""
+        return self.core.start(fold(keys, self.steps))
+
+    def logits(
+        self, params: PyTree, x: jax.Array, labels: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        """Guided and tempered [B, N, V], from the state x before a step."""
+        core, count, row = self.core, len(labels), self._row(number)
+        if not self.guided:
+            out = core.logits(params["net"], x, labels, jnp.broadcast_to(row["t"], (count,)))
+        else:
+            both = jnp.concatenate([labels, jnp.full_like(labels, core.spec.null_label)])
+            t = jnp.broadcast_to(row["t"], (2 * count,))
+            out = core.logits(params["net"], jnp.tile(x, (2, 1)), both, t)
+            cond, uncond = jnp.split(out, 2)
+            out = uncond + row["weight"] * (cond - uncond)
+        return out / row["temperature"]
+
+    def step(
+        self, params: PyTree, keys: jax.Array, x: jax.Array, labels: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        """x after a step."""
+        core, row, now = self.core, self._row(number), fold(keys, number)
+        logits = self.logits(params, x, labels, number)
+        shape = (core.size, core.values)
+        gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape))(fold(now, DRAWN))
+        drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+        chosen = fold(now, CHOSEN)
+        if self.solver in BY_COUNT:
+            masked = x == core.values
+            score = jax.vmap(lambda k: jax.random.gumbel(k, (core.size,)))(chosen)
+            if self.solver == "confidence":
+                log = jax.nn.log_softmax(logits, axis=-1)
+                sure = jnp.take_along_axis(log, drawn[..., None], axis=-1)[..., 0]
+                score = sure + row["choice"] * score
+            # The least sure stay masked; what is revealed stays revealed.
+            order = jnp.argsort(jnp.argsort(jnp.where(masked, score, jnp.inf), axis=1), axis=1)
+            take = masked & (order >= row["after"])
+        else:
+            uniform = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(chosen)
+            take = uniform < row["chance"]
+            if core.noise == "mask":
+                take &= x == core.values
+        return jnp.where(take, drawn, x)
+
+    def _row(self, number: jax.Array) -> dict[str, jax.Array]:
+        return {name: column[number] for name, column in self.rows.items()}
 
 
 def build_sampler(core: Core, **options: Any) -> Sampler:
@@ -115,104 +175,63 @@ def build_steps(
     guided: bool,
 ) -> Steps:
     """The sampler, step by step; see `method.discrete_interpolants` for the options."""
-    if solver not in SOLVERS:
-        raise unknown("sample.solver", solver, SOLVERS)
-    by_count = solver in ("confidence", "random")
-    if by_count and core.noise != "mask":
-        raise invalid("sample.solver", solver, "ancestral or euler for uniform noise")
-    most = core.size if by_count else None
-    if steps < 1 or (most is not None and steps > most):
-        raise invalid("sample.steps", steps, f"1 to {most}" if most else "steps >= 1")
+    _check(core, solver, steps, choice_temperature, guidance_schedule)
     final = temperature if final_temperature is None else final_temperature
     for name, value in (("temperature", temperature), ("final_temperature", final)):
         if not value > 0:
             raise invalid(f"sample.{name}", value, "a number > 0")
-    if choice_temperature < 0:
-        raise invalid("sample.choice_temperature", choice_temperature, "a number >= 0")
-    if guidance_schedule not in RAMPS:
-        raise unknown("sample.guidance_schedule", guidance_schedule, RAMPS)
     if guidance != 1 and not guided:
-        raise invalid(
-            "guidance",
-            guidance,
-            "1: this model was trained without label dropout",
-            "Train with method.label_dropout=0.1 to guide it.",
-        )
-
+        raise never_dropped(guidance)
     done = np.arange(steps) / steps
-    table: dict[str, np.ndarray] = {
+    rows = {
         "temperature": temperature + (final - temperature) * done,
         "weight": 1 + (guidance - 1) * np.array([RAMPS[guidance_schedule](r) for r in done]),
         # Ends at 0: the last choice is by confidence alone (MaskGIT, appendix).
         "choice": choice_temperature * (1 - (np.arange(steps) + 1) / steps),
+        **_revealed(core, solver, steps, schedule),
     }
-    if by_count:
+    return Steps(
+        core,
+        solver,
+        steps,
+        guidance != 1,
+        {k: jnp.asarray(v, jnp.int32 if v.dtype == int else jnp.float32) for k, v in rows.items()},
+    )
+
+
+def _revealed(core: Core, solver: str, steps: int, schedule: Schedule) -> dict[str, np.ndarray]:
+    """Before each step, the time; and how many are masked after it, or each element's chance."""
+    if solver in BY_COUNT:
         counts = remaining(schedule, core.size, steps)
         with jax.ensure_compile_time_eval():
-            table["t"] = np.asarray(core.schedule.time(jnp.asarray(counts[:-1] / core.size)))
-        table["after"] = counts[1:]
+            t = np.asarray(core.schedule.time(jnp.asarray(counts[:-1] / core.size)))
+        return {"t": t, "after": counts[1:]}
+    with jax.ensure_compile_time_eval():
+        edges = jnp.linspace(1.0, 0.0, steps + 1)
+        share = np.asarray(schedule.share(edges), np.float64)
+        slope = np.asarray(schedule.slope(edges), np.float64)
+        t = np.asarray(core.schedule.time(jnp.asarray(share[:-1])))
+    if solver == "ancestral":
+        chance = 1 - share[1:] / share[:-1]
     else:
-        with jax.ensure_compile_time_eval():
-            edges = jnp.linspace(1.0, 0.0, steps + 1)
-            share = np.asarray(schedule.share(edges), np.float64)
-            slope = np.asarray(schedule.slope(edges), np.float64)
-            table["t"] = np.asarray(core.schedule.time(jnp.asarray(share[:-1])))
-        if solver == "ancestral":
-            chance = 1 - share[1:] / share[:-1]
-        else:
-            chance = np.minimum(slope[:-1] / share[:-1] / steps, 1.0)
-        # What is left at the end comes then.
-        chance[-1] = 1.0
-        table["chance"] = chance
-    rows = {
-        k: jnp.asarray(v, jnp.int32 if v.dtype == int else jnp.float32) for k, v in table.items()
-    }
+        chance = np.minimum(slope[:-1] / share[:-1] / steps, 1.0)
+    # The last step draws whatever is left.
+    chance[-1] = 1.0
+    return {"t": t, "chance": chance}
 
-    def row_of(number: jax.Array) -> dict[str, jax.Array]:
-        return {name: column[number] for name, column in rows.items()}
 
-    def predict(params: PyTree, x: jax.Array, labels: jax.Array, number: jax.Array) -> jax.Array:
-        count, row = len(labels), row_of(number)
-        if guidance == 1:
-            out = core.logits(params, x, labels, jnp.broadcast_to(row["t"], (count,)))
-        else:
-            both = jnp.concatenate([labels, jnp.full_like(labels, core.spec.null_label)])
-            t = jnp.broadcast_to(row["t"], (2 * count,))
-            cond, uncond = jnp.split(core.logits(params, jnp.tile(x, (2, 1)), both, t), 2)
-            out = uncond + row["weight"] * (cond - uncond)
-        return out / row["temperature"]
-
-    def step(
-        params: PyTree, keys: jax.Array, x: jax.Array, labels: jax.Array, number: jax.Array
-    ) -> jax.Array:
-        row, now = row_of(number), fold(keys, number)
-        logits = predict(params["net"], x, labels, number)
-        gumbel = jax.vmap(lambda k: jax.random.gumbel(k, (core.size, core.values)))(fold(now, 0))
-        drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
-        if by_count:
-            masked = x == core.values
-            noise = jax.vmap(lambda k: jax.random.gumbel(k, (core.size,)))(fold(now, 1))
-            if solver == "confidence":
-                log = jax.nn.log_softmax(logits, axis=-1)
-                sure = jnp.take_along_axis(log, drawn[..., None], axis=-1)[..., 0]
-                score = sure + row["choice"] * noise
-            else:
-                score = noise
-            # The least sure stay masked; what is revealed stays revealed.
-            order = jnp.argsort(jnp.argsort(jnp.where(masked, score, jnp.inf), axis=1), axis=1)
-            take = masked & (order >= row["after"])
-        else:
-            coin = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(now, 1))
-            take = coin < row["chance"]
-            if core.noise == "mask":
-                take &= x == core.values
-        return jnp.where(take, drawn, x)
-
-    return Steps(
-        core=core,
-        steps=steps,
-        calls=1.0 if guidance == 1 else 2.0,
-        start=lambda keys: core.start(fold(keys, steps)),
-        step=step,
-        logits=lambda params, x, labels, number: predict(params["net"], x, labels, number),
-    )
+def _check(
+    core: Core, solver: str, steps: int, choice_temperature: float, guidance_schedule: str
+) -> None:
+    """Refuse values out of range."""
+    if solver not in SOLVERS:
+        raise unknown("sample.solver", solver, SOLVERS)
+    if solver in BY_COUNT and core.noise != "mask":
+        raise invalid("sample.solver", solver, "ancestral or euler for uniform noise")
+    most = core.size if solver in BY_COUNT else None
+    if steps < 1 or (most is not None and steps > most):
+        raise invalid("sample.steps", steps, f"1 to {most}" if most else "steps >= 1")
+    if choice_temperature < 0:
+        raise invalid("sample.choice_temperature", choice_temperature, "a number >= 0")
+    if guidance_schedule not in RAMPS:
+        raise unknown("sample.guidance_schedule", guidance_schedule, RAMPS)

@@ -32,7 +32,7 @@ def linear() -> Schedule:
 
 
 def cosine() -> Schedule:
-    """share = sin(pi t / 2), MaskGIT's cosine of 1 - t: most tokens come late."""
+    """share = sin(pi t / 2), MaskGIT's cosine of 1 - t: most tokens are revealed late."""
     half = math.pi / 2
     return Schedule(
         lambda t: jnp.sin(half * t),

@@ -21,22 +21,30 @@ from jaxgen.method import (
     Averages,
     Batch,
     Likelihood,
+    LossFn,
     Method,
     Metrics,
     Sampler,
     Spec,
     TrainState,
+    check_dropout,
     drop_labels,
     dropout_key,
     exact_label_error,
     example_keys,
     fold,
     method_of,
+    never_dropped,
     normal,
     single,
 )
+from jaxgen.method.learning import Prepare
+from jaxgen.method.streams import NOISE
 
 PyTree = Any
+Noised = Callable[[jax.Array, jax.Array], jax.Array]
+DROPPED = 1
+"""The stream of an example's key that says whether its label is dropped."""
 
 
 def density(
@@ -56,6 +64,50 @@ def denoise(
     """
     score = jax.grad(lambda x: density(model, params, x, labels).sum())(x)
     return x + noise_std**2 * score
+
+
+def likelihood_loss(spec: Spec, model: Any, noised: Noised, label_dropout: float) -> LossFn:
+    """Minus ln p of noised examples, in nats per dimension."""
+
+    def loss(
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        keys = example_keys(key, batch)
+        x = noised(batch["image"], fold(keys, NOISE))
+        labels = drop_labels(fold(keys, DROPPED), batch["label"], label_dropout, spec.null_label)
+        rng = dropout_key(key, batch)
+        found = density(model, params["net"], x, labels, train=True, rngs={"dropout": rng})
+        value = -found.mean() / spec.size
+        return value, ({"bits_per_dim": value / math.log(2)}, extra)
+
+    return loss
+
+
+def first_batch(model: Any, noised: Noised) -> Prepare:
+    """Before the first update: the network set from the first batch, and averages with it."""
+
+    def prepare(
+        state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
+    ) -> tuple[TrainState, Batch, Metrics]:
+        def start(params: PyTree) -> PyTree:
+            x = noised(batch["image"], fold(example_keys(key, batch), NOISE))
+            _, new = model.apply(
+                {"params": params["net"]}, x, batch["label"], initialise=True, mutable=["params"]
+            )
+            return {**params, "net": new["params"]}
+
+        done = state.extra["initialised"]
+        params = jax.lax.cond(done, lambda p: p, start, state.params)
+
+        def following(average: PyTree) -> PyTree:
+            own = {group: params[group] for group in average}
+            return jax.tree.map(lambda a, b: jnp.where(done, a, b), average, own)
+
+        ema = {name: following(average) for name, average in state.ema.items()}
+        extra = {"initialised": jnp.ones((), bool)}
+        return state.replace(params=params, ema=ema, extra=extra), batch, {}
+
+    return prepare
 
 
 def flow(
@@ -83,8 +135,7 @@ def flow(
         raise invalid("method.noise", noise, "'uniform', 'gaussian'")
     if noise_std <= 0:
         raise invalid("method.noise_std", noise_std, "noise_std > 0")
-    if not 0 <= label_dropout < 1:
-        raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
+    check_dropout(label_dropout)
     if spec.tokens:
         raise invalid("method", "a flow", "a source of images or latents, not of tokens")
     has_start = "initialise" in inspect.signature(model.__call__).parameters
@@ -93,40 +144,6 @@ def flow(
         if noise == "gaussian":
             return x + noise_std * normal(keys, spec.shape)
         return x if spec.levels is None else spec.dequantise(x, keys)
-
-    def loss(
-        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        keys = example_keys(key, batch)
-        x = noised(batch["image"], fold(keys, 0))
-        labels = drop_labels(fold(keys, 1), batch["label"], label_dropout, spec.null_label)
-        rng = dropout_key(key, batch)
-        found = density(model, params["net"], x, labels, train=True, rngs={"dropout": rng})
-        value = -found.mean() / spec.size
-        return value, ({"bits_per_dim": value / math.log(2)}, extra)
-
-    def initialised(
-        state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
-    ) -> tuple[TrainState, Batch, Metrics]:
-        """Before the first update: the network set from the first batch, and averages with it."""
-
-        def start(params: PyTree) -> PyTree:
-            x = noised(batch["image"], fold(example_keys(key, batch), 0))
-            _, new = model.apply(
-                {"params": params["net"]}, x, batch["label"], initialise=True, mutable=["params"]
-            )
-            return {**params, "net": new["params"]}
-
-        done = state.extra["initialised"]
-        params = jax.lax.cond(done, lambda p: p, start, state.params)
-
-        def following(average: PyTree) -> PyTree:
-            own = {group: params[group] for group in average}
-            return jax.tree.map(lambda a, b: jnp.where(done, a, b), average, own)
-
-        ema = {name: following(average) for name, average in state.ema.items()}
-        extra = {"initialised": jnp.ones((), bool)}
-        return state.replace(params=params, ema=ema, extra=extra), batch, {}
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         example = jnp.zeros((1, *spec.shape))
@@ -144,10 +161,7 @@ def flow(
         if guidance != 1.0 and not model.guidable:
             raise invalid("sample.guidance", guidance, "1: this flow cannot be guided")
         if guidance != 1.0 and label_dropout == 0:
-            raise invalid(
-                "sample.guidance", guidance, "1: this model was trained without label dropout",
-                "Train with method.label_dropout=0.1 to guide it.",
-            )  # fmt: skip
+            raise never_dropped(guidance, "sample.guidance")
         if denoised and noise != "gaussian":
             raise invalid("sample.denoised", denoised, "False where noise is 'uniform'")
 
@@ -170,12 +184,13 @@ def flow(
 
         return fn
 
+    loss = likelihood_loss(spec, model, noised, label_dropout)
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate)
     if has_start:
         # What came from another run is initialised already.
         training = dataclasses.replace(
             training,
-            prepare=initialised,
+            prepare=first_batch(model, noised),
             started=lambda state: state.replace(extra={"initialised": jnp.ones((), bool)}),
         )
     return method_of(

@@ -18,8 +18,7 @@ class Graph(NamedTuple):
 
     children [N, actions - 1] and parents [N, back_actions]: places of states, the state's own
     where there is none. has_child, has_parent: bool. through [N, back_actions]: the action from the
-    parent. rewards [N]: ln R, 0 where one may
-    not stop. target [N]: R / Z.
+    parent. rewards [N]: ln R, 0 where stopping is not allowed. target [N]: R / Z.
     """
 
     states: np.ndarray
@@ -72,14 +71,14 @@ def graph(environment: Environment) -> Graph:
 
 
 def visits(tables: Graph, log_forward: jax.Array) -> jax.Array:
-    """The chance [N] that a trajectory of P_F passes each state. log_forward [N, actions]."""
+    """The probability [N] that a trajectory of P_F passes each state. log_forward [N, actions]."""
     chance = jnp.where(tables.has_child, jnp.exp(log_forward[:, :-1]), 0.0)
     mass = jnp.zeros(len(tables.states)).at[tables.root].set(1.0)
     return _spread(mass, chance, tables.children, tables.steps)
 
 
 def back_visits(tables: Graph, log_backward: jax.Array) -> jax.Array:
-    """The chance [N] that a way back by P_B from a sample of the target passes each state."""
+    """The probability [N] that P_B, from a sample of the target, passes each state."""
     chance = jnp.where(tables.has_parent, jnp.exp(log_backward), 0.0)
     return _spread(jnp.asarray(tables.target, jnp.float32), chance, tables.parents, tables.steps)
 
@@ -115,7 +114,7 @@ def scores(tables: Graph, log_forward: jax.Array, log_backward: jax.Array) -> di
     ratio = jnp.log(jnp.maximum(found, 1e-38)) - jnp.log(jnp.maximum(target, 1e-38))
     kl = jnp.where(inside & (found > 0), found * ratio, 0.0).sum()
 
-    # ln P_B - ln P_F of the edge into each state along each way back.
+    # ln P_B - ln P_F of the edge into each state along each backward trajectory.
     parent_policy = log_forward[tables.parents, tables.through]
     gain = jnp.where(tables.has_parent, log_backward - parent_policy, 0.0)
     edge = jnp.where(tables.has_parent, reach[tables.parents] * jnp.exp(parent_policy), 0.0)

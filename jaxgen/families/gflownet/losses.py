@@ -1,6 +1,6 @@
 """Losses of GFlowNets: each squares how far a trajectory is from a balance of flows.
 
-A loss is a function's result with two fields, so one's own may come by its dotted path.
+A loss is a function's result with two fields, so that one's own can be named by its dotted path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxgen.families.gflownet.walk import Walk
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """of(walk) -> [B], one number a trajectory; 0 for all exactly where the balance holds.
+    """of(walk) -> [B], one number per trajectory; 0 for all exactly where the balance holds.
 
     flow: where ln F comes from and with it the estimate of ln Z, that of the root: "head", an
     output of the network; "edges", the sum over the actions' logits; "none", there are no flows
@@ -38,7 +38,7 @@ def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 def flow_matching() -> Loss:
     """Flow into a state equals flow out of it (Bengio et al. 2021, eq. 12).
 
-    Logits are ln of the flows along edges; the one to stop is to be ln R.
+    Logits are ln of the flows along edges; that of stopping should be ln R.
     """
 
     def of(walk: Walk) -> jax.Array:
@@ -82,7 +82,7 @@ def subtrajectory_balance(decay: float = 0.9) -> Loss:
         raise invalid("method.loss.decay", decay, "a number > 0")
 
     def of(walk: Walk) -> jax.Array:
-        # Nodes 0 .. T; ln F of a node less what was gained on the way to it is to be constant.
+        # Nodes 0 .. T; ln F of a node less what was gained up to it should be constant.
         gained = jnp.cumsum(walk.forward - walk.backward, axis=1)
         zero = jnp.zeros_like(gained[:, :1])
         before = jnp.concatenate([zero, gained], axis=1)[:, :-1]

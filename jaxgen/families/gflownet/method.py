@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxgen.config import part
 from jaxgen.data.environment import Environment
 from jaxgen.errors import invalid
-from jaxgen.families.gflownet import exact, replay
+from jaxgen.families.gflownet.flows import Flows, flow_loss, rollouts, scores_of
 from jaxgen.families.gflownet.losses import Loss
-from jaxgen.families.gflownet.walk import Heads, NetworkHeads, rollout, tabled, walk
-from jaxgen.method import (
-    Averages,
-    Batch,
-    Method,
-    Metrics,
-    Sampler,
-    Spec,
-    TrainState,
-    example_keys,
-    fold,
-    method_of,
-    single,
-)
-from jaxgen.method.ring import Ring, put
+from jaxgen.families.gflownet.replay import Replay
+from jaxgen.families.gflownet.walk import NetworkHeads, rollout
+from jaxgen.method import Averages, Method, Sampler, Spec, method_of, single
 
 PyTree = Any
 LOSSES = "jaxgen.families.gflownet.losses"
@@ -83,90 +71,28 @@ def gflownet(
             True,
             "False for this loss; True for detailed_balance and subtrajectory_balance",
         )
-    for name, value, low, high in (
-        ("epsilon", epsilon, 0.0, 1.0),
-        ("replay_share", replay_share, 0.0, 1.0),
-    ):
-        if not low <= value <= high:
-            raise invalid(f"method.{name}", value, f"{low:g} to {high:g}")
-    for name, positive in (("log_z_rate", log_z_rate), ("temperature", temperature)):
-        if not positive > 0:
-            raise invalid(f"method.{name}", positive, "a number > 0")
-    for name, least, number in (
-        ("truncate", 0, truncate),
-        ("replay_size", 0, replay_size),
-        ("estimate_samples", 1, estimate_samples),
-    ):
-        if number < least:
-            raise invalid(f"method.{name}", number, f"an integer >= {least}")
+    _check_ranges(
+        shares=dict(epsilon=epsilon, replay_share=replay_share),
+        positive=dict(log_z_rate=log_z_rate, temperature=temperature),
+        counts=dict(truncate=truncate, replay_size=replay_size),
+    )
+    if estimate_samples < 1:
+        raise invalid("method.estimate_samples", estimate_samples, "an integer >= 1")
     if replay_priority < 0:
         raise invalid("method.replay_priority", replay_priority, "a number >= 0")
     if not hasattr(model, "outputs"):
         raise invalid(
             "config.model", type(model).__name__, "a network with `outputs` (policy.Policy)"
         )
-    model = model.clone(outputs=env.actions + env.back_actions + 1)
     heads = NetworkHeads(
         env,
-        model,
+        model.clone(outputs=env.actions + env.back_actions + 1),
         learned_backward=backward == "learned",
         flow="edges" if chosen.flow == "edges" else "head",
         forward_looking=forward_looking,
     )
-
-    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        features = env.features(jnp.asarray(env.root())[None])
-        params: dict[str, Any] = {"net": model.init(key, features)["params"]}
-        if chosen.flow == "none":
-            params["log_z"] = jnp.zeros(())
-        return params, {"replay": replay.empty(replay_size, env.steps)} if replay_size else ()
-
-    def heads_for(params: PyTree, batch_size: int) -> Heads:
-        """The quicker of two ways to the same numbers, for a batch of trajectories."""
-        if env.enumerable and env.count <= batch_size * env.steps:
-            return tabled(env, heads, params)
-        return heads
-
-    def log_z(params: PyTree) -> jax.Array:
-        if chosen.flow == "none":
-            return log_z_rate * params["log_z"]
-        return heads(params, jnp.asarray(env.root())[None]).flow[0]
-
-    def objective(
-        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        z = log_z(params)
-        keys = fold(example_keys(key, batch), 1)
-        own = heads_for(params, len(keys))
-        path = walk(env, own, params, batch["actions"], keys, log_z=z, truncate=truncate)
-        metrics = {"log_z": z, "steps": path.valid.sum(1).astype(jnp.float32).mean()}
-        return chosen.of(path).mean(), (metrics, extra)
-
-    def walked(
-        state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree
-    ) -> tuple[TrainState, Batch, Metrics]:
-        """Trajectories of the current policy, some of them replaced by replayed ones."""
-        label, keys = batch["label"], example_keys(key, batch)
-        # No label is negative; said of the batch, so that trajectories lie on devices as it does.
-        actions, end = rollout(
-            env,
-            heads_for(state.params, len(label)),
-            state.params,
-            fold(keys, 0),
-            label < 0,
-            epsilon=epsilon,
-            temperature=temperature,
-        )
-        reward = env.log_reward(end)
-        extra = state.extra
-        if replay_size:
-            past: Ring = extra["replay"]
-            extra = {"replay": put(past, {"actions": actions, "log_rewards": reward})}
-            actions = replay.mix(
-                past, actions, fold(keys, 2), share=replay_share, priority=replay_priority
-            )
-        metrics = {"log_reward": reward.mean()}
-        return state.replace(extra=extra), {**batch, "actions": actions}, metrics
+    flows = Flows(env, heads, chosen, log_z_rate)
+    past = Replay(replay_size, replay_share, replay_priority)
 
     def sampler(*, temperature: float = 1.0) -> Sampler:
         """Samples by the forward policy. temperature: P_F to the power 1 / temperature.
@@ -177,83 +103,42 @@ def gflownet(
             raise invalid("sample.temperature", temperature, "a number > 0")
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            own = heads_for(params, len(labels))
+            own = flows.heads_for(params, len(labels))
             _, end = rollout(env, own, params, keys, labels < 0, temperature=temperature)
             return env.sample(end)
 
         return Sampler(fn, calls=float(env.steps), steps=env.steps)
 
-    def scores(params: PyTree, key: jax.Array) -> dict[str, Any]:
-        """Distances to the target: exact where the environment can be enumerated, else sampled.
-
-        Sampled: elbo, the mean of ln R + ln P_B - ln P_F, and log_z_estimate, the ln of the mean of
-        its exponential (a lower bound in expectation too), over `estimate_samples` trajectories.
-        """
-        found: dict[str, Any] = {}
-        if env.enumerable:
-            tables = exact.graph(env)
-
-            @jax.jit
-            def measure(params: PyTree) -> dict[str, jax.Array]:
-                out = heads(params, jnp.asarray(tables.states))
-                return exact.scores(tables, out.log_forward, out.log_backward)
-
-            found |= measure(params)
-        else:
-            found |= _estimates(params, key)
-        if env.log_z is not None:
-            found["log_z_error"] = jnp.abs(log_z(params) - env.log_z)
-        return {**found, "log_z": log_z(params)}
-
-    @jax.jit
-    def _estimates(params: PyTree, key: jax.Array) -> dict[str, jax.Array]:
-        keys = jax.random.split(key, estimate_samples)
-        actions, end = rollout(env, heads, params, keys, jnp.zeros(len(keys), bool))
-        path = walk(env, heads, params, actions, keys)
-        weight = (path.reward + path.backward - path.forward).sum(1)
-        return {
-            "elbo": weight.mean(),
-            "log_z_estimate": jax.nn.logsumexp(weight) - jnp.log(float(len(keys))),
-            "log_reward": env.log_reward(end).mean(),
-        }
-
-    training = single(objective, fresh, optimizer, averages, accumulate=accumulate, prepare=walked)
+    training = single(
+        flow_loss(flows, truncate),
+        lambda key: (flows.fresh(key), past.extra(env.steps)),
+        optimizer,
+        averages,
+        accumulate=accumulate,
+        prepare=rollouts(flows, past, epsilon=epsilon, temperature=temperature),
+    )
+    scores = scores_of(flows, estimate_samples)
     return method_of(spec, training, sampler=sampler, scores=scores)
 
 
-def fl_gflownet(
-    spec: Spec,
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    averages: Averages,
-    *,
-    loss: Any = "detailed_balance",
-    backward: str = "uniform",
-    epsilon: float = 0.0,
-    temperature: float = 1.0,
-    truncate: int = 0,
-    replay_size: int = 0,
-    replay_share: float = 0.5,
-    replay_priority: float = 0.0,
-    accumulate: int = 1,
-) -> Method:
-    """The forward-looking GFlowNet (Pan et al. 2023): `gflownet` with forward_looking=True.
+def _check_ranges(
+    shares: dict[str, float], positive: dict[str, float], counts: dict[str, int]
+) -> None:
+    """Refuse shares outside [0, 1], numbers that are not above 0, and counts below it."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise invalid(f"method.{name}", share, "0 to 1")
+    for name, value in positive.items():
+        if not value > 0:
+            raise invalid(f"method.{name}", value, "a number > 0")
+    for name, count in counts.items():
+        if count < 0:
+            raise invalid(f"method.{name}", count, "an integer >= 0")
 
-    With loss="subtrajectory_balance" it is FL-SubTB. Options as `gflownet`.
-    """
-    return gflownet(
-        spec,
-        model,
-        optimizer,
-        averages,
-        loss=loss,
-        backward=backward,
-        forward_looking=True,
-        epsilon=epsilon,
-        temperature=temperature,
-        truncate=truncate,
-        replay_size=replay_size,
-        replay_share=replay_share,
-        replay_priority=replay_priority,
-        accumulate=accumulate,
-    )
+
+fl_gflownet = functools.partial(gflownet, loss="detailed_balance", forward_looking=True)
+fl_gflownet.__module__ = __name__
+fl_gflownet.__doc__ = """The forward-looking GFlowNet (Pan et al. 2023), a preset of `gflownet`.
+
+With loss="subtrajectory_balance" it is FL-SubTB.
+"""

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from jaxgen.method.ring import Ring, ring_of
+
+
+class Replay(NamedTuple):
+    """size: trajectories kept, 0: none. share, priority: see `mix`."""
+
+    size: int
+    share: float
+    priority: float
+
+    def extra(self, steps: int) -> Any:
+        """The state's extra: an empty ring of trajectories, or nothing."""
+        return {"replay": empty(self.size, steps)} if self.size else ()
 
 
 def empty(size: int, steps: int) -> Ring:
@@ -19,17 +33,18 @@ def mix(
 ) -> jax.Array:
     """actions [B, T] with a share of the rows replaced by trajectories from the ring, if any.
 
-    Row i's coin and draw are from keys[i]. A trajectory is drawn with chance in proportion to
-    R^priority; 0: uniform (prioritised replay of Shen et al. 2023, softly).
+    Whether row i is replaced, and by which, is from keys[i] alone. A trajectory is drawn with
+    probability proportional to R^priority; 0: uniformly (prioritised replay of Shen et al. 2023,
+    softly).
     """
     there = jnp.arange(ring.size) < ring.count
     logits = jnp.where(there, priority * ring.rows["log_rewards"], -jnp.inf)
     weights = jnp.cumsum(jax.nn.softmax(jnp.where(there.any(), logits, 0.0)))
 
     def one(key: jax.Array, fresh: jax.Array) -> jax.Array:
-        coin, place = jax.random.uniform(key, (2,))
+        chance, place = jax.random.uniform(key, (2,))
         found = jnp.searchsorted(weights, place * weights[-1], side="right")
         old = ring.rows["actions"][jnp.minimum(found, len(weights) - 1)]
-        return jnp.where((coin < share) & (ring.count > 0), old, fresh)
+        return jnp.where((chance < share) & (ring.count > 0), old, fresh)
 
     return jax.vmap(one)(keys, actions)

@@ -59,7 +59,7 @@ class NetworkHeads:
         env = self.environment
         lead = states.shape[: states.ndim - len(env.state_shape)]
         features = env.features(states)
-        # A matrix: XLA on CPU runs dense layers on more axes slower.
+        # Flattened to a matrix: dense layers on more axes are slower in XLA on CPU.
         rows = features.reshape(-1, features.shape[-1])
         out: Any = self.model.apply({"params": params["net"]}, rows)
         raw = out.reshape(*lead, -1)
@@ -98,7 +98,7 @@ def tabled(environment: Environment, heads: Heads, params: PyTree) -> Heads:
 class Walk(NamedTuple):
     """What is said along trajectories [B, T], T = environment.steps, transition by transition.
 
-    forward: log P_F of the action taken; backward: log P_B of the way back, 0 for stop. flow: ln F
+    forward: log P_F of the action taken; backward: log P_B of the step back, 0 for stop. flow: ln F
     of the state before the action, next_flow of the state after it (ln R after stop). valid: the
     transition was taken and is in the part that is seen; stop: it is valid and the last. whole [B]:
     all is seen from the root to stop. Invalid entries of forward and backward are 0. log_z (): ln
@@ -130,9 +130,9 @@ def rollout(
 ) -> tuple[jax.Array, jax.Array]:
     """Actions int32 [B, T] of trajectories from the root, and the states [B, ...] where they end.
 
-    keys [B]: all noise of trajectory i is from keys[i]. With chance epsilon an action is uniform
-    over what is allowed; else P_F to the power 1 / temperature, normalised. After stop come further
-    stops. done [B]: rows that stop at the root at once.
+    keys [B]: all noise of trajectory i is from keys[i]. With probability epsilon an action is
+    uniform over what is allowed; else it is from P_F to the power 1 / temperature. After
+    stop come further stops. done [B]: rows that stop at the root at once.
     """
     env, steps = environment, environment.steps
 
@@ -140,21 +140,21 @@ def rollout(
         a, b = jax.random.split(key)
         return jax.random.gumbel(a, (steps, env.actions)), jax.random.uniform(b, (steps,))
 
-    gumbel, coin = jax.vmap(noise)(keys)
+    gumbel, uniform = jax.vmap(noise)(keys)
     start = jnp.broadcast_to(jnp.asarray(env.root()), (len(keys), *env.state_shape))
 
     def body(carry: Any, now: Any) -> tuple[Any, jax.Array]:
         state, done = carry
-        gumbel, coin = now
+        gumbel, uniform = now
         scores = heads(params, state).log_forward / temperature
         if epsilon:
-            uniform = jnp.where(env.allowed(state), 0.0, NEVER)
-            scores = jnp.where((coin < epsilon)[:, None], uniform, scores)
+            equal = jnp.where(env.allowed(state), 0.0, NEVER)
+            scores = jnp.where((uniform < epsilon)[:, None], equal, scores)
         action = jnp.where(done, env.stop, jnp.argmax(scores + gumbel, axis=-1)).astype(jnp.int32)
         return (env.step(state, action), done | (action == env.stop)), action
 
     (end, _), actions = jax.lax.scan(
-        body, (start, done), (gumbel.swapaxes(0, 1), coin.swapaxes(0, 1))
+        body, (start, done), (gumbel.swapaxes(0, 1), uniform.swapaxes(0, 1))
     )
     return actions.T, end
 
@@ -212,10 +212,10 @@ def walk(
     flow_after = jnp.concatenate([out.flow[:, 1:], out.flow[:, :1]], axis=1)
 
     def inflow() -> jax.Array:
-        ways = jnp.broadcast_to(
+        each = jnp.broadcast_to(
             jnp.arange(env.back_actions), (*actions.shape, env.back_actions)
         ).astype(jnp.int32)
-        parents, through = env.undo(states[:, :, None], ways)
+        parents, through = env.undo(states[:, :, None], each)
         edges = jnp.take_along_axis(heads(params, parents).logits, through[..., None], -1)[..., 0]
         return jax.nn.logsumexp(jnp.where(env.parents(states), edges, NEVER), axis=-1)
 

@@ -22,10 +22,12 @@ from jaxgen.families.variational.bounds import (
     importance_bound,
     normalised_weights,
 )
+from jaxgen.families.variational.networks import Networks
 from jaxgen.method import (
     Averages,
     Batch,
     Likelihood,
+    LossFn,
     Method,
     Metrics,
     Sampler,
@@ -35,35 +37,78 @@ from jaxgen.method import (
     example_keys,
     fold,
     method_of,
-    normal,
     single,
 )
 
 PyTree = Any
 ROOM = "jaxgen.families.variational.observation"
+DEQUANTISE = 2**31
+"""The stream of dequantisation; numbers from 0 on are the draws of the latents."""
+
+Objective = Callable[..., tuple[jax.Array, Metrics]]
+"""(net's params, batch, keys [B], key of dropout) -> (loss in nats, metrics)."""
 
 
-class Terms:
-    """ln p(x | z), and each layer's ln p(z), ln q(z) and KL, of one draw of the latents.
+def evidence(networks: Networks, beta: float, warmup: int, free_nats: float) -> Objective:
+    """Minus the evidence bound: -E ln p(x | z) + beta KL, of one draw."""
 
-    All [B] in nats. `kl` is exact where the prior is N(0, I), else ln q - ln p of the draw.
-    """
+    def objective(
+        params: PyTree, batch: Batch, keys: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        eps = networks.noise(fold(keys, 0))
+        found, _ = networks.terms(params, batch["image"], batch["label"], eps=eps, rng=rng)
+        scale = jnp.asarray(beta)
+        if warmup:
+            scale = beta * jnp.minimum(1.0, batch["seen"][0] / warmup)
+        costs = jnp.stack([free_bits(layer, free_nats) for layer in found.kl])
+        value = scale * costs.sum() - found.rec.mean()
+        return value, {"rec": found.rec.mean(), "kl": jnp.stack(found.kl).sum(0).mean()}
 
-    def __init__(
-        self, rec: jax.Array, log_p: list[jax.Array], log_q: list[jax.Array], kl: list[jax.Array]
-    ) -> None:
-        """As the class says."""
-        self.rec, self.log_p, self.log_q, self.kl = rec, log_p, log_q, kl
+    return objective
 
-    @property
-    def log_joint(self) -> jax.Array:
-        """ln p(x, z)."""
-        return self.rec + sum(self.log_p)
 
-    @property
-    def log_w(self) -> jax.Array:
-        """ln p(x, z) - ln q(z | x)."""
-        return self.log_joint - sum(self.log_q)
+def importance_weighted(networks: Networks, samples: int, *, doubly: bool) -> Objective:
+    """Minus the importance weighted bound; doubly: with Tucker et al. 2019's gradient."""
+
+    def objective(
+        params: PyTree, batch: Batch, keys: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        x, labels = batch["image"], batch["label"]
+
+        def draw(number: jax.Array) -> tuple[Any, ...]:
+            eps = networks.noise(fold(keys, number))
+            found, zs = networks.terms(params, x, labels, eps=eps, rng=rng)
+            if not doubly:
+                return found.log_w, found.rec, sum(found.kl)
+            held = jax.tree.map(jax.lax.stop_gradient, params)
+            fixed = jax.lax.stop_gradient(zs)
+            joint, _ = networks.terms(params, x, labels, zs=fixed, rng=rng)
+            of_z, _ = networks.terms(held, x, labels, zs=zs, rng=rng)
+            return found.log_w, found.rec, sum(found.kl), joint.log_joint, of_z.log_w
+
+        log_w, rec, kl, *rest = jax.vmap(draw)(jnp.arange(samples))
+        bound = doubly_reparameterised(log_w, *rest) if rest else importance_bound(log_w)
+        effective = 1 / (normalised_weights(log_w) ** 2).sum(0)
+        metrics = {"rec": rec.mean(), "kl": kl.mean(), "effective_samples": effective.mean()}
+        return -bound.mean(), metrics
+
+    return objective
+
+
+def bound_loss(networks: Networks, objective: Objective) -> LossFn:
+    """The objective of a batch, which is dequantised where the observation model is a density."""
+    spec = networks.spec
+
+    def loss(
+        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        keys = example_keys(key, batch)
+        if not networks.view.mass and spec.levels is not None:
+            batch = {**batch, "image": spec.dequantise(batch["image"], fold(keys, DEQUANTISE))}
+        value, metrics = objective(params["net"], batch, keys, dropout_key(key, batch))
+        return value, (metrics, extra)
+
+    return loss
 
 
 def vae(
@@ -104,91 +149,12 @@ def vae(
             "method.beta", beta, "1, without warm-up and free_nats, where samples > 1",
             "The importance weighted bound has no KL to weigh.",
         )  # fmt: skip
-    net = model.clone(outputs=view.outputs)
-    layers = len(net.latents)
-
-    def noise(keys: jax.Array) -> list[jax.Array]:
-        return [normal(fold(keys, n), (size,)) for n, size in enumerate(net.latents)]
-
-    def apply(params: PyTree, name: str, *args: Any, rng: jax.Array | None) -> Any:
-        rngs = None if rng is None else {"dropout": rng}
-        return net.apply({"params": params}, *args, method=name, train=rng is not None, rngs=rngs)
-
-    def terms(
-        params: PyTree, x: jax.Array, labels: jax.Array, zs: list[jax.Array] | None,
-        eps: list[jax.Array] | None, rng: jax.Array | None,
-    ) -> tuple[Terms, list[jax.Array]]:  # fmt: skip
-        """All terms at given latents, or at latents drawn from q by given noise."""
-
-        def choose(layer: int, head: posterior.Head) -> jax.Array:
-            if zs is not None:
-                return zs[layer]
-            assert eps is not None
-            return posterior.sample(head, eps[layer])
-
-        heads, latents = apply(params, "infer", x, labels, choose, rng=rng)
-        out, priors = apply(params, "generate", labels, lambda n, _: latents[n], rng=rng)
-        log_q = [posterior.log_density(h, z) for h, z in zip(heads, latents, strict=True)]
-        log_p = [posterior.log_density(p, z) for p, z in zip(priors, latents, strict=True)]
-        exact = [
-            net.noise or (n == layers - 1 and not net.conditional_prior) for n in range(layers)
-        ]
-        kl = [
-            posterior.kl_to_standard(heads[n]) if exact[n] else log_q[n] - log_p[n]
-            for n in range(layers)
-        ]
-        return Terms(view.log_prob(out, x), log_p, log_q, kl), latents
-
-    def log_weights(
-        params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array, k: int
-    ) -> Any:
-        """ln w [k, B] of k independent draws."""
-
-        def one(number: jax.Array) -> jax.Array:
-            return terms(params, x, labels, None, noise(fold(keys, number)), None)[0].log_w
-
-        return jax.vmap(one)(jnp.arange(k))
-
-    def loss(
-        params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        x, labels, keys = batch["image"], batch["label"], example_keys(key, batch)
-        rng = dropout_key(key, batch)
-        if not view.mass and spec.levels is not None:
-            x = spec.dequantise(x, fold(keys, 2**31))
-        whole = params["net"]
-        if not weighted:
-            found, _ = terms(whole, x, labels, None, noise(fold(keys, 0)), rng)
-            scale = jnp.asarray(beta)
-            if beta_warmup_images:
-                scale = beta * jnp.minimum(1.0, batch["seen"][0] / beta_warmup_images)
-            costs = jnp.stack([free_bits(layer, free_nats) for layer in found.kl])
-            value = scale * costs.sum() - found.rec.mean()
-            metrics = {"rec": found.rec.mean(), "kl": jnp.stack(found.kl).sum(0).mean()}
-        else:
-
-            def draw(number: jax.Array) -> tuple[Any, ...]:
-                eps = noise(fold(keys, number))
-                found, zs = terms(whole, x, labels, None, eps, rng)
-                if gradient != "doubly":
-                    return found.log_w, found.rec, sum(found.kl)
-                held = jax.tree.map(jax.lax.stop_gradient, whole)
-                joint, _ = terms(whole, x, labels, jax.lax.stop_gradient(zs), None, rng)
-                of_z, _ = terms(held, x, labels, zs, None, rng)
-                return found.log_w, found.rec, sum(found.kl), joint.log_joint, of_z.log_w
-
-            log_w, rec, kl, *rest = jax.vmap(draw)(jnp.arange(samples))
-            bound = doubly_reparameterised(log_w, *rest) if rest else importance_bound(log_w)
-            value = -bound.mean()
-            share = normalised_weights(log_w)
-            effective = 1 / (share**2).sum(0)
-            metrics = {"rec": rec.mean(), "kl": kl.mean(), "effective_samples": effective.mean()}
-        return value, (metrics, extra)
-
-    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        example = jnp.zeros((1, *spec.shape))
-        params = {"net": net.init(key, example, jnp.zeros(1, jnp.int32))["params"]}
-        return params, ()
+    networks = Networks(spec, model.clone(outputs=view.outputs), view)
+    objective = (
+        importance_weighted(networks, samples, doubly=gradient == "doubly")
+        if weighted
+        else evidence(networks, beta, beta_warmup_images, free_nats)
+    )
 
     def sampler(*, temperature: float = 1.0, pixels: Literal["mean", "sample"] = "mean") -> Sampler:
         """Ancestral samples. temperature: scales the latents' noise. pixels: an image is the mean
@@ -200,15 +166,15 @@ def vae(
 
         @jax.jit
         def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            eps = [temperature * e for e in noise(keys)]
+            eps = [temperature * e for e in networks.noise(keys)]
 
             def choose(layer: int, prior: posterior.Head) -> jax.Array:
                 return posterior.sample(prior, eps[layer])
 
-            out, _ = apply(params["net"], "generate", labels, choose, rng=None)
+            out, _ = networks.apply(params["net"], "generate", labels, choose, rng=None)
             if pixels == "mean":
                 return view.mean(out)
-            return jax.vmap(view.sample)(out, fold(keys, layers))
+            return jax.vmap(view.sample)(out, fold(keys, networks.layers))
 
         return Sampler(draw, calls=1.0)
 
@@ -218,13 +184,19 @@ def vae(
             raise invalid("log_prob.samples", samples, "draws >= 1")
 
         def bound(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
-            return importance_bound(log_weights(params["net"], x, labels, keys, samples))
+            return importance_bound(networks.log_weights(params["net"], x, labels, keys, samples))
 
         return bound
 
     return method_of(
         spec,
-        single(loss, fresh, optimizer, averages, accumulate=accumulate),
+        single(
+            bound_loss(networks, objective),
+            networks.fresh,
+            optimizer,
+            averages,
+            accumulate=accumulate,
+        ),
         separable=True,
         sampler=sampler,
         log_prob=log_prob,

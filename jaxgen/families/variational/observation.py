@@ -20,7 +20,7 @@ from jaxgen.method import Spec
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
-    """Binary images (levels = 2): one logit an element."""
+    """Binary images (levels = 2): one logit per element."""
 
     spec: Spec
     outputs: int = 1
@@ -37,8 +37,8 @@ class Bernoulli:
 
     def sample(self, params: jax.Array, key: jax.Array) -> jax.Array:
         """-1 or 1."""
-        coin = jax.random.bernoulli(key, jax.nn.sigmoid(params[..., 0]))
-        return jnp.where(coin, 1.0, -1.0)
+        white = jax.random.bernoulli(key, jax.nn.sigmoid(params[..., 0]))
+        return jnp.where(white, 1.0, -1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Categorical:
 
     @property
     def outputs(self) -> int:
-        """One a level."""
+        """One per level."""
         assert self.spec.levels is not None
         return self.spec.levels
 
@@ -66,7 +66,7 @@ class Categorical:
         return jax.nn.softmax(params) @ values
 
     def sample(self, params: jax.Array, key: jax.Array) -> jax.Array:
-        """One value an element."""
+        """One value per element."""
         return self.spec.from_tokens(jax.random.categorical(key, params))
 
 
@@ -102,7 +102,7 @@ class Logistic:
         return jnp.clip(self._parts(params)[0], -1, 1)
 
     def sample(self, params: jax.Array, key: jax.Array) -> jax.Array:
-        """A value an element."""
+        """One value per element."""
         mean, log_scale = self._parts(params)
         drawn = mean + jnp.exp(log_scale) * jax.random.logistic(key, mean.shape)
         return self.spec.from_tokens(self.spec.to_tokens(drawn))
@@ -115,7 +115,7 @@ class Logistic:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Real-valued images: a mean and a log standard deviation an element. A density."""
+    """Real-valued images: a mean and a log standard deviation per element. A density."""
 
     spec: Spec
     outputs: int = 2

@@ -24,7 +24,16 @@ from jaxgen.families.diffusion.descriptions.base import Description, described
 from jaxgen.families.diffusion.methods.branches import coherent, standard_branches
 from jaxgen.families.diffusion.terms.base import Term
 from jaxgen.families.diffusion.terms.loss import denoising_loss, taps_of
-from jaxgen.method import Averages, Likelihood, Method, Sampler, Spec, method_of, single
+from jaxgen.method import (
+    Averages,
+    Likelihood,
+    Method,
+    Sampler,
+    Spec,
+    check_dropout,
+    method_of,
+    single,
+)
 from jaxgen.nn.flops import multiply_adds
 
 CORE, TERMS = "jaxgen.families.diffusion.core", "jaxgen.families.diffusion.terms"
@@ -229,8 +238,7 @@ def _check(
     """Refuse values out of range."""
     if prediction not in KINDS:
         raise unknown("method.prediction", prediction, KINDS)
-    if not 0 <= label_dropout < 1:
-        raise invalid("method.label_dropout", label_dropout, "0 <= label_dropout < 1")
+    check_dropout(label_dropout)
     if sigma_data <= 0:
         raise invalid("method.sigma_data", sigma_data, "sigma_data > 0")
     if coherence < 1 or spec.num_classes % coherence:
