@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Network
 from jaxgen.families.diffusion.core.sampler import Branch, unavailable
-from jaxgen.method import Spec, no_label
+from jaxgen.method import Spec, never_dropped, no_label
 
 PyTree = Any
 
@@ -68,14 +68,7 @@ def standard_branches(
 
     def uncond(params: PyTree, labels: Any) -> Denoiser:
         if not guidable:
-            return unavailable(
-                invalid(
-                    "guidance",
-                    "a scale other than 1",
-                    "1: this model was trained without label dropout",
-                    "Train with method.label_dropout=0.1 to guide it.",
-                )
-            )
+            return unavailable(never_dropped("a scale other than 1"))
         null: Any = None if labels is None else no_label(labels, spec.null_label)
         return network.denoiser(params and params["net"], null)
 
