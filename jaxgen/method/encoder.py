@@ -13,16 +13,16 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """apply(params, x [B, *shape]) -> vectors [B, D]; called, with its own params.
+    """apply(params, x [B, *shape]) -> vectors [B, D], or a tree of maps; called, with its params.
 
     A program that is given `params` as an argument, not as a constant, does not carry them. A plain
     function of x is an encoder without any (`encoder_of`).
     """
 
-    apply: Callable[[PyTree, jax.Array], jax.Array]
+    apply: Callable[[PyTree, jax.Array], Any]
     params: PyTree = None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         """x [B, *shape] -> [B, D]."""
         return self.apply(self.params, x)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen import mesh
-from jaxgen.errors import invalid
+from jaxgen.errors import invalid, unknown
 from jaxgen.method.protocol import Averages, Batch, Method, Metrics, Sampler, Spec, TrainState
 from jaxgen.method.streams import LEARNERS
 
@@ -163,6 +163,8 @@ def learn(training: Training) -> tuple[Init, Update]:
 
     def init(key: jax.Array) -> TrainState:
         params, extra = training.fresh(key)
+        for name, learner in learners.items():
+            _check_groups(f"learner {name!r}", learner, params, training.frozen)
         opt_state = {n: optimizers[n].init(learner.own(params)) for n, learner in learners.items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -213,6 +215,18 @@ def learn(training: Training) -> tuple[Init, Update]:
         }
 
     return init, update
+
+
+def _check_groups(
+    option: str, learner: Learner, params: Mapping[str, PyTree], frozen: Mapping[str, Any]
+) -> None:
+    """Raise UsageError where a learner is to train what is frozen, or what there is not."""
+    names = () if learner.trains is None else learner.trains
+    for name in (names,) if isinstance(names, str) else names:
+        if name in frozen or name == "frozen":
+            raise invalid(option, f"to train {name!r}, which is frozen", ", ".join(params))
+        if name not in params:
+            raise unknown(option, name, params)
 
 
 def _norms(norms: Metrics) -> Metrics:

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.families.adversarial.loss import Loss
-from jaxgen.method import Batch, Metrics, TrainState, example_keys
+from jaxgen.method import Batch, Encoder, Metrics, TrainState, example_keys
 from jaxgen.nn.vqgan import LAST
 from jaxgen.tokenizers.quantisers import Quantised, Quantiser, perplexity
 
 PyTree = Any
-Features = Callable[[jax.Array], Any]
-Distance = Callable[[jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+Distance = Callable[[jax.Array, jax.Array, PyTree], tuple[jax.Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Tokenizer:
     """params["net"], params["codebook"] where there is one, params["discriminator"] with a judge.
 
-    distance(images, reconstructions) -> (loss, metrics). loss: the adversary's; what it adds is
-    times adversarial_weight, and `adaptive_weight` if adaptive, from adversarial_start images on.
+    distance(images, reconstructions, perceptual network's arrays) -> (loss, metrics). loss: the
+    adversary's; what it adds is times adversarial_weight, and `adaptive_weight` if adaptive, from
+    adversarial_start images on.
     """
 
     net: Any
@@ -68,7 +68,7 @@ class Tokenizer:
         """Distance, the quantiser's loss, and the generator's where there is an adversary."""
         quant, x = self.quant, batch["image"]
         made, found, z = self._rebuilt(params, x, example_keys(key, batch))
-        value, metrics = self.distance(x, made)
+        value, metrics = self._distance(params, x, made)
         value += found.loss
         metrics |= {"quantiser": found.loss, **found.metrics}
         if self.judge is not None:
@@ -135,6 +135,9 @@ class Tokenizer:
         out = self.net.apply(held, found.z, train=True, method="decode", rngs=rngs)
         return out, found, z
 
+    def _distance(self, params: PyTree, x: jax.Array, made: jax.Array) -> tuple[jax.Array, Metrics]:
+        return self.distance(x, made, params.get("frozen", {}).get("perceptual"))
+
     def _judged(self, params: PyTree, x: jax.Array) -> jax.Array:
         # Batch norm in a discriminator goes by the batch, so its moments are not kept.
         return self.judge.apply({"params": params}, x, mutable=["batch_stats"])[0].reshape(-1)
@@ -153,20 +156,21 @@ class Tokenizer:
 
             return jnp.linalg.norm(jax.grad(f)(_leaf(params["net"], LAST)))
 
-        one = last(lambda made: self.distance(x, made)[0])
+        one = last(lambda made: self._distance(params, x, made)[0])
         two = last(lambda made: self.loss.generator(self._judged(params["discriminator"], made)))
         return jax.lax.stop_gradient(adaptive_weight(one, two))
 
 
-def distance_of(reconstruction: str, features: Features | None, perceptual: float) -> Distance:
+def distance_of(reconstruction: str, features: Encoder | None, perceptual: float) -> Distance:
     """The mean error, "l1" or "l2", and `perceptual` times the mean square of features' errors."""
 
-    def distance(x: jax.Array, made: jax.Array) -> tuple[jax.Array, Metrics]:
+    def distance(x: jax.Array, made: jax.Array, frozen: PyTree) -> tuple[jax.Array, Metrics]:
         error = jnp.abs(x - made) if reconstruction == "l1" else jnp.square(x - made)
         metrics = {"reconstruction": error.mean()}
         value = metrics["reconstruction"]
         if features is not None:
-            pairs = jax.tree.map(lambda a, b: jnp.square(a - b).mean(), features(x), features(made))
+            both = (features.apply(frozen, image) for image in (x, made))
+            pairs = jax.tree.map(lambda a, b: jnp.square(a - b).mean(), *both)
             metrics["perceptual"] = jnp.stack(jax.tree.leaves(pairs)).mean()
             value += perceptual * metrics["perceptual"]
         return value, metrics

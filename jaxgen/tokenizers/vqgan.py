@@ -19,14 +19,16 @@ from jaxgen.errors import invalid
 from jaxgen.families.adversarial.loss import Loss
 from jaxgen.method import (
     Averages,
+    Encoder,
     Learner,
     Method,
     Spec,
     Training,
+    encoder_of,
     method_of,
     optimizers_of,
 )
-from jaxgen.tokenizers.autoencoding import Features, Tokenizer, distance_of
+from jaxgen.tokenizers.autoencoding import Tokenizer, distance_of
 from jaxgen.tokenizers.quantisers import Quantiser
 
 
@@ -52,10 +54,10 @@ def vqgan(
     `nn.autoencoder.AutoencoderKL`), or sections {"autoencoder", "discriminator"}, the latter
     module(x) -> logits of any shape. optimizer: one for all, or one each under the same names.
     quantiser: a section or name in `tokenizers.quantisers`. perceptual: a section naming a factory
-    whose result maps images [B, H, W, C] to a pytree of features; `perceptual_weight` is of their
-    mean squared distance. loss: in `families.adversarial.loss`. adversarial_weight: of the
-    generator's loss, times the adaptive weight if `adaptive`; 0 until `adversarial_start` images
-    were seen, and so is the discriminator's loss.
+    whose result, a function or an `Encoder`, maps images [B, H, W, C] to a pytree of features;
+    `perceptual_weight` is of their mean squared distance. loss: in `families.adversarial.loss`.
+    adversarial_weight: of the generator's loss, times the adaptive weight if `adaptive`; 0 until
+    `adversarial_start` images were seen, and so is the discriminator's loss.
 
     Parameters are {"net", "codebook"?, "discriminator"?}; averages leave out the discriminator.
     Raises UsageError for parts that do not fit together.
@@ -75,9 +77,9 @@ def vqgan(
     chosen: Loss = part(loss, "jaxgen.families.adversarial.loss", "method.loss")
     if chosen.lipschitz:
         raise invalid("method.loss", loss, "a loss that needs no bound on the slope")
-    features: Features | None = None
+    features: Encoder | None = None
     if perceptual is not None:
-        features = part(perceptual, "jaxgen.tokenizers", "method.perceptual")
+        features = encoder_of(part(perceptual, "jaxgen.tokenizers", "method.perceptual"))
     net, judge = _networks(model, quant)
     tokenizer = Tokenizer(
         net=net,
@@ -118,6 +120,7 @@ def vqgan(
         averaged=("net", "codebook"),
         accumulate=accumulate,
         prepare=tokenizer.gathering if quant.refresh is not None else None,
+        frozen={} if features is None else {"perceptual": features.params},
     )
     return method_of(
         spec,

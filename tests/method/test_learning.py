@@ -375,3 +375,18 @@ def test_minimise_takes_a_step_for_each_input():
         wanted = [by_hand(start, X, project) for start in np.array([A, B])]
         np.testing.assert_allclose(found, [value for value, _ in wanted], rtol=1e-5)
         np.testing.assert_allclose(losses, [each for _, each in wanted], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trains", "words"),
+    [
+        (("teacher",), "'teacher', which is frozen"),
+        ("frozen", "'frozen', which is frozen"),
+        (("aa",), "Did you mean 'a'"),
+    ],
+)
+def test_what_is_frozen_or_not_there_is_not_trained(trains, words):
+    learners = {"a": dataclasses.replace(to_data("a"), trains=trains)}
+    init, _ = learn(training(learners, frozen={"teacher": jnp.ones(3)}))
+    with pytest.raises(UsageError, match=words):
+        init(KEY)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgen.errors import invalid
+from jaxgen.method import Encoder
 from jaxgen.metrics.extractors import vgg
 from jaxgen.metrics.extractors.network import (
     ROWS,
@@ -167,7 +168,7 @@ def load(
     )
 
 
-def perceptual(trunk: str = "", linear: str = "") -> Callable[[jax.Array], Maps]:
+def perceptual(trunk: str = "", linear: str = "") -> Encoder:
     """For `tokenizers.vqgan`'s `perceptual`: maps whose mean squared difference is LPIPS.
 
     trunk, linear: the files of `load`, or "" for this machine's. fn(images [B, H, W, C] in [-1, 1])
@@ -175,8 +176,8 @@ def perceptual(trunk: str = "", linear: str = "") -> Callable[[jax.Array], Maps]
     """
     found = load(trunk or None, linear or None)
 
-    def features(x: jax.Array) -> Maps:
-        maps = embed(found.params, jnp.broadcast_to(x, (*x.shape[:3], 3)))
+    def features(params: Any, x: jax.Array) -> Maps:
+        maps = embed(params, jnp.broadcast_to(x, (*x.shape[:3], 3)))
         return [h * (len(maps) * h.shape[-1]) ** 0.5 for h in maps]
 
-    return features
+    return Encoder(features, found.params)
