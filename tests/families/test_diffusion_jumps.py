@@ -53,6 +53,23 @@ def built(factory, **options):
 
 
 @pytest.mark.parametrize("factory", [mean_flow, shortcut])
+def test_noise_may_be_coupled_as_in_denoising(factory):
+    """On two far points, given the noises of each other, the coupled loss is the smaller one."""
+    image = jnp.repeat(jnp.array([[-3.0, 0.0], [3.0, 0.0]]), 32, 0)
+    batch = {"image": image, "label": jnp.zeros(64, jnp.int32)}
+    losses = []
+    for coupling in ("independent", "optimal"):
+        m = built(factory, coupling=coupling, share=0.0)
+        assert m.separable == (coupling == "independent")
+        state = jax.jit(m.init)(jax.random.key(0))
+        losses.append(float(jax.jit(m.update)(state, batch, jax.random.key(2))[1]["mse"]))
+    # The network says 0 at first, so the loss is the mean of |eps - x0|^2, which pairing lowers.
+    assert losses[1] < 0.8 * losses[0]
+    with pytest.raises(UsageError, match="method.coupling"):
+        built(factory, coupling="best")
+
+
+@pytest.mark.parametrize("factory", [mean_flow, shortcut])
 def test_they_train_and_sample_each_image_from_its_key(factory):
     m = built(factory)
     state = jax.jit(m.init)(jax.random.key(0))

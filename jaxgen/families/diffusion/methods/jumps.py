@@ -18,10 +18,10 @@ import optax
 from jaxgen.config import ROOMS, part
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path, expand
-from jaxgen.families.diffusion.core.prediction import target
 from jaxgen.families.diffusion.core.sampler import prior
 from jaxgen.families.diffusion.core.times import Times
 from jaxgen.families.diffusion.terms.base import example_mean
+from jaxgen.families.diffusion.terms.loss import Draws
 from jaxgen.method import (
     Averages,
     Batch,
@@ -34,12 +34,14 @@ from jaxgen.method import (
     example_keys,
     fold,
     method_of,
-    normal,
     single,
 )
-from jaxgen.method.streams import STEP_TIME
+from jaxgen.method.streams import OTHER, STEP_TIME, TIME
 
 PyTree = Any
+SECOND, PLACE = 2, 4
+"""An example's streams, beside those of all methods: its second time, a jump's place."""
+
 Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """u(z [B, ...], t [B], h [B]) -> [B, ...] at fixed parameters and labels."""
 
@@ -72,6 +74,7 @@ def mean_flow(
     *,
     path: Path | str = "linear",
     times: Any = "uniform",
+    coupling: Any = "independent",
     share: float = 0.25,
     power: float = 1.0,
     accumulate: int = 1,
@@ -79,32 +82,35 @@ def mean_flow(
     """MeanFlow (Geng et al. 2025): the mean velocity by its own differential identity, one stage.
 
     spec: the data. model: a Flax module(x, noise [B, 2], labels, *, train). times: two draws are t
-    and t - h. share: of examples with h > 0; the rest is flow matching. power: an example's squared
-    error is divided by (itself + 1e-3)^power, without a gradient (their adaptive weight; 0: none,
-    1: theirs). Labels are given, guidance is not offered. Parameters are {"net": ...}.
+    and t - h. coupling: as `denoising`'s. share: of examples with h > 0; the rest is flow matching.
+    power: an example's squared error is divided by (itself + 1e-3)^power, without a gradient (their
+    adaptive weight; 0: none, 1: theirs). Labels are given, guidance is not offered. Parameters are
+    {"net": ...}.
 
     Raises UsageError for values out of range.
     """
     if power < 0:
         raise invalid("method.power", power, "power >= 0")
-    way, clock = _parts(path, times, share)
+    route, draws = _parts(spec, path, times, coupling, share)
 
     def loss(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         u, x0, keys = _jump(model, params, batch, key), *_data(batch, key)
         step, index = jax.random.fold_in(key, STEP_TIME), batch["index"]
-        a, b = (clock.draw(fold(keys, n), step, index, way, ())[0] for n in (1, 2))
-        jumps = jax.vmap(jax.random.uniform)(fold(keys, 3)) < share
+        a, b = (
+            draws.times.draw(fold(keys, stream), step, index, route, ())[0]
+            for stream in (TIME, SECOND)
+        )
+        jumps = jax.vmap(jax.random.uniform)(fold(keys, OTHER)) < share
         t, h = jnp.where(jumps, jnp.maximum(a, b), a), jnp.where(jumps, jnp.abs(a - b), 0.0)
-        eps = normal(fold(keys, 0), x0.shape[1:])
-        v = target("velocity", x0, eps, t, way)
-        out, wanted = mean_flow_target(u, way.mix(x0, eps, t), v, t, h)
+        _, z, v = draws.at(route, "velocity", x0, keys, t)
+        out, wanted = mean_flow_target(u, z, v, t, h)
         error = example_mean((out - jax.lax.stop_gradient(wanted)) ** 2)
         weight = 1 / (jax.lax.stop_gradient(error) + 1e-3) ** power
         return (weight * error).mean(), ({"mse": error.mean()}, extra)
 
-    return _method(spec, model, optimizer, averages, way, loss, accumulate)
+    return _method(spec, model, optimizer, averages, route, draws, loss, accumulate)
 
 
 def shortcut(
@@ -115,36 +121,36 @@ def shortcut(
     *,
     path: Path | str = "linear",
     times: Any = "uniform",
+    coupling: Any = "independent",
     share: float = 0.25,
     levels: int = 7,
     accumulate: int = 1,
 ) -> Method:
     """Shortcut models (Frans et al. 2024): a jump of h learns what two jumps of h / 2 do.
 
-    spec, model, times (of the rest): as `mean_flow`. share: of examples with a jump, h = 2^-k with
-    k uniform in 0 to levels - 1, t a multiple of h; the rest is flow matching, h = 0. Half of the
-    smallest jump is flow matching's too. Targets come from the current parameters, where the paper
-    takes an average of them. Sample with a power of two of steps.
+    spec, model, coupling, times (of the rest): as `mean_flow`. share: of examples with a jump,
+    h = 2^-k with k uniform in 0 to levels - 1, t a multiple of h; the rest is flow matching, h = 0.
+    Half of the smallest jump is flow matching's too. Targets come from the current parameters,
+    where the paper takes an average of them. Sample with a power of two of steps.
 
     Raises UsageError for values out of range.
     """
     if levels < 1:
         raise invalid("method.levels", levels, "levels >= 1")
-    way, clock = _parts(path, times, share)
+    route, draws = _parts(spec, path, times, coupling, share)
 
     def loss(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         u, x0, keys = _jump(model, params, batch, key), *_data(batch, key)
         step, index = jax.random.fold_in(key, STEP_TIME), batch["index"]
-        free = clock.draw(fold(keys, 1), step, index, way, ())[0]
-        k = jax.vmap(lambda a: jax.random.randint(a, (), 0, levels))(fold(keys, 2))
-        jumps = jax.vmap(jax.random.uniform)(fold(keys, 3)) < share
+        free = draws.times.draw(fold(keys, TIME), step, index, route, ())[0]
+        k = jax.vmap(lambda a: jax.random.randint(a, (), 0, levels))(fold(keys, SECOND))
+        jumps = jax.vmap(jax.random.uniform)(fold(keys, OTHER)) < share
         h = jnp.exp2(-k.astype(jnp.float32))
-        place = jnp.floor(jax.vmap(jax.random.uniform)(fold(keys, 4)) * jnp.exp2(k)) + 1
+        place = jnp.floor(jax.vmap(jax.random.uniform)(fold(keys, PLACE)) * jnp.exp2(k)) + 1
         t, h = jnp.where(jumps, place * h, free), jnp.where(jumps, h, 0.0)
-        eps = normal(fold(keys, 0), x0.shape[1:])
-        z, v = way.mix(x0, eps, t), target("velocity", x0, eps, t, way)
+        _, z, v = draws.at(route, "velocity", x0, keys, t)
 
         def halves(z: jax.Array, t: jax.Array, half: jax.Array) -> jax.Array:
             # Half of the smallest jump is nobody's whole jump: it stands for h = 0.
@@ -154,17 +160,21 @@ def shortcut(
         error = example_mean((u(z, t, h) - jax.lax.stop_gradient(wanted)) ** 2)
         return error.mean(), ({"mse": error.mean()}, extra)
 
-    return _method(spec, model, optimizer, averages, way, loss, accumulate)
+    return _method(spec, model, optimizer, averages, route, draws, loss, accumulate)
 
 
-def _parts(path: Path | str, times: Any, share: float) -> tuple[Path, Times]:
-    """The path and the time sampler of a config."""
+def _parts(
+    spec: Spec, path: Path | str, times: Any, coupling: Any, share: float
+) -> tuple[Path, Draws]:
+    """The path of a config, and what of its training is random."""
     if not 0 <= share <= 1:
         raise invalid("method.share", share, "0 <= share <= 1")
-    clock: Times = part(times, ROOMS["times"], "method.times")
-    if jax.tree.leaves(jax.eval_shape(clock.init)):
+    sampled: Times = part(times, ROOMS["times"], "method.times")
+    if jax.tree.leaves(jax.eval_shape(sampled.init)):
         raise invalid("method.times", times, "times without a state, such as 'uniform'")
-    return part(path, ROOMS["path"], "method.path"), clock
+    pairing = part(coupling, "jaxgen.families.diffusion.core.coupling", "method.coupling")
+    draws = Draws(times=sampled, num_classes=spec.num_classes, coupling=pairing)
+    return part(path, ROOMS["path"], "method.path"), draws
 
 
 def _data(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -188,6 +198,7 @@ def _method(
     optimizer: optax.GradientTransformation,
     averages: Averages,
     path: Path,
+    draws: Draws,
     loss: LossFn,
     accumulate: int,
 ) -> Method:
@@ -213,4 +224,4 @@ def _method(
         return Sampler(draw, steps, steps)
 
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate)
-    return method_of(spec, training, sampler=sampler, separable=True)
+    return method_of(spec, training, sampler=sampler, separable=not draws.coupling.whole_batch)

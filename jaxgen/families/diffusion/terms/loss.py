@@ -17,6 +17,7 @@ from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.coupling import INDEPENDENT, Coupling
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.noise import GAUSSIAN, Noise
+from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import target, x0_gain
 from jaxgen.families.diffusion.core.times import Times
 from jaxgen.families.diffusion.core.weighting import Weighting
@@ -50,6 +51,19 @@ class Draws:
     def eps(self, x0: jax.Array, keys: jax.Array) -> jax.Array:
         """The noises of examples x0 [B, ...], paired with them."""
         return self.coupling.pair(x0, self.noise.draw(fold(keys, NOISE), x0.shape[1:]))
+
+    def at(
+        self,
+        path: Path,
+        kind: str,
+        x0: jax.Array,
+        keys: jax.Array,
+        t: jax.Array,
+        sigma_data: float = 0.5,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(eps, x, target): examples x0 [B, ...] noised to t [B], and what is to be said of it."""
+        eps = self.eps(x0, keys)
+        return eps, path.mix(x0, eps, t), target(kind, x0, eps, t, path, sigma_data=sigma_data)
 
     def condition(self, x0: jax.Array, batch: Batch, keys: jax.Array, frozen: PyTree) -> Any:
         """What the network is told of each example before any of it is dropped."""
@@ -123,15 +137,13 @@ def noised_batch(
     x0, keys = batch["image"].astype(jnp.float32), example_keys(key, batch)
     step = jax.random.fold_in(key, STEP_TIME)
     t, importance = draws.times.draw(fold(keys, TIME), step, batch["index"], path, extra["times"])
-    eps = draws.eps(x0, keys)
-    x = path.mix(x0, eps, t)
+    eps, x, wanted = draws.at(path, kind, x0, keys, t, network.sigma_data)
     told = draws.condition(x0, batch, keys, params.get("frozen", {}).get("describe"))
     condition = draws.dropped(told, keys)
     asked = taps_of(terms)
     output, variance, taps = network.tapped(
         params["net"], x, t, condition, dropout_key(key, batch), asked
     )
-    wanted = target(kind, x0, eps, t, path, sigma_data=network.sigma_data)
     return Noised(
         network=network,
         x0=x0,
