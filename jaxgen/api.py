@@ -22,7 +22,7 @@ from jaxgen.report.compare import compare
 from jaxgen.run import networks, record, start
 from jaxgen.run.encode import encode
 from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_state
-from jaxgen.run.setup import Setup, setup, train_flops
+from jaxgen.run.setup import Setup, set_up, train_flops
 from jaxgen.run.tokenize import tokenize
 from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
 from jaxgen.training import ema as averages
@@ -90,40 +90,40 @@ def train(
         with config.unlocked():
             config.start = str(init_from)
     with Interrupts() as interrupts, watched():
-        parts = setup(config)
-        _check_together(parts, workdir)
-        _check_same_run(config, workdir, parts)
+        setup = set_up(config)
+        _check_together(setup, workdir)
+        _check_same_run(config, workdir, setup)
         said, initial = record.before(workdir), None
         said = {k: said[k] for k in ("start",) if k in said} | {
-            "networks": networks.digests(parts.networks, said.get("networks", {}))
+            "networks": networks.digests(setup.networks, said.get("networks", {}))
         }
-        if parts.start is not None and not has_checkpoints(workdir):
-            initial, said["start"] = start.initial(parts.method, parts.start)
-        useful = train_flops(parts)
+        if setup.start is not None and not has_checkpoints(workdir):
+            initial, said["start"] = start.initial(setup.method, setup.start)
+        useful = train_flops(setup)
         workdir.mkdir(parents=True, exist_ok=True)
-        record.save(workdir, parts, **said)
-        say(_headline(parts, workdir))
+        record.save(workdir, setup, **said)
+        say(_headline(setup, workdir))
         state, timings = fit(
-            parts,
+            setup,
             workdir,
             initial=initial,
-            preview=lambda state, step: _preview(parts, state, step, workdir),
+            preview=lambda state, step: _preview(setup, state, step, workdir),
             flops_per_image=useful,
-            peak_flops=peak_flops(parts.mesh.devices.flat[0]),
+            peak_flops=peak_flops(setup.mesh.devices.flat[0]),
             interrupts=interrupts,
         )
         interrupts.check()
-        model = of_state(parts, state, lambda: load_tokenizer(parts, workdir))
+        model = of_state(setup, state, lambda: load_tokenizer(setup, workdir))
         results: dict[str, Any] = {}
-        if parts.evaluate.at_end:
+        if setup.evaluate.at_end:
             clock = time.monotonic()
             results["evaluate"] = evaluate(model, workdir, check=interrupts.check)
             timings["evaluate"] = time.monotonic() - clock
-        if parts.likelihood.at_end:
+        if setup.likelihood.at_end:
             clock = time.monotonic()
             results["likelihood"] = likelihood(model, workdir, check=interrupts.check)
             timings["likelihood"] = time.monotonic() - clock
-        if parts.classify.at_end and parts.method.label_error is not None:
+        if setup.classify.at_end and setup.method.label_error is not None:
             clock = time.monotonic()
             results["classify"] = classify(model, workdir, check=interrupts.check)
             timings["classify"] = time.monotonic() - clock
@@ -217,35 +217,35 @@ def report_grids(model: Model, interrupts: Interrupts) -> dict[str, np.ndarray]:
 
     Of a tokenizer: test images in odd rows, what it makes of them below.
     """
-    per = model.parts.train.preview_per_label
-    if model.parts.method.sampler is None:
+    per = model.setup.train.preview_per_label
+    if model.setup.method.sampler is None:
         return {"reconstructions": _reconstructions(model)}
-    labels = _preview_labels(model.parts)
+    labels = _preview_labels(model.setup)
     grids = {}
-    for scale in model.parts.evaluate.guidance or (None,):
+    for scale in model.setup.evaluate.guidance or (None,):
         asked: dict[str, Any] = {} if scale is None else {"guidance": scale}
         samples = model.sample(
             labels,
-            batch_size=model.parts.evaluate.batch_size,
+            batch_size=model.setup.evaluate.batch_size,
             check=interrupts.check,
             **asked,
         )
         name = "samples" if scale is None else f"guidance_{scale:g}"
-        grids[name] = pictures.picture(model.parts.spec, samples.images, per)
+        grids[name] = pictures.picture(model.setup.spec, samples.images, per)
     return grids
 
 
-def _preview_labels(parts: Setup) -> np.ndarray:
+def _preview_labels(setup: Setup) -> np.ndarray:
     """`preview_per_label` of each of the first 20 classes; of a target, evaluate.samples of one."""
-    if parts.spec.target is not None:
-        return np.zeros(parts.evaluate.samples, np.int32)
-    return np.repeat(np.arange(min(parts.spec.num_classes, 20)), parts.train.preview_per_label)
+    if setup.spec.target is not None:
+        return np.zeros(setup.evaluate.samples, np.int32)
+    return np.repeat(np.arange(min(setup.spec.num_classes, 20)), setup.train.preview_per_label)
 
 
 def _reconstructions(model: Model) -> np.ndarray:
     """Rows of test images, each above what a tokenizer makes of it."""
     columns, rows = 16, 4
-    source = model.parts.test_source
+    source = model.setup.test_source
     chosen = np.linspace(0, len(source) - 1, columns * rows).astype(int)
     real = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
     made = model.decode(model.encode(np.asarray(real)))
@@ -253,22 +253,22 @@ def _reconstructions(model: Model) -> np.ndarray:
     return pictures.grid(both.swapaxes(0, 1).reshape(-1, *real.shape[1:]), columns)
 
 
-def _preview(parts: Setup, state: TrainState, step: int, workdir: Path) -> np.ndarray:
+def _preview(setup: Setup, state: TrainState, step: int, workdir: Path) -> np.ndarray:
     """A grid written to `samples/`; the compiled program is kept for the next one."""
-    model = _PREVIEWS.get(id(parts))
+    model = _PREVIEWS.get(id(setup))
     if model is None:
         _PREVIEWS.clear()
-        model = _PREVIEWS[id(parts)] = of_state(
-            parts, state, lambda: load_tokenizer(parts, workdir)
+        model = _PREVIEWS[id(setup)] = of_state(
+            setup, state, lambda: load_tokenizer(setup, workdir)
         )
-    model.params = by_name(parts, state)
-    if parts.method.sampler is None:
+    model.params = by_name(setup, state)
+    if setup.method.sampler is None:
         picture = _reconstructions(model)
     else:
-        samples = model.sample(_preview_labels(parts), batch_size=parts.evaluate.batch_size)
-        per = parts.train.preview_per_label
-        picture = pictures.picture(parts.spec, samples.images, per)
-    _save_picture(workdir, f"{step * parts.data.batch_size:010d}", picture)
+        samples = model.sample(_preview_labels(setup), batch_size=setup.evaluate.batch_size)
+        per = setup.train.preview_per_label
+        picture = pictures.picture(setup.spec, samples.images, per)
+    _save_picture(workdir, f"{step * setup.data.batch_size:010d}", picture)
     return picture
 
 
@@ -280,16 +280,16 @@ def _save_picture(workdir: Path, name: str, picture: np.ndarray) -> None:
 _PREVIEWS: dict[int, Model] = {}
 
 
-def _check_together(parts: Setup, workdir: Path) -> None:
+def _check_together(setup: Setup, workdir: Path) -> None:
     """Refuse processes that are not of one run: other configs, code or data, another folder."""
-    own = {k: v for k, v in configs.to_dict(parts.config).items() if k != "hosts"}
-    seconds = parts.hosts.barrier_seconds
-    examples = None if parts.spec.target is not None else len(parts.source)
+    own = {k: v for k, v in configs.to_dict(setup.config).items() if k != "hosts"}
+    seconds = setup.hosts.barrier_seconds
+    examples = None if setup.spec.target is not None else len(setup.source)
     hosts.agree({"config": own, "training examples": examples}, seconds)
     hosts.check_shared(workdir, seconds)
 
 
-def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, parts: Setup) -> None:
+def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:
     """Say what changed since the workdir's last run; refuse what cannot be gone on with."""
     if workdir.exists() and not workdir.is_dir():
         raise invalid("--workdir", str(workdir), "a folder")
@@ -302,7 +302,7 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, parts: Set
         return
     started = has_checkpoints(workdir)
     if started:
-        record.check_same_data(workdir, parts)
+        record.check_same_data(workdir, setup)
     changes = list(configs.differences(record.saved_config(workdir), config))
     if not changes:
         return
@@ -335,19 +335,19 @@ def _elsewhere(old: Any, new: Any) -> bool:
     return bool(bare(old) == bare(new))
 
 
-def _headline(parts: Setup, workdir: Path) -> str:
-    abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
+def _headline(setup: Setup, workdir: Path) -> str:
+    abstract = jax.eval_shape(setup.method.init, jax.random.key(0))
     size = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(abstract.params))
-    device = parts.mesh.devices.flat[0]
-    shape = "x".join(map(str, parts.spec.shape))
+    device = setup.mesh.devices.flat[0]
+    shape = "x".join(map(str, setup.spec.shape))
     what = (
-        f"{len(parts.source)} training images {shape}, {parts.spec.num_classes} classes, "
-        if parts.spec.target is None
+        f"{len(setup.source)} training images {shape}, {setup.spec.num_classes} classes, "
+        if setup.spec.target is None
         else f"no data, states {shape}, "
     )
     return (
         f"jaxgen: {size / 1e6:.2f}M parameters, {what}"
-        f"{parts.steps} steps of {parts.data.batch_size} on {parts.mesh.size} x "
+        f"{setup.steps} steps of {setup.data.batch_size} on {setup.mesh.size} x "
         f"{device.device_kind} -> {workdir}"
     )
 

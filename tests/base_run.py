@@ -8,7 +8,7 @@ import jax
 
 from jaxgen import config as configs
 from jaxgen.run import record
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import say
 from tests import tiny
@@ -27,7 +27,7 @@ def config(*overrides: str):
 
 def write(workdir: Path, *overrides: str, seed: int = 0) -> Path:
     """A workdir with a checkpoint of random parameters: an untrained network says 0."""
-    parts = setup(config(*overrides))
+    parts = set_up(config(*overrides))
     state = quick_jit(parts.method.init)(jax.random.key(seed))
     live = jax.tree.map(
         lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size + seed), a.shape), state.params

@@ -1,7 +1,7 @@
 """Every family at a size that compiles in seconds: a config and what makes it narrow."""
 
 from jaxgen import config as configs
-from jaxgen.run.setup import TOP, Setup, setup
+from jaxgen.run.setup import TOP, Setup, set_up
 from tests.base_run import base
 
 DESCENT = "optimizer=" + repr(dict(name="sgd", learning_rate=0.02))
@@ -78,4 +78,4 @@ def built(name: str, *overrides: str) -> Setup:
     if any("BASE" in text for text in narrow):
         narrow = [text.replace("BASE", repr(base())) for text in narrow]
     configs.override(loaded, [*narrow, "data.batch_size=32", *overrides], TOP)
-    return setup(loaded)
+    return set_up(loaded)

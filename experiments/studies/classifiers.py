@@ -46,11 +46,11 @@ def generative(
 ) -> Row:
     """A model's row. Classifies a first batch before the clock starts, so that all is compiled."""
     options = dict(rounds="one", draws=draws, seed=0)
-    classify(model, workdir, limit=model.parts.classify.batch_size, **options)
+    classify(model, workdir, limit=model.setup.classify.batch_size, **options)
     start = time.process_time()
     found = classify(model, workdir, noise=noise, limit=limit, **options)
     passes = found["images"] * (1 + sum(std > 0 for std in noise))
-    family = model.parts.config.method.name.split(".")[0]
+    family = model.setup.config.method.name.split(".")[0]
     return {
         "classifier": f"{Path(workdir).name} ({family})",
         "generative": True,
@@ -78,11 +78,11 @@ def discriminative(
     limit: int,
 ) -> Row:
     """The row of fn(images [N, H, W, C]) -> ln p(label | image) [N, C], on the same images."""
-    source, order = part(model.parts, "test", limit, 0)
+    source, order = part(model.setup, "test", limit, 0)
     labels = source.labels[order]
 
     def scores(std: float) -> tuple[np.ndarray, float]:
-        images = images_of(model.parts, source, order, std)
+        images = images_of(model.setup, source, order, std)
         log_probabilities(images)
         start = time.process_time()
         found = log_probabilities(images)
@@ -106,10 +106,10 @@ def discriminative(
 
 def references(model: Model, workdir: str, noise: Sequence[float], limit: int) -> list[Row]:
     """The scores' classifier, kept in the workdir, and a logistic regression on pixels."""
-    train, flip = whole(model.parts.source), model.parts.data.flip
+    train, flip = whole(model.setup.source), model.setup.data.flip
     images, labels = train["image"], train["label"]
     path = Path(workdir) / "classifier.safetensors"
-    network = cached(path, images, labels, model.parts.spec.num_classes, Training(flip=flip))
+    network = cached(path, images, labels, model.setup.spec.num_classes, Training(flip=flip))
     linear = LogisticRegression(max_iter=5000).fit(images.reshape(len(images), -1), labels)
 
     def of_network(x: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def same_data(models: Sequence[Model], workdirs: Sequence[str]) -> None:
     """Raises UsageError unless the models' test halves hold the same images."""
     first = whole(models[0].parts.test_source)["image"]
     for model, workdir in zip(models[1:], workdirs[1:], strict=True):
-        if not np.array_equal(whole(model.parts.test_source)["image"], first):
+        if not np.array_equal(whole(model.setup.test_source)["image"], first):
             raise invalid("--workdir", workdir, f"models of the test images of {workdirs[0]}")
 
 

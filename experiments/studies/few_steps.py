@@ -44,7 +44,7 @@ SOLVERS: dict[str, tuple[Any, bool]] = {
 
 def steps_within(it: Subject, solver: Any, budget: int) -> int | None:
     """The most steps whose network calls stay within a budget, or None."""
-    make = it.model.parts.method.sampler
+    make = it.model.setup.method.sampler
     assert make is not None
     allowed = [
         n

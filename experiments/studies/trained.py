@@ -46,14 +46,14 @@ class Subject:
     @property
     def classes(self) -> int:
         """The number of labels."""
-        return self.model.parts.spec.num_classes
+        return self.model.setup.spec.num_classes
 
     def draw(self, count: int, *, params: Any = None, **options: Any) -> tuple[np.ndarray, float]:
         """(images [count, H, W, C] of balanced labels, seed 0, and network calls an image).
 
         The noise of image i is the same whatever the options. One batch, one program.
         """
-        parts = self.model.parts
+        parts = self.model.setup
         chosen = make_sampler(parts, sample_options(parts, options))
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(count))
         weights = self.model.weights(None) if params is None else params
@@ -107,8 +107,8 @@ class Subject:
 def subject(workdir: str | Path) -> Subject:
     """The model of a workdir with its data; the classifiers are trained once and kept there."""
     model = api.load(workdir)
-    train, test = whole(model.parts.source), whole(model.parts.test_source)
-    flip, classes = model.parts.data.flip, model.parts.spec.num_classes
+    train, test = whole(model.setup.source), whole(model.setup.test_source)
+    flip, classes = model.setup.data.flip, model.setup.spec.num_classes
 
     def judge(name: str, seed: int) -> Classifier:
         path, how = Path(workdir) / name, Training(flip=flip, seed=seed)

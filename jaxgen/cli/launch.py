@@ -147,21 +147,21 @@ def _check_config(args: argparse.Namespace, devices: int) -> None:
     data.
     """
     from jaxgen import config as configs
-    from jaxgen.run.setup import SECTIONS, TOP, setup
+    from jaxgen.run.setup import SECTIONS, TOP, set_up
     from jaxgen.training.sharding import check_batch, make_mesh
 
     config = configs.load(args.config)
     configs.override(config, args.overrides, TOP)
     those = [_Device(i) for i in range(devices)]
     if config.get("data", {}).get("holds") is not None:
-        setup(config, devices=those, data=False)
+        set_up(config, devices=those, data=False)
         return
-    parts = {
+    options = {
         key: cls(**configs.check(cls, dict(config[key]), f"config.{key}"))
         for key, cls in SECTIONS.items()
         if key in config
     }
     sizes = configs.check(make_mesh, dict(config.get("mesh", {})), "config.mesh", {"devices"})
     mesh = make_mesh(**sizes, devices=those)
-    if "data" in parts and "train" in parts:
-        check_batch(parts["data"].batch_size, mesh, parts["train"].accumulate)
+    if "data" in options and "train" in options:
+        check_batch(options["data"].batch_size, mesh, options["train"].accumulate)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.codes and not all(out.endswith(".npz") for out in outs):
         raise invalid("--codes", ", ".join(outs), "--out x.npz: pictures are what is decoded")
     model = load(args.workdir, tokenizer=args.tokenizer)
-    labels, columns = parse_labels(args.labels, args.per_label, model.parts.spec.class_names)
+    labels, columns = parse_labels(args.labels, args.per_label, model.setup.spec.class_names)
     changes = sampler_options(args)
     if args.guidance is not None:
         changes["guidance"] = args.guidance
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         decode=not args.codes,
         **changes,
     )
-    paths = [str(write_samples(p, samples, columns, model.parts.spec)) for p in outs]
+    paths = [str(write_samples(p, samples, columns, model.setup.spec)) for p in outs]
     say(
         f"{len(labels)} images, {samples.steps} steps, {samples.calls:g} network calls an image, "
         f"{samples.images_per_second:.1f} images/s -> {', '.join(paths)}"

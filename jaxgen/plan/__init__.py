@@ -21,7 +21,14 @@ from jaxgen.method import with_frozen
 from jaxgen.nn.flops import count
 from jaxgen.plan.hlo import Costs, costs
 from jaxgen.plan.machine import Chip, devices_of
-from jaxgen.run.setup import Setup, abstract_batch, make_sampler, sample_options, setup, train_flops
+from jaxgen.run.setup import (
+    Setup,
+    abstract_batch,
+    make_sampler,
+    sample_options,
+    set_up,
+    train_flops,
+)
 from jaxgen.training.loop import empty_tally, jitted_step
 from jaxgen.training.sharding import batch_devices, batch_sharding, replicated, state_sharding
 
@@ -39,15 +46,15 @@ def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") 
     if what not in ("train", "sample"):
         raise invalid("--what", what, "train, sample")
     devices, chip = devices_of(topology)
-    parts = setup(config, devices=devices, data=False)
-    lowered, images, useful = (_update if what == "train" else _sampler)(parts)
+    setup = set_up(config, devices=devices, data=False)
+    lowered, images, useful = (_update if what == "train" else _sampler)(setup)
     begin = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _too_large(parts, topology, chip, what, str(error))
+        return _too_large(setup, topology, chip, what, str(error))
     seconds = time.monotonic() - begin
     memory = compiled.memory_analysis()
     peak = (
@@ -58,11 +65,11 @@ def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") 
         + memory.generated_code_size_in_bytes
     )
     found = costs(compiled.as_text(), len(devices))
-    state = jax.eval_shape(parts.method.init, jax.random.key(0))
+    state = jax.eval_shape(setup.method.init, jax.random.key(0))
     return {
         "topology": topology,
         "devices": len(devices),
-        "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
+        "mesh": {k: int(v) for k, v in setup.mesh.shape.items()},
         "what": what,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "images": images,
@@ -87,23 +94,23 @@ def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") 
     }
 
 
-def _update(parts: Setup) -> tuple[Any, int, float]:
+def _update(setup: Setup) -> tuple[Any, int, float]:
     """The lowered step on abstract arguments, its images, its useful FLOPs on all devices."""
-    method, mesh = parts.method, parts.mesh
+    method, mesh = setup.method, setup.mesh
     abstract = jax.eval_shape(method.init, jax.random.key(0))
     shardings = state_sharding(mesh, abstract)
-    size, rows = parts.data.batch_size, batch_sharding(mesh)
-    batch = {k: _abstract(a.shape, a.dtype, rows) for k, a in abstract_batch(parts).items()}
+    size, rows = setup.data.batch_size, batch_sharding(mesh)
+    batch = {k: _abstract(a.shape, a.dtype, rows) for k, a in abstract_batch(setup).items()}
     tally = jax.eval_shape(lambda: empty_tally(method, abstract, batch))
     everywhere = replicated(mesh)
-    lowered = jitted_step(method, parts.layout, shardings).lower(
+    lowered = jitted_step(method, setup.layout, shardings).lower(
         jax.tree.map(lambda a, s: _abstract(a.shape, a.dtype, s), abstract, shardings),
         jax.tree.map(lambda a: _abstract(a.shape, a.dtype, everywhere), tally),
         batch,
         _abstract((), jax.random.key(0).dtype, everywhere),
         _laid(method.frozen, mesh),
     )
-    return lowered, size, size * train_flops(parts)
+    return lowered, size, size * train_flops(setup)
 
 
 def _laid(tree: Any, mesh: Any) -> Any:
@@ -113,13 +120,13 @@ def _laid(tree: Any, mesh: Any) -> Any:
     )
 
 
-def _sampler(parts: Setup) -> tuple[Any, int, float]:
+def _sampler(setup: Setup) -> tuple[Any, int, float]:
     """The lowered sampler; useful FLOPs are those of its program as written."""
-    method, mesh = parts.method, parts.mesh
+    method, mesh = setup.method, setup.mesh
     if method.sampler is None:
         raise invalid("--what", "sample", "train: this method does not generate")
-    fn = make_sampler(parts, sample_options(parts, {})).fn
-    size, across = parts.evaluate.batch_size, batch_devices(mesh)
+    fn = make_sampler(setup, sample_options(setup, {})).fn
+    size, across = setup.evaluate.batch_size, batch_devices(mesh)
     if size % across:
         raise invalid("config.evaluate.batch_size", size, f"a multiple of {across} devices")
     state = jax.eval_shape(method.init, jax.random.key(0))
@@ -128,7 +135,7 @@ def _sampler(parts: Setup) -> tuple[Any, int, float]:
     keys = _abstract((size,), jax.random.key(0).dtype, rows)
     labels = _abstract((size,), jnp.int32, rows)
     useful = 2 * count(jax.make_jaxpr(fn)(params, keys, labels).jaxpr)
-    fn = within(parts.layout, fn)
+    fn = within(setup.layout, fn)
     return jax.jit(fn, out_shardings=rows).lower(params, keys, labels), size, useful
 
 
@@ -158,14 +165,14 @@ def _roofline(chip: Chip, found: Costs, useful: float, images: int) -> dict[str,
 
 
 def _too_large(
-    parts: Setup, topology: str, chip: Chip | None, what: str, error: str
+    setup: Setup, topology: str, chip: Chip | None, what: str, error: str
 ) -> dict[str, Any]:
     """What can be said of a program that the compiler refuses for its memory."""
     line = next((x for x in error.splitlines() if "RESOURCE_EXHAUSTED" in x), error)
     wanted = re.search(r"temporaries \(([\d.]+)G\)", line)
     return {
         "topology": topology,
-        "mesh": {k: int(v) for k, v in parts.mesh.shape.items()},
+        "mesh": {k: int(v) for k, v in setup.mesh.shape.items()},
         "what": what,
         "fits": False,
         "memory_gib": {

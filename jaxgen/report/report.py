@@ -38,9 +38,9 @@ def write(
     results: "evaluate" and "classify" as `jaxgen.scoring` returns them. timings: seconds.
     flops_per_image: useful floating-point operations to train on one image.
     """
-    device = model.parts.mesh.devices.flat[0]
+    device = model.setup.mesh.devices.flat[0]
     content = {
-        "config": json.loads(configs.to_json(model.parts.config)),
+        "config": json.loads(configs.to_json(model.setup.config)),
         "images_seen": model.images_seen,
         "steps": model.step,
         "parameters": sum(int(np.prod(a.shape)) for a in jax.tree.leaves(model.params["params"])),
@@ -48,7 +48,7 @@ def write(
         "gflop_per_training_image": flops_per_image / 1e9,
         "timings": {k: round(float(v), 3) for k, v in timings.items()},
         "results": dict(results),
-        "device": f"{model.parts.mesh.size} x {device.device_kind}",
+        "device": f"{model.setup.mesh.size} x {device.device_kind}",
         "processes": jax.process_count(),
         "versions": {
             "jaxgen": __version__,
@@ -101,11 +101,11 @@ def _curves(rows: list[dict[str, Any]]) -> bytes:
 
 def _rows(model: Model) -> str:
     """What the rows of a grid are."""
-    if model.parts.spec.target is not None:
+    if model.setup.spec.target is not None:
         return "seed 0"
-    if model.parts.method.sampler is None:
+    if model.setup.method.sampler is None:
         return "test images, each above its reconstruction"
-    names = model.parts.spec.class_names
+    names = model.setup.spec.class_names
     if names == tuple(str(i) for i in range(len(names))):
         return "a row a class, seed 0"
     return f"a row a class ({', '.join(names[:20])}), seed 0"
@@ -125,7 +125,7 @@ def _page(
         (f"{timings['images_per_second']:,.0f}", "training images/s"),
         (f"{timings['total']:.0f} s", "whole command"),
     ]
-    parts = [
+    body = [
         f"<h1>{html.escape(workdir.name)}</h1>",
         f'<p class="sub">jaxgen {content["versions"]["jaxgen"]}, JAX {content["versions"]["jax"]}, '
         f"{html.escape(content['device'])}, {content['written']}</p>",
@@ -134,14 +134,14 @@ def _page(
         "</div>",
     ]
     if grids:
-        parts.append("<h2>Samples</h2><div class=grids>")
+        body.append("<h2>Samples</h2><div class=grids>")
         for name, picture in grids.items():
             caption = f"{name.replace('_', ' ')}: {rows_are}, {content['ema']}"
-            parts.append(image(png(picture), caption))
-        parts.append("</div>")
+            body.append(image(png(picture), caption))
+        body.append("</div>")
     receipts = results.get("evaluate", {}).get("receipts", [])
     if receipts:
-        parts.append("<h2>Scores</h2>")
+        body.append("<h2>Scores</h2>")
         names = [s["name"] for s in receipts[0]["scores"]]
         floors = {s["name"]: s.get("floor") for s in receipts[0]["scores"]}
         head = ["score", *(title(r) for r in receipts), "train-to-test floor"]
@@ -153,21 +153,21 @@ def _page(
             ]
             floor = floors[name]
             rows.append([name, *values, "" if floor is None else _number(floor)])
-        parts.append(table(head, rows))
+        body.append(table(head, rows))
         for receipt in receipts:
             text = html.escape(json.dumps(receipt, indent=2, sort_keys=True))
-            parts.append(
+            body.append(
                 f"<details><summary>receipt, {title(receipt)}</summary><pre>{text}</pre></details>"
             )
     headings = {"likelihood": "Likelihood", "classify": "Generative classifier"}
     for section, heading in headings.items():
         found = results.get(section)
         if found:
-            parts.append(f"<h2>{heading}</h2>")
+            body.append(f"<h2>{heading}</h2>")
             shown = found | {f"tempered {k}": v for k, v in (found.get("tempered") or {}).items()}
             keys = [k for k, v in shown.items() if isinstance(v, (int, float, str))]
-            parts.append(table(["", "value"], [[k, _number(shown[k])] for k in keys]))
-    parts += [
+            body.append(table(["", "value"], [[k, _number(shown[k])] for k in keys]))
+    body += [
         "<h2>Training</h2>",
         image(curves, "means over each logging period; compilation and pauses excluded", "plot"),
         "<h2>Timings</h2>",
@@ -178,7 +178,7 @@ def _page(
         "<h2>Config</h2>",
         f"<pre>{html.escape(json.dumps(content['config'], indent=2, sort_keys=True))}</pre>",
     ]
-    return page(f"jaxgen: {workdir.name}", parts)
+    return page(f"jaxgen: {workdir.name}", body)
 
 
 def _number(value: Any) -> str:

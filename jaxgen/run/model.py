@@ -25,7 +25,7 @@ from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
 from jaxgen.run import record
 from jaxgen.run.others import branch, sections
-from jaxgen.run.setup import Setup, make_sampler, sample_options, setup
+from jaxgen.run.setup import Setup, make_sampler, sample_options, set_up
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
 from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
@@ -69,7 +69,7 @@ class Model:
 
     def __init__(
         self,
-        parts: Setup,
+        setup: Setup,
         params: Mapping[str, PyTree],
         *,
         images: int,
@@ -80,10 +80,10 @@ class Model:
 
         tokenizer: gives the tokenizer that decodes samples, called when one is first needed.
         """
-        self.parts = parts
+        self.setup = setup
         self._find_tokenizer = tokenizer
         self.params = dict(params)
-        self.ema = next((n for n in parts.ema.names if n in self.params), "params")
+        self.ema = next((n for n in setup.ema.names if n in self.params), "params")
         self.images_seen = images
         self.step = step
         self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
@@ -100,7 +100,7 @@ class Model:
         name = ema or self.ema
         if name not in self.params:
             raise unknown("--ema", name, self.params)
-        return with_frozen(self.parts.method, self.params[name])
+        return with_frozen(self.setup.method, self.params[name])
 
     def program(self, options: Mapping[str, Any]) -> tuple[Sampler, Callable[..., jax.Array]]:
         """The sampler of these options and its jitted function, compiled once per options."""
@@ -109,11 +109,11 @@ class Model:
             given = {}
             if "models" in options:
                 given["branches"] = {
-                    name: branch(self.parts, self._other(own["workdir"]).parts, name, own, options)
+                    name: branch(self.setup, self._other(own["workdir"]).setup, name, own, options)
                     for name, own in sections(options["models"]).items()
                 }
-            sampler = make_sampler(self.parts, options, **given)
-            self._programs[key] = (sampler, jax.jit(within(self.parts.layout, sampler.fn)))
+            sampler = make_sampler(self.setup, options, **given)
+            self._programs[key] = (sampler, jax.jit(within(self.setup.layout, sampler.fn)))
         return self._programs[key]
 
     def sample(
@@ -139,23 +139,23 @@ class Model:
         tokenizer. Raises UsageError for labels or options out of range.
         """
         labels = np.asarray(labels)
-        classes = self.parts.spec.num_classes
+        classes = self.setup.spec.num_classes
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
             raise invalid("labels", labels.tolist(), "a list of one or more integers")
         wrong = labels[(labels < 0) | (labels > classes)]
         if len(wrong):
             raise invalid("labels", int(wrong[0]), f"0 to {classes - 1}, or {classes} for no label")
         labels = labels.astype(np.int32)
-        options = sample_options(self.parts, changes)
+        options = sample_options(self.setup, changes)
         sampler, program = self.program(options)
         params = self.weights(ema)
         if weak is not None:
-            params = {**params, "weak": self.parts.method.plain(self.weights(weak))["net"]}
+            params = {**params, "weak": self.setup.method.plain(self.weights(weak))["net"]}
         if "models" in options:
             params = {**params, "models": self._weights_of(options["models"])}
-        coded = self.parts.coding is not None
+        coded = self.setup.coding is not None
         tokenizer = self.tokenizer if decode else None  # where it is missing: said before the work
-        mesh = self.parts.mesh
+        mesh = self.setup.mesh
         size = self._size(batch_size, len(labels))
         sharding = batch_sharding(mesh)
         params = _placed(params, mesh)
@@ -202,7 +202,7 @@ class Model:
 
     def _raw(self, codes: np.ndarray) -> np.ndarray:
         """Codes as the tokenizer has them: latents without the scale of their source."""
-        return codes if self.parts.coding is None else self.parts.coding.raw(codes)
+        return codes if self.setup.coding is None else self.setup.coding.raw(codes)
 
     def examples(self, images: np.ndarray) -> np.ndarray:
         """What the model is of, of images uint8 [N, H, W, C]: themselves, or a tokenizer's codes.
@@ -210,11 +210,11 @@ class Model:
         Images are rounded to the nearest of the model's levels. Raises UsageError for other shapes,
         and for codes of which nobody says whose they are.
         """
-        spec, coding = self.parts.spec, self.parts.coding
+        spec, coding = self.setup.spec, self.setup.coding
         tokenizer = None if coding is None else self.tokenizer
         if coding is not None and tokenizer is None:
             raise invalid("--tokenizer", None, "the workdir of the tokenizer that encodes images")
-        wanted = spec.shape if tokenizer is None else tokenizer.parts.spec.shape
+        wanted = spec.shape if tokenizer is None else tokenizer.setup.spec.shape
         if images.shape[1:] != wanted:
             raise invalid(
                 "images", f"images {images.shape[1:]}", f"images {wanted}, as the model's"
@@ -243,7 +243,7 @@ class Model:
         from (seed, i).
         Raises UsageError for a method without a likelihood.
         """
-        factory = self.parts.method.log_prob
+        factory = self.setup.method.log_prob
         if factory is None:
             raise invalid("log_prob", "a method without a likelihood", "families that have one")
         fn = self._program(("log_prob", _key(options)), lambda: factory(**options))
@@ -257,7 +257,7 @@ class Model:
         self, images: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
     ) -> np.ndarray:
         """Codes of images [N, *shape] (bytes, or floats in [-1, 1]) by a tokenizer."""
-        encode = self.parts.method.encode
+        encode = self.setup.method.encode
         if encode is None:
             raise invalid("encode", "a method that is no tokenizer", "a tokenizer's workdir")
 
@@ -270,23 +270,23 @@ class Model:
         self, codes: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
     ) -> np.ndarray:
         """Images float32 [N, H, W, C] of codes [N, ...] by a tokenizer."""
-        decode = self.parts.method.decode
+        decode = self.setup.method.decode
         if decode is None:
             raise invalid("decode", "a method that is no tokenizer", "a tokenizer's workdir")
         return self._map(self._program("decode", lambda: decode), (codes,), ema, batch_size)
 
     def _size(self, batch_size: int | None, count: int) -> int:
         """Rows per call: what is asked for or the config's, in multiples of the devices."""
-        size = min(self.parts.evaluate.batch_size, count) if batch_size is None else batch_size
+        size = min(self.setup.evaluate.batch_size, count) if batch_size is None else batch_size
         if size < 1:
             raise invalid("--batch_size", size, "images >= 1")
-        devices = batch_devices(self.parts.mesh)
+        devices = batch_devices(self.setup.mesh)
         return -(-size // devices) * devices
 
     def _program(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """jit(make()), kept under `key`, so that a second call compiles nothing."""
         if key not in self._functions:
-            self._functions[key] = jax.jit(within(self.parts.layout, make()))
+            self._functions[key] = jax.jit(within(self.setup.layout, make()))
         return self._functions[key]
 
     def _map(
@@ -298,8 +298,8 @@ class Model:
     ) -> np.ndarray:
         """program(params, *rows) over all rows; the last batch is padded by going round."""
         count = len(arrays[0])
-        size, sharding = self._size(batch_size, count), batch_sharding(self.parts.mesh)
-        params = _placed(self.weights(ema), self.parts.mesh)
+        size, sharding = self._size(batch_size, count), batch_sharding(self.setup.mesh)
+        params = _placed(self.weights(ema), self.setup.mesh)
         out = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size) % count
@@ -310,34 +310,34 @@ class Model:
 def load(workdir: str | Path, *, tokenizer: str | Path | None = None) -> Model:
     """The model of a workdir, from its newest whole checkpoint, with every average of it.
 
-    No data are opened before they are asked for (`parts.source`): the workdir says what they hold.
+    No data are opened before they are asked for (`setup.source`): the workdir says what they hold.
     tokenizer: where the tokenizer of its codes is now, if neither beside it nor where it was.
     Raises UsageError where there is no run or no checkpoint that can be read, and where neither a
     record nor the data themselves (of a run of before there were records) say what they hold.
     """
     workdir = Path(workdir)
-    parts = _parts(workdir, record.recorded(workdir))
+    setup = _setup(workdir, record.recorded(workdir))
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
-    abstract = jax.eval_shape(parts.method.init, jax.random.key(0))
+    abstract = jax.eval_shape(setup.method.init, jax.random.key(0))
     with Checkpoints(workdir, say=say) as checkpoints:
-        restored = checkpoints.restore(abstract, state_sharding(parts.mesh, abstract))
+        restored = checkpoints.restore(abstract, state_sharding(setup.mesh, abstract))
     if restored is None:
         raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
-    model = of_state(parts, restored[1], lambda: load_tokenizer(parts, workdir, tokenizer))
+    model = of_state(setup, restored[1], lambda: load_tokenizer(setup, workdir, tokenizer))
     for path in sorted((workdir / "ema").glob("*.safetensors")):
         found = read(path)[0]
-        model.params[path.stem] = sampling_params(parts.method, model.params["params"], found)
+        model.params[path.stem] = sampling_params(setup.method, model.params["params"], found)
     return model
 
 
-def _parts(workdir: Path, said: Mapping[str, Any]) -> Setup:
-    """The parts of a workdir's config, by its record, or else by its data."""
+def _setup(workdir: Path, said: Mapping[str, Any]) -> Setup:
+    """The setup of a workdir's config, by its record, or else by its data."""
     # Where the run was trained is no matter here: the environment says who joins.
     config = {k: v for k, v in record.saved_config(workdir).items() if k != "hosts"}
     spec, coding = record.spec_of_record(said), record.coding_of_record(said)
     try:
-        return setup(ml_collections.ConfigDict(config), spec=spec, coding=coding)
+        return set_up(ml_collections.ConfigDict(config), spec=spec, coding=coding)
     except UsageError as error:
         if said or not str(error).startswith(("source", "config.data")):
             raise
@@ -348,39 +348,39 @@ def _parts(workdir: Path, said: Mapping[str, Any]) -> Setup:
 
 
 def of_state(
-    parts: Setup, state: TrainState, tokenizer: Callable[[], Model | None] = lambda: None
+    setup: Setup, state: TrainState, tokenizer: Callable[[], Model | None] = lambda: None
 ) -> Model:
     """The model that a state of training holds. tokenizer: as `Model` takes it."""
     step = int(state.step)
     return Model(
-        parts,
-        by_name(parts, state),
-        images=step * parts.data.batch_size,
+        setup,
+        by_name(setup, state),
+        images=step * setup.data.batch_size,
         step=step,
         tokenizer=tokenizer,
     )
 
 
-def by_name(parts: Setup, state: TrainState) -> dict[str, PyTree]:
+def by_name(setup: Setup, state: TrainState) -> dict[str, PyTree]:
     """Parameters and averages of a state; an average has the groups that nobody trains, too."""
     averages = {
-        name: sampling_params(parts.method, state.params, average)
+        name: sampling_params(setup.method, state.params, average)
         for name, average in state.ema.items()
     }
     return {**averages, "params": state.params}
 
 
-def load_tokenizer(parts: Setup, workdir: Path, place: str | Path | None = None) -> Model | None:
+def load_tokenizer(setup: Setup, workdir: Path, place: str | Path | None = None) -> Model | None:
     """The tokenizer whose codes a run's examples are, or None where they are images.
 
     place: where it is, if not where `record.tokenizer_of` the run's workdir finds it. Raises
     UsageError where it does not fit the codes (vocabulary, grid, parameters).
     """
-    coding, place = parts.coding, place or record.tokenizer_of(parts, workdir)
+    coding, place = setup.coding, place or record.tokenizer_of(setup, workdir)
     if place is None:
         return None
     tokenizer = load(place)
-    code, spec = tokenizer.parts.method.code, parts.spec
+    code, spec = tokenizer.setup.method.code, setup.spec
     if code is None:
         raise invalid("--tokenizer", str(place), "the workdir of a tokenizer")
     if (code.shape, code.levels) != (spec.shape, spec.levels):

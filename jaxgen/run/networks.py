@@ -45,12 +45,12 @@ class Other:
     @property
     def method(self) -> Method:
         """What it is."""
-        return self._model.parts.method
+        return self._model.setup.method
 
     @property
     def spec(self) -> Spec:
         """What it was trained on."""
-        return self._model.parts.spec
+        return self._model.setup.spec
 
     @functools.cached_property
     def params(self) -> PyTree:

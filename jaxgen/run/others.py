@@ -37,7 +37,7 @@ def sections(models: Any) -> dict[str, dict[str, Any]]:
 
 
 def branch(
-    parts: Setup, other: Setup, name: str, section: Mapping[str, Any], options: Mapping[str, Any]
+    setup: Setup, other: Setup, name: str, section: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Callable[[PyTree, Any], Any]:
     """(params, labels) -> the denoiser of `other`, whose parameters are params["models"][name].
 
@@ -47,25 +47,25 @@ def branch(
     """
     option, workdir = f"{OPTION}.{name}", section["workdir"]
     times = {key: options[key] for key in ("steps", "grid") if key in options}
-    _check_alike(parts, other, option, workdir)
+    _check_alike(setup, other, option, workdir)
     denoiser = _denoiser(other, guidance=section.get("guidance", 1.0), **times)
     assert denoiser is not None
     known = denoiser
     return lambda params, labels: known(params and params["models"][name], labels)
 
 
-def _denoiser(parts: Setup, **options: Any) -> Callable[[PyTree, Any], Any] | None:
+def _denoiser(setup: Setup, **options: Any) -> Callable[[PyTree, Any], Any] | None:
     """(params, labels) -> what a sampler of these options asks, None where there is none such."""
-    make = parts.method.sampler
+    make = setup.method.sampler
     if make is None or "branches" not in inspect.signature(make).parameters:
         return None
     return make(**options).denoiser
 
 
-def _check_alike(parts: Setup, other: Setup, option: str, workdir: str) -> None:
+def _check_alike(setup: Setup, other: Setup, option: str, workdir: str) -> None:
     """Raise where two models cannot denoise each other's states."""
     worlds = []
-    for each, whose in ((parts, "this model"), (other, workdir)):
+    for each, whose in ((setup, "this model"), (other, workdir)):
         denoiser = _denoiser(each, guidance=1.0)
         if denoiser is None:
             allowed = f"diffusion models that are told labels, and {whose} is none"

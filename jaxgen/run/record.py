@@ -25,10 +25,10 @@ from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 FILE, KEY = "config.json", "recorded"
 
 
-def save(workdir: Path, parts: Setup, **more: Any) -> None:
+def save(workdir: Path, setup: Setup, **more: Any) -> None:
     """Write `config.json`: the config, and `recorded`. more: further entries of that."""
-    said = {KEY: {**record_of(parts, workdir), **more}}
-    text = json.dumps({**configs.to_dict(parts.config), **said}, indent=2, sort_keys=True)
+    said = {KEY: {**record_of(setup, workdir), **more}}
+    text = json.dumps({**configs.to_dict(setup.config), **said}, indent=2, sort_keys=True)
     write_atomic(workdir / FILE, text)
 
 
@@ -50,15 +50,15 @@ def before(workdir: Path) -> dict[str, Any]:
     return recorded(workdir) if has_checkpoints(workdir) else {}
 
 
-def record_of(parts: Setup, workdir: Path) -> dict[str, Any]:
+def record_of(setup: Setup, workdir: Path) -> dict[str, Any]:
     """`spec`, and `coding` where examples are codes, as JSON has them."""
-    spec = {f.name: getattr(parts.spec, f.name) for f in dataclasses.fields(Spec)}
-    spec["target"] = parts.spec.target is not None
-    spec["columns"] = {k: dataclasses.asdict(c) for k, c in parts.spec.columns.items()}
+    spec = {f.name: getattr(setup.spec, f.name) for f in dataclasses.fields(Spec)}
+    spec["target"] = setup.spec.target is not None
+    spec["columns"] = {k: dataclasses.asdict(c) for k, c in setup.spec.columns.items()}
     found: dict[str, Any] = {"spec": spec}
-    if parts.coding is not None:
-        found["coding"] = dataclasses.asdict(parts.coding)
-        tokenizer = tokenizer_of(parts, workdir)
+    if setup.coding is not None:
+        found["coding"] = dataclasses.asdict(setup.coding)
+        tokenizer = tokenizer_of(setup, workdir)
         if tokenizer is not None:
             found["coding"]["tokenizer"] = os.path.abspath(tokenizer)
             found["coding"]["beside"] = os.path.relpath(tokenizer, workdir)
@@ -81,16 +81,16 @@ def coding_of_record(said: Mapping[str, Any]) -> Coding | None:
     return Coding(**{k: v for k, v in said["coding"].items() if k != "beside"})
 
 
-def tokenizer_of(parts: Setup, workdir: Path) -> Path | None:
+def tokenizer_of(setup: Setup, workdir: Path) -> Path | None:
     """Where the tokenizer is whose codes the examples are; None where there is none.
 
     Where the config says; or else as far from the workdir as it was in training, so that the two
     may move together; or where it was then. Raises UsageError where it is in none of these places.
     """
     said = recorded(workdir).get("coding", {}) if (workdir / FILE).is_file() else {}
-    own = None if parts.coding is None else parts.coding.tokenizer
+    own = None if setup.coding is None else setup.coding.tokenizer
     beside = workdir / said["beside"] if "beside" in said else None
-    found = (parts.data.tokenizer, beside, said.get("tokenizer"), own)
+    found = (setup.data.tokenizer, beside, said.get("tokenizer"), own)
     places = list(dict.fromkeys(os.path.normpath(place) for place in found if place))
     if not places:
         return None
@@ -105,19 +105,19 @@ def tokenizer_of(parts: Setup, workdir: Path) -> Path | None:
     )
 
 
-def check_same_data(workdir: Path, parts: Setup) -> None:
+def check_same_data(workdir: Path, setup: Setup) -> None:
     """Refuse to go on with a run on data of other classes, another order of them, or other codes.
 
     Raises UsageError that says what both are.
     """
     said = recorded(workdir) if (workdir / FILE).is_file() else {}
     spec, coding = spec_of_record(said), coding_of_record(said)
-    if spec is not None and differences(parts.spec, spec):
-        raise other_data("config.data.source", parts.spec, spec)
+    if spec is not None and differences(setup.spec, spec):
+        raise other_data("config.data.source", setup.spec, spec)
     if coding is not None and dataclasses.replace(coding, tokenizer=None) != dataclasses.replace(
-        parts.coding or Coding(), tokenizer=None
+        setup.coding or Coding(), tokenizer=None
     ):
-        given = f"codes of {parts.coding}"
+        given = f"codes of {setup.coding}"
         raise invalid("config.data.source", given, f"{coding}, as the model was trained on")
 
 

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: sources, networks, method, averages, sizes.
+"""A checked config as objects: sources, networks, method, averages, sizes.
 
 Everything that a config says is checked here, before a workdir is touched or anything compiled.
 """
@@ -222,7 +222,7 @@ def open_source(data: DataOptions, split: str) -> Source:
     return configs.build(data.source, configs.ROOMS["source"], "config.data.source", split=split)
 
 
-def setup(
+def set_up(
     config: ml_collections.ConfigDict,
     *,
     devices: Sequence[Any] | None = None,
@@ -230,7 +230,7 @@ def setup(
     spec: Spec | None = None,
     coding: Coding | None = None,
 ) -> Setup:
-    """Build and check all parts of a config. Raises UsageError naming the option at fault.
+    """Build and check all that a config says. Raises UsageError naming the option at fault.
 
     Joins the other processes of the run first, as `config.hosts` says.
 
@@ -299,7 +299,7 @@ def setup(
         **own,
     )
     method = wrapped(method, config.get("wrap", ()), spec=spec, networks=networks)
-    parts = Setup(
+    setup = Setup(
         config=config,
         opened=source,
         spec=spec,
@@ -313,9 +313,9 @@ def setup(
     )
     # A bad sampler, an image size that a network cannot take: said now, not after training.
     if method.sampler is not None:
-        make_sampler(parts, sample_options(parts, {}))
+        make_sampler(setup, sample_options(setup, {}))
     jax.eval_shape(method.init, jax.random.key(0))
-    return parts
+    return setup
 
 
 def wrapped(method: Method, sections: Any, **offered: Any) -> Method:
@@ -381,13 +381,13 @@ def _network(section: Any, option: str, *, spec: Spec) -> Any:
     return configs.build(section, room, option, **configs.wanted(section, room, option, offered))
 
 
-def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
+def sample_options(setup: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `method.sampler`, and `steer`: the config's `sample` with changes, checked.
 
     A change may also be `models`, which `jaxgen.run.model` reads. Raises UsageError that names what
     this family's sampler can be told.
     """
-    sampler = parts.method.sampler
+    sampler = setup.method.sampler
     if sampler is None:
         raise invalid("sample", "a method that does not generate", "families with a sampler")
     allowed = [*inspect.signature(sampler).parameters, "steer", "models"]
@@ -396,7 +396,7 @@ def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
             raise invalid(
                 f"--{key}", changes[key], f"options of this model's sampler: {', '.join(allowed)}"
             )
-    options = {**parts.config.get("sample", {}), **changes}
+    options = {**setup.config.get("sample", {}), **changes}
     apart = {"steer": configs.to_dict(options.pop("steer", None))}
     if "models" in changes:
         apart["models"] = configs.to_dict(options.pop("models"))
@@ -404,44 +404,44 @@ def sample_options(parts: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**checked, **{k: v for k, v in apart.items() if v is not None}}
 
 
-def make_sampler(parts: Setup, options: Mapping[str, Any], **given: Any) -> Sampler:
+def make_sampler(setup: Setup, options: Mapping[str, Any], **given: Any) -> Sampler:
     """The sampler of checked options (`sample_options`), steered where they say so.
 
     given: further keywords of the method's sampler.
     """
-    make = parts.method.sampler
+    make = setup.method.sampler
     assert make is not None  # `sample_options` has refused
     own = {k: v for k, v in options.items() if k not in ("steer", "models")}
     sampler = make(**own, **given)
     return steered(sampler, options["steer"]) if "steer" in options else sampler
 
 
-def abstract_batch(parts: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch as sources give it: bytes, tokens, or real numbers; labels; columns."""
-    size, kind = parts.data.batch_size, jnp.float32
-    if parts.spec.levels is not None:
-        kind = jnp.int32 if parts.spec.tokens else jnp.uint8
+    size, kind = setup.data.batch_size, jnp.float32
+    if setup.spec.levels is not None:
+        kind = jnp.int32 if setup.spec.tokens else jnp.uint8
     batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    if parts.spec.target is None:
-        batch["image"] = jax.ShapeDtypeStruct((size, *parts.spec.shape), kind)
-    for name, column in parts.spec.columns.items():
+    if setup.spec.target is None:
+        batch["image"] = jax.ShapeDtypeStruct((size, *setup.spec.shape), kind)
+    for name, column in setup.spec.columns.items():
         batch[name] = jax.ShapeDtypeStruct((size, *column.shape), jnp.dtype(column.dtype))
     return batch
 
 
-def train_flops(parts: Setup) -> float:
+def train_flops(setup: Setup) -> float:
     """Useful floating-point operations to train on one example, two a multiply-add.
 
     By the method, or else those of its update as written, recomputation included.
     """
-    if parts.method.train_flops is not None:
-        return parts.method.train_flops()
-    state = jax.eval_shape(parts.method.init, jax.random.key(0))
+    if setup.method.train_flops is not None:
+        return setup.method.train_flops()
+    state = jax.eval_shape(setup.method.init, jax.random.key(0))
     update = jax.make_jaxpr(
-        lambda s, b, f: update_with(parts.method, s, normalise(b), jax.random.key(0), f)
+        lambda s, b, f: update_with(setup.method, s, normalise(b), jax.random.key(0), f)
     )
-    traced = update(state, abstract_batch(parts), parts.method.frozen)
-    return 2 * count(traced.jaxpr) / parts.data.batch_size
+    traced = update(state, abstract_batch(setup), setup.method.frozen)
+    return 2 * count(traced.jaxpr) / setup.data.batch_size
 
 
 def _each(section: Any, make: Any, option: str) -> Any:

@@ -32,7 +32,7 @@ def tokenize(
     get a scale and a shift that make the training half's mean 0 and variance 1. Codes that are
     already there are left as they are if this tokenizer made them, else it is an error.
     """
-    code = model.parts.method.code
+    code = model.setup.method.code
     if code is None:
         raise invalid("--workdir", str(workdir), "the workdir of a tokenizer")
     if jax.process_count() > 1:
@@ -53,7 +53,7 @@ def tokenize(
     folder.mkdir(parents=True, exist_ok=True)
     kind = "tokens" if code.tokens else "latents"
     splits, moments = {}, np.zeros(3)
-    for split, source in (("train", model.parts.source), ("test", model.parts.test_source)):
+    for split, source in (("train", model.setup.source), ("test", model.setup.test_source)):
         rounds = 1 + flips
         with progress(f"tokenize {split}", len(source) * rounds) as advance:
 
@@ -87,7 +87,7 @@ def tokenize(
         kind=kind,
         shape=code.shape,
         levels=code.levels,
-        class_names=model.parts.spec.class_names,
+        class_names=model.setup.spec.class_names,
         splits=splits,
         flips=flips,
         scale=scale,

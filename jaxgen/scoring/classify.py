@@ -58,16 +58,16 @@ def classify(
     fitted on the other half of the clean images (`calibration.cross_fitted`), null for one image.
     Writes `receipts/classify_SPLIT.json` and returns what it holds. Raises UsageError.
     """
-    parts, options = model.parts, model.parts.classify
-    if parts.method.label_error is None:
+    setup, options = model.setup, model.setup.classify
+    if setup.method.label_error is None:
         raise invalid("classify", "a method without a likelihood", "families that can classify")
     if rounds not in ROUNDS:
         raise unknown("--rounds", rounds, ROUNDS)
-    levels = noise_levels(parts.spec, noise)
+    levels = noise_levels(setup.spec, noise)
     draws = options.draws if draws is None else draws
     if draws < 1:
         raise invalid("--draws", draws, "draws >= 1")
-    if not parts.method.label_noise:
+    if not setup.method.label_noise:
         draws = min(draws, 1)  # the likelihood is exact: more would say the same again
     if limit is None:
         limit = options.limit if images is None else 0
@@ -76,11 +76,11 @@ def classify(
     source, order = asked.source, asked.order
     labels = source.labels[order]
     params = jax.device_put(local(model.weights(ema)))
-    schedule = halving(parts.spec.num_classes, draws) if rounds == "halving" else ((draws, 1),)
+    schedule = halving(setup.spec.num_classes, draws) if rounds == "halving" else ((draws, 1),)
 
     def run(std: float) -> tuple[Classification, float]:
         start = time.monotonic()
-        found = _classified(parts, params, source, order, draws, schedule, std, seed, check)
+        found = _classified(setup, params, source, order, draws, schedule, std, seed, check)
         return found, time.monotonic() - start
 
     def entry(found: Classification, seconds: float) -> dict[str, Any]:
@@ -98,13 +98,13 @@ def classify(
         **asked.about,
         "images": len(order),
         **clean,
-        **(_told(found, order, parts.spec.class_names) if images is not None else {}),
+        **(_told(found, order, setup.spec.class_names) if images is not None else {}),
         "bins": calibration.BINS,
         "temperatures": temperatures,
         "draws": draws,
         "rounds": schedule,
-        "posterior": _posterior(parts, draws, len(schedule)),
-        **({"noise": noisy, "noise_is": _noise_is(parts)} if levels else {}),
+        "posterior": _posterior(setup, draws, len(schedule)),
+        **({"noise": noisy, "noise_is": _noise_is(setup)} if levels else {}),
         "seed": seed,
         "ema": ema or model.ema,
         "images_seen": model.images_seen,
@@ -118,13 +118,13 @@ def classify(
 
 
 def images_of(
-    parts: Setup, source: Source, chosen: np.ndarray, std: float = 0.0, seed: int = 0
+    setup: Setup, source: Source, chosen: np.ndarray, std: float = 0.0, seed: int = 0
 ) -> np.ndarray:
     """Images [n, *shape] in [-1, 1] at places `chosen` [n] of a half, with noise of their own."""
     clean = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
     root = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)  # apart from the classifier's keys
     keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
-    return np.asarray(add_noise(parts.spec, clean, keys, std))
+    return np.asarray(add_noise(setup.spec, clean, keys, std))
 
 
 def judgement(
@@ -169,7 +169,7 @@ def classification_line(found: Mapping[str, Any]) -> str:
 
 
 def _classified(
-    parts: Setup,
+    setup: Setup,
     params: Any,
     source: Source,
     order: np.ndarray,
@@ -180,17 +180,17 @@ def _classified(
     check: Check,
 ) -> Classification:
     """The classification of the images at places `order`, a batch at a time."""
-    root, size, found = jax.random.key(seed), parts.classify.batch_size, []
+    root, size, found = jax.random.key(seed), setup.classify.batch_size, []
     right = 0
     with progress("classify" + (f", noise {std:g}" if std else ""), len(order)) as advance:
         for first in range(0, len(order), size):
             check()
             chosen = order[first : first + size]
-            images = images_of(parts, source, chosen, std, seed)
+            images = images_of(setup, source, chosen, std, seed)
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
             found.append(
                 classify_images(
-                    parts.method, params, images, keys, draws=draws, rounds=schedule, batch=1000
+                    setup.method, params, images, keys, draws=draws, rounds=schedule, batch=1000
                 )
             )
             right += int((found[-1].labels == source.labels[chosen]).sum())
@@ -209,18 +209,18 @@ def _told(found: Classification, order: np.ndarray, names: Sequence[str]) -> dic
     return {"places": order.tolist(), "labels": labels, "names": [names[y] for y in labels]}
 
 
-def _posterior(parts: Setup, draws: int, rounds: int) -> str:
+def _posterior(setup: Setup, draws: int, rounds: int) -> str:
     """How the probabilities that calibration is of come about."""
     what = "ln p(image | label)"
-    if parts.method.label_noise:
+    if setup.method.label_noise:
         plural = f"the mean of {draws} estimates" if draws > 1 else "one estimate"
         what = f"{plural} of a bound on {what}, the noise shared by the labels"
     dropped = "; a dropped label's by the draws before it was dropped" if rounds > 1 else ""
     return f"softmax over labels of {what}, in nats{dropped}; equal priors"
 
 
-def _noise_is(parts: Setup) -> str:
+def _noise_is(setup: Setup) -> str:
     return (
         "Gaussian, std in units of [-1, 1], one draw an image at every std; then rounded to the "
-        f"nearest of {parts.spec.levels} levels, so clipped; tempered at the clean temperatures"
+        f"nearest of {setup.spec.levels} levels, so clipped; tempered at the clean temperatures"
     )

@@ -18,13 +18,13 @@ from jaxgen.training.checkpoint import write_atomic
 Check = Callable[[], None]
 
 
-def part(parts: Setup, split: str, limit: int, seed: int) -> tuple[Source, np.ndarray]:
+def part(setup: Setup, split: str, limit: int, seed: int) -> tuple[Source, np.ndarray]:
     """A half and the places in it: all, or a random part (sources are often sorted by class)."""
     if limit < 0:
         raise invalid("--limit", limit, "images >= 1, or 0 for all")
-    if parts.spec.target is not None:
+    if setup.spec.target is not None:
         raise invalid("config.data.source", "a target without examples", "a source with examples")
-    source = parts.source if split == "train" else parts.test_source
+    source = setup.source if split == "train" else setup.test_source
     return source, np.random.default_rng(seed).permutation(len(source))[: limit or None]
 
 

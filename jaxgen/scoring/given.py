@@ -41,9 +41,9 @@ def chosen(model: Model, split: str, images: str | Path | None, limit: int, seed
     the data of a half are not there.
     """
     if images is None:
-        source, order = part(model.parts, split, limit, seed)
+        source, order = part(model.setup, split, limit, seed)
         return Chosen(source, order, split, True, {"split": split})
-    found, spec = load(images, option=OPTION), model.parts.spec
+    found, spec = load(images, option=OPTION), model.setup.spec
     if found.images is None or spec.target is not None:
         raise invalid(OPTION, str(images), "images, for a model of images")
     labels = None if found.labels is None else _labels(found, spec.class_names)

@@ -47,8 +47,8 @@ def likelihood(
 
     Raises UsageError for a method without a likelihood, and images without labels.
     """
-    parts, section, kind = model.parts, model.parts.likelihood, model.parts.method.likelihood
-    if parts.method.log_prob is None or kind is None:
+    setup, section, kind = model.setup, model.setup.likelihood, model.setup.method.likelihood
+    if setup.method.log_prob is None or kind is None:
         raise invalid("likelihood", "a method without a likelihood", "families that have one")
     draws = section.draws if draws is None else draws
     if limit is None:
@@ -61,7 +61,7 @@ def likelihood(
     if not asked.labelled:
         allowed = "images with labels: sub-folders named as classes, or a .npz with labels"
         raise invalid("--images", str(images), allowed)
-    spec = parts.spec
+    spec = setup.spec
     noisy = not kind.mass and spec.levels is not None
     random = noisy or not kind.exact
     if not random:
@@ -107,7 +107,7 @@ def likelihood(
         "images_seen": model.images_seen,
         "jaxgen": __version__,
         "jax": jax.__version__,
-        **(_independent(parts, source, order) if of_mass and images is None else {}),
+        **(_independent(setup, source, order) if of_mass and images is None else {}),
         **({} if images is None else {"places": order.tolist(), "nats_of_each": total.tolist()}),
     }
     write(workdir, f"likelihood_{asked.name}", result)
@@ -138,16 +138,16 @@ def _formula(spec: Spec, mass: bool, noisy: bool) -> str:
     return f"-ln P(x | y) / ({size}), {spec.levels} levels"
 
 
-def _independent(parts: Setup, source: Source, order: np.ndarray) -> dict[str, float]:
+def _independent(setup: Setup, source: Source, order: np.ndarray) -> dict[str, float]:
     """Bits per dimension of independent elements, add-one counts of the training half."""
-    spec, levels = parts.spec, parts.spec.levels
+    spec, levels = setup.spec, setup.spec.levels
     assert levels is not None
 
     def tokens(images: np.ndarray) -> np.ndarray:
         image = normalise({"image": jnp.asarray(images)})["image"]
         return np.asarray(spec.to_tokens(image)).reshape(len(images), -1)
 
-    half = whole(parts.source)
+    half = whole(setup.source)
     train, test = tokens(half["image"]), tokens(source.images(order))
     place = np.arange(spec.size)
 

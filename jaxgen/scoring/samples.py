@@ -56,7 +56,7 @@ def evaluate(
     None where nothing was classified}.
     Many processes sample together and look at a part of the images each; the first one compares.
     """
-    parts, options = model.parts, model.parts.evaluate
+    setup, options = model.setup, model.setup.evaluate
     count = options.samples if samples is None else samples
     if count < 1:
         raise invalid("--samples", count, "images >= 1")
@@ -77,11 +77,11 @@ def evaluate(
         how = Sampling(seed=seed, ema=ema or model.ema)
         if judge is not None:
             test = judge.test
-            if parts.method.sampler is None:
+            if setup.method.sampler is None:
                 images, labels, how = _reconstructions(model, test, ema)
                 found |= reconstruction(images, test["image"], judge.perceptual)
             else:
-                labels = balanced_labels(count, parts.spec.num_classes)
+                labels = balanced_labels(count, setup.spec.num_classes)
                 made = model.sample(labels, seed=seed, ema=ema, check=check, show=True, **asked)
                 images, how = made.images, _sampling(made, seed)
                 about["images_per_second"] = made.images_per_second
@@ -89,15 +89,15 @@ def evaluate(
             seen = look(images, labels, judge.train, test, *judge.extractors)
             if hosts.first():
                 seen_scores = score(seen, scores=scores, intervals=intervals, seed=seed)
-                found |= {_named(k, parts.method): v for k, v in seen_scores.items()}
+                found |= {_named(k, setup.method): v for k, v in seen_scores.items()}
             about |= seen.describe()
-        if parts.method.scores is not None:
-            own = parts.method.scores(local(model.weights(ema)), jax.random.key(seed))
+        if setup.method.scores is not None:
+            own = setup.method.scores(local(model.weights(ema)), jax.random.key(seed))
             found |= {k: {"value": float(v), "floor": None} for k, v in own.items()}
         result = receipt(
             found,
-            dataclasses.replace(how, dtype=_dtype(parts.config.get("model", {}))),
-            data=configs.to_dict(parts.config.data),
+            dataclasses.replace(how, dtype=_dtype(setup.config.get("model", {}))),
+            data=configs.to_dict(setup.config.data),
             extra={
                 "guidance": scale,
                 "images_seen": model.images_seen,
@@ -137,16 +137,16 @@ def _judge(
         raise invalid("--weights", str(weights), "weights for a single network of --features")
     perceptual = None
     if "lpips" in names:
-        if model.parts.method.sampler is not None:
+        if model.setup.method.sampler is not None:
             allowed = "extractors of features: lpips compares images with their reconstructions"
             raise invalid("--features", "lpips of samples", allowed)
         names.remove("lpips")
         perceptual = lpips.load(weights)
     others = [Shared(extractors.load(name, weights)) for name in names]
     check()
-    if model.parts.spec.target is not None:
+    if model.setup.spec.target is not None:
         return None
-    real = model.tokenizer.parts if model.tokenizer is not None else model.parts
+    real = model.tokenizer.setup if model.tokenizer is not None else model.setup
     train, test = whole(real.source), whole(real.test_source)
     say("classifier for the scores: training, or from the cache")
 
@@ -155,8 +155,8 @@ def _judge(
             Path(workdir) / "classifier.safetensors",
             train["image"],
             train["label"],
-            model.parts.spec.num_classes,
-            training=Training(flip=model.parts.data.flip),
+            model.setup.spec.num_classes,
+            training=Training(flip=model.setup.data.flip),
         )
 
     accuracy = None

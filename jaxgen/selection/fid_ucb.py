@@ -160,7 +160,7 @@ def of_model(
     labels: those to draw from, uniformly (None: all classes). options: of `Model.sample` (guidance,
     steps, ema, ...). For `select_by_inception_score`, wrap its classifier's `probabilities`.
     """
-    drawn = np.arange(model.parts.spec.num_classes) if labels is None else np.asarray(labels)
+    drawn = np.arange(model.setup.spec.num_classes) if labels is None else np.asarray(labels)
 
     def generate(seed: int, count: int) -> np.ndarray:
         chosen = np.random.default_rng(seed).choice(drawn, count)

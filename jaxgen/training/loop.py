@@ -113,8 +113,8 @@ def _by_pmap(step: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[...,
     def whole(
         state: TrainState, tally: PyTree, batch: Any, root: jax.Array, frozen: PyTree = None
     ) -> Any:
-        parts = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
-        return each(state, tally, parts, root, frozen)
+        shards = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+        return each(state, tally, shards, root, frozen)
 
     return whole
 
@@ -212,7 +212,7 @@ def slowest() -> dict[str, str]:
 
 
 def fit(
-    parts: Any,
+    setup: Any,
     workdir: Path,
     *,
     initial: Callable[[TrainState], TrainState] | None = None,
@@ -223,13 +223,13 @@ def fit(
 ) -> tuple[TrainState, dict[str, float]]:
     """Train from the workdir's newest whole checkpoint, or from scratch, to `config.train.images`.
 
-    parts: a `jaxgen.run.setup.Setup`. initial: changes the fresh state (`--init_from`).
+    setup: a `jaxgen.run.setup.Setup`. initial: changes the fresh state (`--init_from`).
     preview(state, step) -> picture, called every `train.sample_every` images. flops_per_image:
     useful floating-point operations of one training image (3 x forward, 2 per multiply-add).
     Returns (state, timings in seconds). Raises Interrupted, with the state saved, after a signal.
     """
-    method, mesh, size, total = parts.method, parts.mesh, parts.data.batch_size, parts.steps
-    seed = parts.config.get("seed", 0)
+    method, mesh, size, total = setup.method, setup.mesh, setup.data.batch_size, setup.steps
+    seed = setup.config.get("seed", 0)
     root = to_global(jax.random.key(seed), replicated(mesh))
     begin = time.monotonic()
     abstract = jax.eval_shape(method.init, jax.random.key(0))
@@ -238,37 +238,37 @@ def fit(
         checkpoints = stack.enter_context(
             Checkpoints(
                 workdir,
-                keep_last=parts.checkpoint.keep_last,
-                keep_best=parts.checkpoint.keep_best,
-                keep_every=parts.every(parts.checkpoint.keep_every) or None,
-                limits=parts.hosts,
+                keep_last=setup.checkpoint.keep_last,
+                keep_best=setup.checkpoint.keep_best,
+                keep_every=setup.every(setup.checkpoint.keep_every) or None,
+                limits=setup.hosts,
                 say=say,
             )
         )
-        first, state = _first_state(parts, checkpoints, abstract, shardings, root, initial)
+        first, state = _first_state(setup, checkpoints, abstract, shardings, root, initial)
         log = Log(
             workdir,
             step=first,
-            tensorboard=parts.log.tensorboard,
-            wandb=parts.log.wandb,
-            config=parts.config,
+            tensorboard=setup.log.tensorboard,
+            wandb=setup.log.wandb,
+            config=setup.config,
         )
         stack.callback(log.close)
         if first >= total:
             return state, {"images_per_second": 0.0}
-        stream = open_stream(parts, seed, first)
+        stream = open_stream(setup, seed, first)
         batch = next(stream)
         clean = jax.tree.map(
             lambda a: to_global(a, replicated(mesh)), empty_tally(method, abstract, batch)
         )
         frozen = place_frozen(method, mesh)
-        step = jitted_step(method, parts.layout, shardings)
+        step = jitted_step(method, setup.layout, shardings)
         set_up = time.monotonic()
         compiled = step.lower(state, clean, batch, root, frozen).compile()
         timings = {"setup": set_up - begin, "compile": time.monotonic() - set_up}
         meter = Meter(log, clean, size, mesh.size, flops_per_image, peak_flops)
         advance = stack.enter_context(progress("train", total, first))
-        watch, periods = current(), _periods(parts)
+        watch, periods = current(), _periods(setup)
         for done in range(first + 1, total + 1):
             with jax.transfer_guard("disallow"):
                 state, meter.tally = compiled(state, meter.tally, batch, root, frozen)
@@ -292,7 +292,7 @@ def fit(
                 checkpoints.save(done, state, about(done, size, means), wait=last)
                 meter.resume()
             if "snapshot" in due:
-                save_snapshots(workdir, parts.ema, state, done * size)
+                save_snapshots(workdir, setup.ema, state, done * size)
             if preview is not None and "sample" in due and not last:
                 meter.flush(done)
                 log.image(done, "samples", preview(state, done))
@@ -308,7 +308,7 @@ def fit(
 
 
 def _first_state(
-    parts: Any,
+    setup: Any,
     checkpoints: Checkpoints,
     abstract: PyTree,
     shardings: PyTree,
@@ -319,43 +319,43 @@ def _first_state(
     restored = checkpoints.restore(abstract, shardings)
     if restored is not None:
         first, state, _ = restored
-        images = first * parts.data.batch_size
-        say(f"Resuming at step {first} of {parts.steps} ({images} images).")
+        images = first * setup.data.batch_size
+        say(f"Resuming at step {first} of {setup.steps} ({images} images).")
         return first, state
-    fresh = jax.jit(parts.method.init, out_shardings=shardings)
+    fresh = jax.jit(setup.method.init, out_shardings=shardings)
     state = fresh(jax.random.fold_in(root, LARGEST))
     if initial is not None:
         state = jax.tree.map(to_global, initial(state), shardings)
     return 0, state
 
 
-def _periods(parts: Any) -> dict[str, int]:
+def _periods(setup: Any) -> dict[str, int]:
     """After how many steps what is done again; 0: never."""
     images = {
-        "log": parts.train.log_every,
-        "save": parts.checkpoint.every,
-        "sample": parts.train.sample_every,
-        "snapshot": parts.checkpoint.snapshot_every,
+        "log": setup.train.log_every,
+        "save": setup.checkpoint.every,
+        "sample": setup.train.sample_every,
+        "snapshot": setup.checkpoint.snapshot_every,
     }
-    return {name: parts.every(period) for name, period in images.items()}
+    return {name: setup.every(period) for name, period in images.items()}
 
 
-def open_stream(parts: Any, seed: int, first: int) -> Iterator[dict[str, jax.Array]]:
+def open_stream(setup: Any, seed: int, first: int) -> Iterator[dict[str, jax.Array]]:
     """Batches on the devices, from step `first` on, each process reading its own rows."""
-    sharding, size = batch_sharding(parts.mesh), parts.data.batch_size
+    sharding, size = batch_sharding(setup.mesh), setup.data.batch_size
     return to_device(
         batches(
-            parts.source,
+            setup.source,
             batch_size=size,
             seed=seed,
             start_step=first,
             rows=None if sharding.is_fully_addressable else local_rows(sharding, size),
-            flip=parts.data.flip,
-            workers=parts.data.workers,
-            prefetch=parts.data.prefetch,
+            flip=setup.data.flip,
+            workers=setup.data.workers,
+            prefetch=setup.data.prefetch,
         ),
         sharding,
-        prefetch=parts.data.prefetch,
+        prefetch=setup.data.prefetch,
         batch_size=size,
     )
 

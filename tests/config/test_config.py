@@ -5,7 +5,7 @@ import pytest
 
 from jaxgen import config as configs
 from jaxgen.errors import UsageError
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 
 DIGITS = "configs/digits.py"
 
@@ -26,7 +26,7 @@ def test_override_parses_literals_and_keeps_types():
 def test_one_word_swaps_a_part():
     config = make("method.path=cosine")
     assert config.method.path.to_dict() == {"name": "cosine"}
-    setup(config)
+    set_up(config)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_one_word_swaps_a_part():
 )
 def test_mistakes_name_the_option_and_what_is_allowed(override, words):
     with pytest.raises(UsageError) as error:
-        setup(make(override))
+        set_up(make(override))
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -79,7 +79,7 @@ def test_json_round_trip_builds_the_same_run():
     config = make()
     again = configs.from_json(configs.to_json(config))
     assert not list(configs.differences(config, again))
-    assert setup(again).ema == setup(config).ema
+    assert set_up(again).ema == set_up(config).ema
 
 
 def test_differences_name_every_changed_leaf():

@@ -11,7 +11,7 @@ from jaxgen import config as configs
 from jaxgen.data import batches
 from jaxgen.method import Method
 from jaxgen.nn.flops import parameters
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.training.loop import empty_tally, make_step, read_tally
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
@@ -87,7 +87,7 @@ def test_config_takes_a_step(path, tmp_path):
     for section in every:
         with section.unlocked():
             section.warmup_images = 0
-    parts = setup(config)
+    parts = set_up(config)
     method: Method = parts.method
     state = jax.jit(method.init)(jax.random.key(0))
     before = jax.device_get(state.params)
@@ -119,7 +119,7 @@ def test_config_builds_at_full_size(config, millions, tmp_path):
     path, _, _ = config.partition(":")
     loaded = configs.load(config)
     configs.override(loaded, tiny_source(Path(path).stem, tmp_path), TOP)
-    parts = setup(loaded)
+    parts = set_up(loaded)
     module = parts.modules.clone(num_classes=1000) if "imagenet" in path else parts.modules
     found = parameters(module, parts.spec.shape) / 1e6
     np.testing.assert_allclose(found, millions, rtol=0.02)

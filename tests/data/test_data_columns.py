@@ -17,7 +17,7 @@ from jaxgen.data.union import union
 from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout
 from jaxgen.method import Spec, method_of, require_column, single
-from jaxgen.run.setup import setup, spec_of
+from jaxgen.run.setup import set_up, spec_of
 from jaxgen.training.ema import Averages
 from jaxgen.training.loop import empty_tally, jitted_step
 from jaxgen.training.sharding import batch_sharding, make_mesh, state_sharding
@@ -146,10 +146,10 @@ def test_data_are_checked_against_the_columns_that_a_config_says(file):
     holds = dict(shape=(2, 3, 1), num_classes=3)
     group = dict(group=dict(shape=(), dtype="int32"))
     patch = "model=" + repr(dict(name="mlp.MLP", width=8, depth=1))
-    parts = setup(make(source, patch, f"data.holds={holds | dict(columns=group)!r}"))
+    parts = set_up(make(source, patch, f"data.holds={holds | dict(columns=group)!r}"))
     assert parts.spec.columns["group"].shape == ()
     with pytest.raises(UsageError, match="data.holds"):
-        setup(make(source, patch, f"data.holds={holds!r}"))
+        set_up(make(source, patch, f"data.holds={holds!r}"))
 
 
 def named(tmp_path, name, size, classes, **changes):

@@ -13,7 +13,7 @@ import pytest
 from jaxgen import config as configs
 from jaxgen.cli import main
 from jaxgen.run import record
-from jaxgen.run.setup import TOP, abstract_batch, setup
+from jaxgen.run.setup import TOP, abstract_batch, set_up
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import say
 from tests.nn_kit import quick_jit
@@ -54,7 +54,7 @@ def commands() -> list[list[str]]:
 
 def written(config, workdir: Path) -> None:
     """A workdir as training leaves it, without training."""
-    parts = setup(config)
+    parts = set_up(config)
     with Checkpoints(workdir, say=say) as checkpoints:
         checkpoints.save(1, quick_jit(parts.method.init)(jax.random.key(0)), {}, wait=True)
     record.save(workdir, parts)
@@ -93,7 +93,7 @@ def test_a_command_of_the_page_builds_its_update(command, place, monkeypatch):
     loaded = configs.load(command[3])
     changes = [a.removeprefix("--config.") for a in command[6:] + NARROW[:2] if "=" in a]
     configs.override(loaded, changes, TOP)
-    parts = setup(loaded)
+    parts = set_up(loaded)
     state = jax.eval_shape(parts.method.init, jax.random.key(0))
     batch = {**abstract_batch(parts), "image": jnp.zeros((16, 8, 8, 1))}
     batch["label"] = jnp.zeros(16, jnp.int32)

@@ -12,7 +12,7 @@ from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.terms.alignment import alignment
 from jaxgen.method import Column, Encoder, Spec
 from jaxgen.nn.dit import DiT
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.training.ema import Averages
 from tests.nn_kit import quick_jit, random_like
 
@@ -136,4 +136,4 @@ def test_bad_input_is_named(term, words):
     config = configs.load("tests/tiny.py")
     configs.override(config, ["method.terms=" + repr([dict(name="alignment", **term)])], TOP)
     with pytest.raises(UsageError, match=words):
-        setup(config)
+        set_up(config)

@@ -14,7 +14,7 @@ from jaxgen.errors import UsageError
 from jaxgen.families.discrete import maskbit
 from jaxgen.method import Spec
 from jaxgen.nn import bert
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from jaxgen.training.ema import Averages
 from jaxgen.training.optim import optimizer
 from tests.discrete_kit import bars
@@ -104,7 +104,7 @@ def any_order_bound(parts, params, states):
 def test_bars_and_stripes_are_learnt_to_their_entropy(size, steps, width, depth, batch):
     """Also that `log_prob` is unbiased for the bound that all masks give."""
     states = bars(size)
-    parts = setup(
+    parts = set_up(
         config(
             source=dict(name="bars_and_stripes.bars_and_stripes", size=size),
             model=dict(SMALL, width=width, depth=depth, heads=4),
@@ -156,7 +156,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_cases_learn_sample_and_tell_classes(case):
-    parts = setup(config(**CASES[case]))
+    parts = set_up(config(**CASES[case]))
     method = parts.method
     batch = next(iter(batches(parts.source, batch_size=32, seed=0)))
     batch = {k: jnp.asarray(v) for k, v in batch.items()}
@@ -259,11 +259,11 @@ def test_command_line(tmp_path, capsys):
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        setup(config(**options))
+        set_up(config(**options))
 
 
 def test_bad_options_of_bounds_are_refused():
-    method = setup(config(label_dropout=0.0)).method
+    method = set_up(config(label_dropout=0.0)).method
     with pytest.raises(UsageError, match="steps"):
         method.log_prob(steps=65)
     with pytest.raises(UsageError, match="label_dropout"):

@@ -119,5 +119,5 @@ def test_a_moved_model_makes_the_same_without_its_data(name, tmp_path, monkeypat
         monkeypatch.setattr(setup, "open_source", lambda *_: pytest.fail("data were opened"))
     here = shutil.move(there, tmp_path / "elsewhere" / "here")
     model = load(here)
-    assert model.parts.spec.classes == parts.spec.classes != ()
+    assert model.setup.spec.classes == parts.spec.classes != ()
     np.testing.assert_array_equal(made(model), expected)

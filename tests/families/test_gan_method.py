@@ -16,7 +16,7 @@ from jaxgen.families.adversarial.method import STANDING, adversarial
 from jaxgen.method import Spec
 from jaxgen.method.streams import LEARNERS
 from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from jaxgen.testing import check_sampler
 from jaxgen.training.ema import Averages
 from jaxgen.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_refused_when_built(change, words):
         top["model"] = {**config["model"], **top["model"]}
     config.update(top)
     with pytest.raises(UsageError) as error:
-        setup(ml_collections.ConfigDict(config))
+        set_up(ml_collections.ConfigDict(config))
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -282,7 +282,7 @@ def test_an_optimizer_for_each_network():
     config["optimizer"] = dict(
         generator=dict(name="adam", learning_rate=1e-30), discriminator=dict(name="adam")
     )
-    method = setup(ml_collections.ConfigDict(config)).method
+    method = set_up(ml_collections.ConfigDict(config)).method
     batch = {"image": BATCH["image"], "label": BATCH["label"]}
     state, _ = run(method, 1, batch=batch)
     start = quick_jit(method.init)(jax.random.key(0))

@@ -12,7 +12,7 @@ from jaxgen.cli import main
 from jaxgen.errors import UsageError
 from jaxgen.families.gflownet import replay
 from jaxgen.method.ring import put
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from tests.nn_kit import first_state
 
 GRID = dict(name="hypergrid.hypergrid", dims=2, height=4)
@@ -64,7 +64,7 @@ def train(parts, steps, key=1):
     ids=lambda o: str(o.get("name", ""))[9:] + str(o.get("loss", "fl")),
 )
 def test_every_loss_learns_the_target(options):
-    parts = setup(config(epsilon=0.1, **options))
+    parts = set_up(config(epsilon=0.1, **options))
     state, metrics = train(parts, 800)
     before = parts.method.scores(first_state(parts.method).params, jax.random.key(0))
     found = parts.method.scores(state.params, jax.random.key(0))
@@ -77,7 +77,7 @@ def test_every_loss_learns_the_target(options):
 def test_trajectory_balance_learns_nothing_from_parts():
     # All ways to a set have the same length, and none is seen whole.
     source = dict(name="sets.sets", items=6, size=3)
-    parts = setup(config(source=source, loss="trajectory_balance", truncate=2))
+    parts = set_up(config(source=source, loss="trajectory_balance", truncate=2))
     state, _ = train(parts, 50)
     for a, b in zip(
         jax.tree.leaves(state.params),
@@ -89,7 +89,7 @@ def test_trajectory_balance_learns_nothing_from_parts():
 
 def test_estimates_where_nothing_can_be_enumerated():
     source = dict(name="sets.sets", items=24, size=12, spread=0.5)
-    parts = setup(config(source=source, loss="trajectory_balance", epsilon=0.05))
+    parts = set_up(config(source=source, loss="trajectory_balance", epsilon=0.05))
     assert not parts.spec.target.enumerable
     fresh = parts.method.scores(first_state(parts.method).params, jax.random.key(0))
     state, _ = train(parts, 300)
@@ -101,7 +101,7 @@ def test_estimates_where_nothing_can_be_enumerated():
 
 
 def test_samples_depend_on_their_own_key_alone():
-    parts = setup(config())
+    parts = set_up(config())
     state, _ = train(parts, 20)
     sampler = parts.method.sampler()
     keys = jax.random.split(jax.random.key(5), 16)
@@ -140,7 +140,7 @@ def test_microbatches_are_the_batch():
     for accumulate in (1, 4):
         changed = config(replay_size=64)
         changed.train.accumulate = accumulate
-        states.append(train(setup(changed), 3)[0])
+        states.append(train(set_up(changed), 3)[0])
     # Adam makes a step of 3e-3 of any gradient; a few per cent of it where that is nearly 0.
     for x, y in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
         np.testing.assert_allclose(x, y, atol=3e-4)
@@ -199,6 +199,6 @@ def test_command_line_and_resume(tmp_path, capsys):
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        setup(config(**options))
+        set_up(config(**options))
     with pytest.raises(UsageError, match="sample.temperature"):
-        setup(config()).method.sampler(temperature=0.0)
+        set_up(config()).method.sampler(temperature=0.0)

@@ -16,7 +16,7 @@ from jaxgen.plan import plan
 from jaxgen.plan.ask import ask, combinations, sweep
 from jaxgen.plan.hlo import costs
 from jaxgen.plan.machine import environment, split
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from tests.running import run, run_here
 
 TINY = ["--config", "tests/tiny.py"]
@@ -159,13 +159,13 @@ def test_a_sweep_puts_what_fits_first_and_says_what_is_refused():
 
 def test_a_config_that_says_what_its_data_hold_needs_none_and_checks_them():
     config = configs.load("configs/imagenet256_dit.py:S/2")
-    parts = setup(config, data=False)
+    parts = set_up(config, data=False)
     assert parts.opened is None and parts.spec.shape == (32, 32, 4) and parts.spec.levels is None
     config = configs.load("tests/tiny.py")
     holds = dict(shape=(8, 8, 1), num_classes=11, levels=17)
     configs.override(config, [f"data.holds={holds!r}"], TOP)
     with pytest.raises(UsageError, match="data.holds"):
-        setup(config)
+        set_up(config)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

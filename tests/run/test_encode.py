@@ -49,9 +49,9 @@ def test_a_column_of_flat_features_is_the_image_of_the_batch(written):
 
 
 def make_parts(section):
-    from jaxgen.run.setup import setup
+    from jaxgen.run.setup import set_up
 
-    return setup(make(f"data.source={section!r}"))
+    return set_up(make(f"data.source={section!r}"))
 
 
 def pixels(power: int):

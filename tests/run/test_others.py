@@ -13,7 +13,7 @@ from jaxgen.cli import main
 from jaxgen.errors import UsageError
 from jaxgen.run.model import load
 from jaxgen.run.others import branch
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import say
 from tests import tiny
@@ -28,7 +28,7 @@ def write(workdir: Path, width: int, *overrides: str) -> str:
     config.model = dict(name="mlp.MLP", width=width, depth=1)
     config.ema = dict(half_life=(500,))
     configs.override(config, overrides)
-    parts = setup(config)
+    parts = set_up(config)
     state = quick_jit(parts.method.init)(jax.random.key(width))
     live = jax.tree.map(
         lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size + width), a.shape), state.params
@@ -136,7 +136,7 @@ def test_models_that_do_not_fit_are_told(runs, capsys):
 
 
 def test_other_examples_and_other_families_are_refused(runs):
-    parts = load(runs["large"]).parts
+    parts = load(runs["large"]).setup
     wider = dataclasses.replace(parts, spec=dataclasses.replace(parts.spec, shape=(9, 9, 1)))
     bare = dataclasses.replace(parts, method=dataclasses.replace(parts.method, sampler=None))
     for other, words in ((wider, "shape"), (bare, "diffusion models")):

@@ -14,7 +14,7 @@ from jaxgen.data import batches, whole
 from jaxgen.data.codes import codes
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from tests.running import run_here
 
 TINY = dict(
@@ -76,7 +76,7 @@ def test_codes_are_what_the_tokenizer_says(stage):
     _, model, workdir = stage
     source = codes(str(workdir / "codes"))
     assert source.shape == (4, 4, 2) and source.levels is None and not source.tokens
-    images = model.parts.source
+    images = model.setup.source
     np.testing.assert_array_equal(source.labels, images.labels)
     rows = np.array([5, 0, 900])
     moments = model.encode(images.images(rows))
@@ -108,7 +108,7 @@ def test_a_second_stage_trains_and_its_samples_are_images(stage):
     trained = train(ml_collections.ConfigDict(second_stage(workdir / "codes")), workdir / "second")
     samples = trained.sample([3, 4])
     assert samples.images.shape == (2, 8, 8, 1) and samples.codes.shape == (2, 4, 4, 2)
-    raw = trained.model.parts.source.coding.raw(samples.codes)
+    raw = trained.model.setup.source.coding.raw(samples.codes)
     np.testing.assert_allclose(samples.images, model.decode(raw), atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_a_moved_second_stage_needs_its_tokenizer_to_decode_and_no_codes(stage, 
     assert code == 2 and "--out x.npz" in err
     # What the model is of, of given images: the codes that its source held.
     model = load(alone, tokenizer=after / "kl")
-    image = quantise(model.tokenizer.parts.source.images(np.arange(2)))
+    image = quantise(model.tokenizer.setup.source.images(np.arange(2)))
     rows = codes(str(tmp_path / "gone")).images(np.arange(2))
     np.testing.assert_allclose(model.examples(image), rows, atol=0.1)
     with pytest.raises(UsageError, match="codes of"):
@@ -217,12 +217,12 @@ def test_a_model_that_is_no_tokenizer_is_refused(stage, tmp_path):
 def test_bad_settings_are_refused(changes, words):
     config = ml_collections.ConfigDict(dict(TINY, method=dict(TINY["method"], **changes)))
     with pytest.raises(UsageError, match=words):
-        setup(config)
+        set_up(config)
 
 
 def test_the_kl_is_that_of_gaussians():
     # With a decoder that is not asked, the metric against scipy's formula for one image.
-    parts = setup(ml_collections.ConfigDict(TINY))
+    parts = set_up(ml_collections.ConfigDict(TINY))
     state = jax.jit(parts.method.init)(jax.random.key(0))
     image = parts.source.images(np.arange(8))
     batch = {"image": image, "label": parts.source.labels[:8]}
@@ -247,7 +247,7 @@ def test_reconstructions_have_scores_of_their_own_names(stage, monkeypatch):
     scores = {s["name"]: s for s in found["scores"]}
     assert {"rfd_classifier", "rfd_classifier_matched", "psnr", "ssim", "mse"} <= set(scores)
     assert "fd_classifier" not in scores and "kid_classifier" in scores
-    originals = whole(model.parts.test_source)["image"]
+    originals = whole(model.setup.test_source)["image"]
     np.testing.assert_array_equal(asked["b"], quantise(originals))
     np.testing.assert_array_equal(asked["a"], quantise(model.decode(model.encode(originals))))
     assert scores["lpips_vgg"]["value"] == pytest.approx(distances(**asked).mean(), rel=1e-6)

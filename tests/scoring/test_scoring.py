@@ -39,9 +39,9 @@ MEANS = f"{__name__}:means"
 
 def test_a_models_receipt_and_a_files_are_alike(workdir, tmp_path):
     model = load(workdir)
-    real = whole(model.parts.test_source)
+    real = whole(model.setup.test_source)
     made = model.sample(np.arange(900) % 10, seed=5).images
-    train_images = whole(model.parts.source)["image"]
+    train_images = whole(model.setup.source)["image"]
     np.savez(tmp_path / "made.npz", images=quantise(made), labels=np.arange(900) % 10)
     np.savez(tmp_path / "real.npz", images=real["image"], labels=real["label"])
     np.savez(tmp_path / "train.npz", images=train_images)
@@ -156,7 +156,7 @@ def test_samples_that_were_saved_score_as_those_that_are_drawn(workdir, tmp_path
     base = ["--workdir", str(workdir), "--seed", "0"]
     assert main(["sample", *base, "--labels", ",".join(f"{c}:12" for c in range(10)), "--out",
                  str(place)]) == 0  # fmt: skip
-    test = whole(load(workdir).parts.test_source)
+    test = whole(load(workdir).setup.test_source)
     np.savez(real, images=test["image"], labels=test["label"])
     with np.load(place) as file:
         assert np.abs(file["images"]).max() > 1 and file["clip"].tolist() == [-1, 1]

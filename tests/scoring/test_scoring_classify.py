@@ -18,7 +18,7 @@ from jaxgen.method import Method, Spec, fold
 from jaxgen.metrics.scores import calibration
 from jaxgen.report import report
 from jaxgen.run.model import Model
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from jaxgen.scoring import classify
 from jaxgen.scoring.classify import images_of
 from tests import tiny
@@ -26,7 +26,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def parts():
-    return setup(tiny.get_config())
+    return set_up(tiny.get_config())
 
 
 def means(parts) -> np.ndarray:

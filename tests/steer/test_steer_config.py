@@ -21,7 +21,7 @@ from jaxgen.families.discrete import sampler as discrete
 from jaxgen.method import Sampler, normal
 from jaxgen.method.chain import Chain, Reward, Steered
 from jaxgen.metrics.extractors.classifier import Network
-from jaxgen.run.setup import make_sampler, sample_options, setup
+from jaxgen.run.setup import make_sampler, sample_options, set_up
 from jaxgen.steer.sampler import steered
 from jaxgen.steer.search import branch
 from jaxgen.testing import gaussian_denoiser
@@ -162,7 +162,7 @@ def test_the_docs_own_steering_is_best_of_two():
 def test_a_config_may_steer_and_the_command_line_too(capsys):
     config = tiny.get_config()
     config.sample.steer = {"name": "search.best_of", "count": 2, "reward": REWARD}
-    parts = setup(config)
+    parts = set_up(config)
     options = sample_options(parts, {"steps": 2})
     assert (
         make_sampler(parts, options).calls
@@ -170,7 +170,7 @@ def test_a_config_may_steer_and_the_command_line_too(capsys):
     )
     config.sample.steer.cuont = 2
     with pytest.raises(UsageError, match="sample.steer.cuont.*count"):
-        setup(ml_collections.ConfigDict(config))
+        set_up(ml_collections.ConfigDict(config))
     flag = "--config.sample={'steps': 2, 'steer': {'name': 'search.best_of'}}"
     assert main(["train", "--config", "tests/tiny.py", "--workdir", "nowhere", flag]) == 2
     assert "a reward" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from jaxgen import config as configs
 from jaxgen.errors import UsageError
 from jaxgen.method import Spec
 from jaxgen.nn.vqgan import VQGAN, PatchGAN
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.tokenizers.autoencoding import adaptive_weight
 from jaxgen.tokenizers.vqgan import vqgan
 from jaxgen.training.ema import Averages
@@ -40,7 +40,7 @@ class Patches(nn.Module):
 
     code_channels: int = 3
 
-    def setup(self):
+    def set_up(self):
         self.encoder, self.decoder = nn.Dense(self.code_channels), Last()
 
     def encode(self, x, *, train=False):
@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_refused_when_built(change, word):
     config = configs.load("configs/digits_vqgan.py")
     configs.override(config, [change], TOP)
     with pytest.raises(UsageError) as error:
-        setup(config)
+        set_up(config)
     assert word in str(error.value)
 
 

@@ -24,7 +24,7 @@ from jaxgen import config as configs
 from jaxgen.data import digits
 from jaxgen.errors import Lost, UsageError
 from jaxgen.mesh import Layout
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.training import hosts
 from jaxgen.training.interrupt import Interrupts
 from jaxgen.training.log import read_jsonl
@@ -70,7 +70,7 @@ def train_here(workdir: Path, devices: int, *overrides: str, steps: int | None =
     configs.override(config, [*OPTIONS, *overrides], TOP)
     if steps is not None:
         config.train.images = steps * 16
-    parts = setup(config)
+    parts = set_up(config)
     layout = Layout(make_mesh(devices=jax.devices()[:devices]))
     parts = dataclasses.replace(parts, layout=layout)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout
 from jaxgen.nn import placement
 from jaxgen.run.model import Model
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.training.loop import empty_tally, jitted_step
 from jaxgen.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from tests.every_family import DESCENT, built
@@ -60,7 +60,7 @@ def parts(name: str, *overrides: str):
     changes = [f"model={m}" if m.startswith("{") else f"model.{m}" for m in model]
     config = configs.load(path)
     configs.override(config, [*changes, f"data.batch_size={BATCH}", *overrides], TOP)
-    return setup(config, devices=jax.devices()[:1])
+    return set_up(config, devices=jax.devices()[:1])
 
 
 def train(run_parts, layout: Layout, steps: int = STEPS):

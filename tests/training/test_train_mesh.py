@@ -12,7 +12,7 @@ from jaxgen.data import batches, to_device
 from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout
 from jaxgen.run.model import Model
-from jaxgen.run.setup import TOP, setup
+from jaxgen.run.setup import TOP, set_up
 from jaxgen.training.loop import Diverged, empty_tally, make_step, read_tally
 from jaxgen.training.optim import schedule
 from jaxgen.training.sharding import (
@@ -30,7 +30,7 @@ OVERRIDES = ["data.batch_size=32", "model.width=64", "optimizer.warmup_images=0"
 def parts(*overrides: str):
     config = configs.load("tests/tiny.py")
     configs.override(config, [*OVERRIDES, *overrides], TOP)
-    return setup(config)
+    return set_up(config)
 
 
 def one_device() -> Mesh:

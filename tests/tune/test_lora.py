@@ -9,7 +9,7 @@ import pytest
 from jaxgen.api import train
 from jaxgen.errors import UsageError
 from jaxgen.run.model import load
-from jaxgen.run.setup import setup
+from jaxgen.run.setup import set_up
 from jaxgen.tune import lora as loras
 from tests.base_run import base, config
 
@@ -68,7 +68,7 @@ def test_it_begins_at_the_model_and_trains_alone(tmp_path):
         assert set(after.params[name]) == {"net", "lora"}
         jax.tree.map(np.testing.assert_array_equal, after.params[name]["net"], start)
     assert any((a != 0).any() for a in jax.tree.leaves(after.params["params"]["lora"]))
-    method = after.parts.method
+    method = after.setup.method
     drawn = before.sample([1, 2], seed=1).images
     fresh = method.init(jax.random.key(0)).params
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(2))
@@ -88,7 +88,7 @@ def test_it_begins_at_the_model_and_trains_alone(tmp_path):
 
 
 def test_merged_and_unmerged_saved_and_loaded(tmp_path):
-    params = setup(config(LORA)).method.init(jax.random.key(0)).params
+    params = set_up(config(LORA)).method.init(jax.random.key(0)).params
     params = {**params, "lora": live(params["lora"])}
     merged = loras.merge(params, 4.0)
     back = loras.merge({**merged, "lora": params["lora"]}, -4.0)
@@ -113,4 +113,4 @@ def test_a_family_of_two_losses_is_refused():
     gan = configs.load("configs/digits_gan.py")
     configs.override(gan, [LORA], TOP)
     with pytest.raises(UsageError, match=r"tune\.lora.*2 losses \(discriminator, generator\)"):
-        setup(gan)
+        set_up(gan)
