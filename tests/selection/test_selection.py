@@ -154,7 +154,7 @@ def test_a_model_is_a_generator_of_the_features_of_its_bytes():
         return types.SimpleNamespace(images=np.full((len(labels), 2, 2, 1), 0.5, np.float32))
 
     spec = types.SimpleNamespace(num_classes=7)
-    model = types.SimpleNamespace(sample=sample, parts=types.SimpleNamespace(spec=spec))
+    model = types.SimpleNamespace(sample=sample, setup=types.SimpleNamespace(spec=spec))
     extractor = types.SimpleNamespace(features=lambda images: images.reshape(len(images), -1))
     generate = of_model(model, extractor, guidance=2.0)
     features = generate(5, 40)

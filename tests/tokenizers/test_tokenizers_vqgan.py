@@ -40,7 +40,7 @@ class Patches(nn.Module):
 
     code_channels: int = 3
 
-    def set_up(self):
+    def setup(self):
         self.encoder, self.decoder = nn.Dense(self.code_channels), Last()
 
     def encode(self, x, *, train=False):
