@@ -5,6 +5,13 @@
 
 JEM (Grathwohl et al. 2020): one network is the classifier and the density; `conditional` trains the
 density of an image given its label alone.
+
+2 CPU cores (AMD EPYC). The first printed, for 2,000 samples (200 Langevin steps each) and the test
+half of 896 images: Frechet distance 3.26 (train-to-test floor .501), precision .713, recall .532,
+memorised 0 %, classifier agrees 98.9 %; as a classifier 98.10 % right; 35 s training (11,600
+images/s), 54 s for the whole command. Its images are legible and noisy. `conditional` printed 8.24,
+.523, .857, 0 %, 73.1 % and 78.24 %; 28 s training: without the classifier's loss the label is
+learnt slowly.
 """
 
 import ml_collections
@@ -20,7 +27,7 @@ def get_config(kind: str = "joint") -> ml_collections.ConfigDict:
             method=dict(name="energy.energy", joint=joint, buffer=5_120),
             optimizer=dict(name="adam", learning_rate=3e-4, b1=0.0, b2=0.99),
             ema=dict(half_life=(10_000,)),
-            train=dict(images=200_000, log_every=10_000, sample_every=100_000),
+            train=dict(images=400_000, log_every=20_000, sample_every=100_000),
             checkpoint=dict(every=100_000),
             log=dict(),
             mesh=dict(data=-1),
