@@ -83,6 +83,7 @@ def test_the_options_train_and_change_the_update(options):
         {"noise": {"name": "pfgmpp", "extra_dims": 4.0}, "learned_variance": True},
         {"terms": [{"name": "contrast", "weight": 1.0}]},
         {"terms": ["contrats"]},
+        {"terms": ["uncertainty", "uncertainty"]},
     ],
 )
 def test_bad_options_of_the_method_are_named(options):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +19,16 @@ from jaxgen.families.diffusion.core.likelihood import log_prob
 from jaxgen.families.diffusion.core.noise import Noise
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import KINDS
-from jaxgen.families.diffusion.core.sampler import Branch, build_sampler
 from jaxgen.families.diffusion.core.times import Times
-from jaxgen.families.diffusion.descriptions.base import Description, described
+from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.families.diffusion.methods.branches import coherent, standard_branches
+from jaxgen.families.diffusion.methods.drawing import Drawing
 from jaxgen.families.diffusion.terms.base import Term
 from jaxgen.families.diffusion.terms.loss import denoising_loss, taps_of
 from jaxgen.method import (
     Averages,
     Likelihood,
     Method,
-    Sampler,
     Spec,
     check_dropout,
     method_of,
@@ -95,18 +95,16 @@ def denoising(
     chosen: list[Term] = [
         part(t, TERMS, f"method.terms[{n}]", spec=spec) for n, t in enumerate(terms)
     ]
+    names = [term.name for term in chosen]
+    if len(set(names)) < len(names):
+        raise invalid("method.terms", names, "each name once: it is that of the term's parameters")
     sampled: Times = part(times, ROOMS["times"], "method.times")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
     columns = tuple(name for name, *_ in getattr(model, "conditions", ()))
-    reading: dict[str, Any] = {}
-    if coherence > 1:
-        classes = spec.num_classes // coherence
-        model = _told(model.clone(num_classes=classes), ("coherence", "label", coherence))
-        reading["told"] = coherent(coherence, classes)
-    description: Description | None = None
-    if describe is not None:
-        description = part(describe, ROOMS["describe"], "method.describe", spec=spec)
-        model = _told(model, description.kind(spec.shape))
+    description: Description | None = part(
+        describe, ROOMS["describe"], "method.describe", spec=spec
+    )
+    model, reading = _told_more(model, spec, coherence, description)
     network = Network(model, route, prediction, sigma_data, learned_variance, **reading)
     loss = denoising_loss(
         network,
@@ -120,7 +118,7 @@ def denoising(
         describe=description,
         columns=columns,
     )
-    own = standard_branches(network, spec, coherence, guidable=label_dropout > 0)
+    branches = standard_branches(network, spec, coherence, guidable=label_dropout > 0)
     projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
 
     def project(params: PyTree) -> PyTree:
@@ -131,68 +129,21 @@ def denoising(
             "times": sampled.init()
         }
 
-    def sampler(
-        *,
-        solver: Any = "heun",
-        steps: int = 18,
-        grid: Any = "uniform",
-        guidance: float | Sequence[Any] = 1.0,
-        clip: str = "none",
-        preview: int = 0,
-        describe: Any = None,
-        branches: Mapping[str, Branch] | None = None,
-    ) -> Sampler:
-        """Samples by integrating from noise to data.
-
-        solver, grid: names or sections. steps: solver steps. guidance: the weight of
-        classifier-free guidance, or sections applied in order, e.g. [dict(name="cfg.cfg",
-        weight=3.0), dict(name="interval.limit", low=.2, high=.8)]. clip: thresholding of x0,
-        "none", "static" or "dynamic". preview = k > 0: fn returns (samples, states after every k-th
-        step). describe: a section in the place of the method's, e.g. another database. branches:
-        further denoisers or functions for guidance, name -> (params, labels[B]) -> object.
-
-        Raises UsageError: steps < 1, guidance that this model was not trained for.
-        """
-        found = build_sampler(
-            route,
-            tuple(spec.shape),
-            {**own, **(branches or {})},
-            solver=solver,
-            steps=steps,
-            grid=grid,
-            guidance=guidance,
-            clip=clip,
-            preview=preview,
-            noise=law,
-        )
-        if describe is not None and description is None:
-            raise invalid("sample.describe", describe, "None: this model is told labels")
-        if description is None:
-            return found
-        other = part(describe, ROOMS["describe"], "sample.describe", spec=spec)
-        return described(found, other or description, own=other is None)
-
-    whole = pairing.whole_batch or any(term.whole_batch for term in chosen)
-    likely = law.gaussian and description is None
     frozen = {term.name: term.frozen for term in chosen if term.frozen is not None}
     if description is not None and description.frozen is not None:
         frozen["describe"] = description.frozen
+    training = single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project)
+    more = _likelihoods(network, spec) if law.gaussian and description is None else {}
+    if description is None and not chosen:
+        more["train_flops"] = lambda: 6 * multiply_adds(model, tuple(spec.shape))
+    whole = pairing.whole_batch or any(term.whole_batch for term in chosen)
     return method_of(
         spec,
-        single(
-            loss, fresh, optimizer, averages, accumulate=accumulate, project=project, frozen=frozen
-        ),
-        sampler=sampler,
-        log_prob=(lambda **options: log_prob(network, tuple(spec.shape), **options))
-        if likely
-        else None,
-        likelihood=Likelihood(exact=True, mass=False) if likely else None,
-        label_error=label_error(network) if likely else None,
-        train_flops=(lambda: 6 * multiply_adds(model, tuple(spec.shape)))
-        if description is None and not chosen
-        else None,
+        dataclasses.replace(training, frozen=frozen),
+        sampler=Drawing(route, spec, branches, law, description).sampler,
         separable=not (jax.tree.leaves(jax.eval_shape(sampled.init)) or whole),
         reads=("describe",) if "describe" in frozen else (),
+        **more,
     )
 
 
@@ -202,6 +153,15 @@ denoising.moved = {  # type: ignore[attr-defined]
     "learned_uncertainty": "method.terms=['uncertainty']",
     "extra_dims": "method.noise=dict(name='pfgmpp', extra_dims=...)",
 }
+
+
+def _likelihoods(network: Network, spec: Spec) -> dict[str, Any]:
+    """What a `Method` has of a network that is told labels, with Gaussian noise."""
+    return {
+        "log_prob": lambda **options: log_prob(network, tuple(spec.shape), **options),
+        "likelihood": Likelihood(exact=True, mass=False),
+        "label_error": label_error(network),
+    }
 
 
 def first_params(
@@ -245,6 +205,17 @@ def _check(
         raise invalid("method.coherence", coherence, f"a divisor of the {spec.num_classes} classes")
     if coherence > 1 and describe is not None:
         raise invalid("method.coherence", coherence, "1 with describe")
+
+
+def _told_more(
+    model: Any, spec: Spec, coherence: int, description: Description | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model told coherence or descriptions besides, and how its `Network` reads labels."""
+    if coherence > 1:
+        classes = spec.num_classes // coherence
+        model = _told(model.clone(num_classes=classes), ("coherence", "label", coherence))
+        return model, {"told": coherent(coherence, classes)}
+    return model if description is None else _told(model, description.kind(spec.shape)), {}
 
 
 def _told(model: Any, condition: tuple[Any, ...]) -> Any:
