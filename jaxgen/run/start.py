@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,12 @@ class StartOptions:
                 ) from error
 
 
-def source_of(options: StartOptions) -> tuple[PyTree, str]:
-    """(parameters on the host, where they are from)."""
+def source_of(options: StartOptions, groups: Collection[str]) -> tuple[PyTree, str]:
+    """(parameters on the host, where they are from).
+
+    groups: those of this run. Of a run with a wrap that this one lacks (adapters), the parameters
+    are what its sampler has: merged.
+    """
     if options.file is not None:
         if not Path(options.file).is_file():
             raise invalid("config.start.file", options.file, "an existing .safetensors file")
@@ -72,6 +76,9 @@ def source_of(options: StartOptions) -> tuple[PyTree, str]:
     # An average may leave out what sampling does not need (a discriminator).
     found = {**model.params["params"], **model.weights(options.ema)}
     found.pop("frozen", None)
+    plain = model.setup.method.plain(found)
+    if set(found) - set(plain) - set(groups):
+        found = plain
     return to_host(found), f"{options.workdir} ({model.images_seen} images)"
 
 
@@ -82,8 +89,8 @@ def initial(
 
     All that can be wrong is found here, before anything is written or compiled. Raises UsageError.
     """
-    source, place = source_of(options)
     abstract = jax.eval_shape(method.init, jax.random.key(0)).params
+    source, place = source_of(options, abstract)
     theirs, ours = _named(source), _named(abstract)
     skipped = {n for n in ours if any(re.search(p, n) for p in options.skip)}
     shared = {n for n in ours if n in theirs and n not in skipped}

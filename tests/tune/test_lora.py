@@ -81,6 +81,16 @@ def test_it_begins_at_the_model_and_trains_alone(tmp_path):
         [1, 2], weak="params", guidance=[{"name": "autoguidance.autoguidance", "weight": 2.0}]
     )
     assert np.isfinite(guided.images).all()
+    # A run without the wrap starts from the adapter merged in; one with it goes on with it.
+    still = "optimizer=" + repr(dict(name="sgd", learning_rate=1e-30))
+    merged = loras.merge(after.params["half_life_500"], 8.0 / 2)["net"]
+    for wrap, wanted in (([], merged), ([LORA], start)):
+        told = [still, f"start={tmp_path / 'run'}", "train.images=16", *wrap]
+        train(config(*told), tmp_path / f"next{len(wrap)}")
+        found = load(tmp_path / f"next{len(wrap)}").params["params"]
+        assert set(found) == ({"net", "lora"} if wrap else {"net"})
+        for a, b in zip(jax.tree.leaves(found["net"]), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
     state = jax.eval_shape(method.init, jax.random.key(0))
     trained = sum(a.size for a in jax.tree.leaves(state.params["lora"]))
     moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
