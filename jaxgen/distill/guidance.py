@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.distill.student import says, student, told, weighted
+from jaxgen.distill.student import declares, denoisers, says, student, told
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import from_x0
@@ -36,13 +36,13 @@ def guided(
     if low > high or "teacher" not in networks:
         given = (low, high, sorted(networks))
         raise invalid("distill.guidance", given, "low <= high, and config.networks.teacher")
-    if not weighted(method)[1]:
+    if not declares(method):
         raise invalid("config.model.conditions", "no weight", '(("w", "number"),) among others')
     other = networks["teacher"]
 
     def target(params: PyTree, x: Any, t: Any, labels: Any, w: Any, path: Path, n: Any) -> Any:
-        held, draw = params["frozen"]["teacher"], other.method.sampler
-        cond, uncond = (says(draw(guidance=g), held, x, t, labels).v(path, t) for g in (1.0, 0.0))
+        held, of = params["frozen"]["teacher"], denoisers(other.method)
+        cond, uncond = (says(of(guidance=g)(held, labels), x, t).v(path, t) for g in (1.0, 0.0))
         return uncond + expand(w, x) * (cond - uncond)
 
     frozen = {"teacher": lambda: other.fitting(spec)}
@@ -74,8 +74,8 @@ def progressive(
     def target(params: PyTree, x: Any, t: Any, labels: Any, w: Any, path: Path, n: Any) -> Any:
         own, z, middle, end = {**params, "net": params["teacher"]}, x, t - 0.5 / n, t - 1 / n
         for begin, following in ((t, middle), (middle, end)):
-            sampler = method.sampler(guidance=())  # type: ignore[misc]
-            z = says(sampler, own, z, begin, told(method, labels, w)).mix(path, following)
+            denoiser = denoisers(method)(guidance=())(own, told(method, labels, w))
+            z = says(denoiser, z, begin).mix(path, following)
         ratio = path.sigma(end) / path.sigma(t)
         x0 = (z - expand(ratio, x) * x) / expand(path.alpha(end) - ratio * path.alpha(t), x)
         return from_x0(x0, x, t, path).v(path, t)

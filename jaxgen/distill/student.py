@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
+from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.prediction import Prediction
-from jaxgen.method import Batch, Method, Sampler, Spec, only_learner, retrained
+from jaxgen.method import Batch, Method, Sampler, Spec, denoiser_factory, only_learner, retrained
 from jaxgen.method.streams import NOISE, OTHER, TIME, example_keys, fold, normal
 
 PyTree = Any
@@ -38,8 +39,10 @@ def student(
     of an even grid that times are drawn from; None: any times. changes: of the `Training`. Raises
     UsageError for a method without a denoiser of labels.
     """
-    base, draw = only_learner(method, "distill"), weighted(method)[0]
-    low, high = weights
+    base, of, draw = only_learner(method, "distill"), denoisers(method), method.sampler
+    (low, high), weighted = weights, declares(method)
+    assert draw is not None  # `denoisers` has refused
+    known = draw
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         keys, labels = example_keys(key, batch), batch["label"]
@@ -47,21 +50,21 @@ def student(
         w = low + (high - low) * of_w
         n = None if count is None else count(batch["seen"][0])
         t = t if n is None else (jnp.floor(t * n) + 1) / n
-        path = draw(guidance=()).denoiser(None, None).path
+        path = of(guidance=())(None, None).path
         x = path.mix(batch["image"], normal(fold(keys, NOISE), spec.shape), t)
         wanted = jax.lax.stop_gradient(target({**params, **extra}, x, t, labels, w, path, n))
-        ours = says(draw(guidance=()), params, x, t, told(method, labels, w)).v(path, t)
+        ours = says(of(guidance=())(params, told(method, labels, w)), x, t).v(path, t)
         return ((ours - wanted) ** 2).mean(), ({}, extra)
 
     @functools.wraps(draw)
     def sampler(*, guidance: Any = 1.0, **options: Any) -> Sampler:
-        if not weighted(method)[1]:
-            return draw(guidance=guidance, **options)
+        if not weighted:
+            return known(guidance=guidance, **options)
         number = isinstance(guidance, (int, float)) and not isinstance(guidance, bool)
         if not number or not low <= guidance <= high:
             allowed = f"a weight that the student was taught, {low:g} to {high:g}"
             raise invalid("sample.guidance", guidance, allowed)
-        inner = draw(guidance=(), **options)
+        inner = known(guidance=(), **options)
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
             return inner(params, keys, told(method, labels, guidance))
@@ -73,28 +76,31 @@ def student(
     made = retrained(method, learners=learners, frozen=held, **changes)
     # Without a weight it has not learnt what to say.
     silent: dict[str, Any] = {"label_error": None, "log_prob": None, "likelihood": None}
-    own = silent if weighted(method)[1] else {}
+    own = silent if weighted else {}
     return dataclasses.replace(made, sampler=sampler, train_flops=None, **own)
 
 
-def weighted(method: Method) -> tuple[Any, bool]:
-    """(the method's sampler factory, whether its model is told a weight). Raises UsageError."""
-    draw = method.sampler
-    denoiser = None if draw is None else draw().denoiser
-    if draw is None or denoiser is None:
+def denoisers(method: Method) -> Callable[..., Any]:
+    """of(**options) -> (params, condition) -> denoiser. Raises UsageError where there is none."""
+    of = denoiser_factory(method)
+    if of is None:
         raise invalid("distill", "a method without a denoiser of labels", "diffusion on labels")
-    model = draw(guidance=()).denoiser(None, None).network.model  # type: ignore[misc]
-    return draw, WEIGHT in [name for name, *_ in getattr(model, "conditions", ())]
+    return of
+
+
+def declares(method: Method) -> bool:
+    """Whether the method's model is told a weight."""
+    model = denoisers(method)(guidance=())(None, None).network.model
+    return WEIGHT in [name for name, *_ in getattr(model, "conditions", ())]
 
 
 def told(method: Method, labels: jax.Array, w: Any) -> Any:
     """Labels [B] with the weight, (), or [B], for a model that declares one; else labels alone."""
-    if not weighted(method)[1]:
+    if not declares(method):
         return labels
     return {"label": labels, WEIGHT: jnp.broadcast_to(jnp.asarray(w, jnp.float32), labels.shape)}
 
 
-def says(sampler: Sampler, params: PyTree, x: jax.Array, t: jax.Array, told: Any) -> Prediction:
-    """What the denoiser of a sampler says of x [B, ...] at t [B]."""
-    denoiser = sampler.denoiser(params, told)  # type: ignore[misc]
+def says(denoiser: Denoiser, x: jax.Array, t: jax.Array) -> Prediction:
+    """What a denoiser says of x [B, ...] at t [B]; it draws no noise of its own."""
     return denoiser(jnp.zeros(len(x)), x, t, denoiser.init(x))[0]

@@ -252,6 +252,18 @@ def sampling_params(method: Method, params: PyTree, average: PyTree) -> PyTree:
     return {**fixed, **average}
 
 
+def denoiser_factory(method: Method) -> Callable[..., Any] | None:
+    """of(**options of the sampler) -> (params, labels) -> the denoiser that it asks.
+
+    None where the method's sampler asks no denoiser of labels.
+    """
+    draw = method.sampler
+    if draw is None or draw().denoiser is None:
+        return None
+    known = draw
+    return lambda **options: known(**options).denoiser
+
+
 def exact_label_error(
     log_prob: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> Callable[..., jax.Array]:

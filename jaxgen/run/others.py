@@ -6,7 +6,6 @@ asks for it: "weak" for autoguidance by a smaller network, any for `stitch.early
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
+from jaxgen.method import denoiser_factory
 from jaxgen.run.setup import Setup
 
 PyTree = Any
@@ -56,10 +56,8 @@ def branch(
 
 def _denoiser(setup: Setup, **options: Any) -> Callable[[PyTree, Any], Any] | None:
     """(params, labels) -> what a sampler of these options asks, None where there is none such."""
-    make = setup.method.sampler
-    if make is None or "branches" not in inspect.signature(make).parameters:
-        return None
-    return make(**options).denoiser
+    of = denoiser_factory(setup.method)
+    return None if of is None else of(**options)
 
 
 def _check_alike(setup: Setup, other: Setup, option: str, workdir: str) -> None:

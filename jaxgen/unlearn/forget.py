@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.method import Batch, Method, Spec, example_keys, fold, normal, only_learner, retrained
-from jaxgen.method.streams import NOISE, TIME
+from jaxgen.method import Batch, Method, Spec, denoiser_factory, only_learner, retrained
+from jaxgen.method.streams import NOISE, TIME, example_keys, fold, normal
 
 PyTree = Any
 STREAM = 2**32 - 3
@@ -47,8 +47,8 @@ def forget(
     if not classes or wrong or (substitute is not None and not 0 <= substitute < spec.num_classes):
         allowed = f"labels from 0 to {spec.num_classes - 1}"
         raise invalid("unlearn.forget.classes", (classes, substitute), allowed)
-    draw: Any = method.sampler
-    if draw is None or draw().denoiser is None:
+    denoiser = denoiser_factory(method)
+    if denoiser is None:
         raise invalid("unlearn.forget", "a method without a denoiser", "diffusion on labels")
     base, other = only_learner(method, "unlearn.forget"), networks.get(teacher)
     if other is None:
@@ -61,7 +61,7 @@ def forget(
         kept = {**batch, "weight": batch.get("weight", 1.0) * (1 - gone)}
         value, (metrics, extra) = base.loss(params, kept, key, extra)
         keys = example_keys(jax.random.fold_in(key, STREAM), batch)
-        ours = draw(guidance=1.0).denoiser(params, labels)
+        ours = denoiser(guidance=1.0)(params, labels)
         scale = -eta if target == "negative" else 1.0
         told = labels if target == "negative" else jnp.full_like(labels, instead)
         theirs = other.method.sampler(guidance=scale).denoiser(params["frozen"][teacher], told)

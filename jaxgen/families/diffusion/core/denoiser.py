@@ -112,11 +112,7 @@ class Network:
         dropout: a key; given, the network runs in training mode. options: what else this network
         takes when called.
         """
-        rngs = None if dropout is None else {"dropout": dropout}
-        inputs = self._inputs(x, t, labels)
-        train = dropout is not None
-        out = self.model.apply({"params": params}, *inputs, train=train, rngs=rngs, **options)
-        return self._halves(out)
+        return self.tapped(params, x, t, labels, dropout, (), **options)[:2]
 
     def tapped(
         self,
@@ -126,25 +122,25 @@ class Network:
         labels: Any,
         dropout: jax.Array | None,
         taps: tuple[Layer, ...],
+        **options: Any,
     ) -> tuple[jax.Array, jax.Array | None, Mapping[Layer, jax.Array]]:
         """`output`, and the outputs of the layers in `taps`, for networks that have such.
 
         A tap is a number k, the output after k blocks, or a block's name.
         """
-        if not taps:
-            return *self.output(params, x, t, labels, dropout), {}
+        if taps:
+            options = {**options, "taps": taps}
         rngs = None if dropout is None else {"dropout": dropout}
         inputs = self._inputs(x, t, labels)
         train = dropout is not None
         try:
-            out, found = self.model.apply(
-                {"params": params}, *inputs, train=train, rngs=rngs, taps=taps
-            )
+            out = self.model.apply({"params": params}, *inputs, train=train, rngs=rngs, **options)
         except TypeError as error:
-            if "taps" not in str(error):
+            if not taps or "taps" not in str(error):
                 raise
             name = type(self.model).__name__
             raise invalid("config.model", name, "a network whose layers can be tapped") from error
+        out, found = out if taps else (out, {})
         return *self._halves(out), found
 
     def _inputs(self, x: jax.Array, t: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array, Any]:
