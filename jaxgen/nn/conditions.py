@@ -120,18 +120,18 @@ class _Sum(nn.Module):
             example = shape_of(name, kind, *sizes)
             value = told.get(name, _none(kind, (h.shape[0], *example)))
             _check(name, kind, value, (h.shape[0], *example))
-            encoder = Encoder(
+            embedding = Embedding(
                 kind, tuple(sizes), self.width, self.dtype, self.preserving, name=name
             )
             gain: jax.Array | float = 1.0
             if self.preserving:
                 gain = self.param(f"{name}_gain", nn.initializers.zeros, ())
                 square = square + gain**2
-            h = h + (gain * encoder(value)).astype(h.dtype)
+            h = h + (gain * embedding(value)).astype(h.dtype)
         return (h * jax.lax.rsqrt(square)).astype(h.dtype) if self.preserving else h
 
 
-class Encoder(nn.Module):
+class Embedding(nn.Module):
     """One condition, as declared -> [B, width]. Two dense layers, the mean over rows between them.
 
     preserving: layers are magnitude-preserving, and so is the whole; else it is 0 at first.

@@ -12,7 +12,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout, using
-from jaxgen.nn.conditions import SHAPES, Condition, Encoder, changed, embed
+from jaxgen.nn.conditions import SHAPES, Condition, Embedding, changed, embed
 from jaxgen.nn.dit import DiT
 from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.exits import ExitMLP
@@ -137,7 +137,7 @@ def test_at_first_conditions_add_nothing(preserving):
 
 def encode(name, preserving):
     kind, *sizes = dict((n, spec) for n, *spec in DECLARED)[name]
-    module = Encoder(kind, tuple(sizes), 64, jnp.float32, preserving)
+    module = Embedding(kind, tuple(sizes), 64, jnp.float32, preserving)
     params = jax.eval_shape(module.init, jax.random.key(0), values(2)[name])
     return functools.partial(quick_jit(module.apply), random_like(params, 1.0))
 
