@@ -16,7 +16,7 @@ from experiments.shared.toys import PATH, SEEDS, of_mean
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core.sampler import integrate, prior
-from jaxgen.families.diffusion.guidance.concepts import Found, compose, discovery_loss, fresh
+from jaxgen.families.diffusion.guidance.concepts import Concepts, compose, discovery_loss, fresh
 from jaxgen.method import minimise
 from jaxgen.testing import gaussian_denoiser
 
@@ -38,11 +38,11 @@ def images(key: jax.Array) -> jax.Array:
     return jnp.asarray(MEANS, jnp.float32)[CLASSES] + noise
 
 
-def discover(key: jax.Array, concepts: int, sharpness: float = SHARP) -> tuple[Found, jax.Array]:
+def discover(key: jax.Array, concepts: int, sharpness: float = SHARP) -> tuple[Concepts, jax.Array]:
     """(what is learned, the images): the best of STARTS by its own loss."""
     x0, index = images(key), jnp.arange(len(CLASSES))
 
-    def one(own: jax.Array) -> tuple[Found, jax.Array]:
+    def one(own: jax.Array) -> tuple[Concepts, jax.Array]:
         found = learn(own, x0, concepts, sharpness)
         keys = jax.random.split(key, len(CLASSES))
         return found, discovery_loss(found, index, x0, keys, COND, UNCOND, sharpness=sharpness)
@@ -51,20 +51,20 @@ def discover(key: jax.Array, concepts: int, sharpness: float = SHARP) -> tuple[F
     return jax.tree.map(lambda a: a[losses.argmin()], found), x0
 
 
-def learn(key: jax.Array, x0: jax.Array, concepts: int, sharpness: float) -> Found:
+def learn(key: jax.Array, x0: jax.Array, concepts: int, sharpness: float) -> Concepts:
     """STEPS of Adam on all images, from random vectors."""
     index = jnp.arange(len(CLASSES))
     start = fresh(key, len(CLASSES), concepts, WIDTH, 1.0)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
 
-    def loss(found: Found, number: jax.Array) -> jax.Array:
+    def loss(found: Concepts, number: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(key, number), len(CLASSES))
         return discovery_loss(found, index, x0, keys, COND, UNCOND, sharpness=sharpness)
 
     return minimise(loss, optimizer, start, jnp.arange(STEPS))[0]
 
 
-def matched(found: Found, seed: int) -> tuple[float, float, tuple[int, ...]]:
+def matched(found: Concepts, seed: int) -> tuple[float, float, tuple[int, ...]]:
     """(the largest distance of a vector from its mean, accuracy of argmax, the matching)."""
     vectors, chosen = np.asarray(found.vectors[seed]), np.asarray(found.logits[seed]).argmax(-1)
     far = np.linalg.norm(vectors[:, None] - MEANS, axis=-1)
@@ -93,7 +93,7 @@ def checks() -> list[Check]:
     return [*found, *mixtures(three, results)]
 
 
-def mixtures(three: Found, results: list[Any]) -> list[Check]:
+def mixtures(three: Concepts, results: list[Any]) -> list[Check]:
     """Samples of two concepts composed, which no image shows: they lie around their midpoint."""
     grid, count = grids.uniform(24, PATH), 400
 

@@ -96,7 +96,7 @@ def _slopes(key: jax.Array) -> jax.Array:
     model = Lines()
     loss = denoising_loss(Network(model, PATHS["cosine schedule"], "eps"), only(TIME), simple(),
                           num_classes=2, label_dropout=DROPPED)  # fmt: skip
-    batch = {"image": image, "label": label, "index": jnp.arange(SIZE), "part": jnp.int32(0)}
+    batch = {"image": image, "label": label, "index": jnp.arange(SIZE), "microbatch": jnp.int32(0)}
     start = model.init(key, image[:1], jnp.zeros(1), label[:1])["params"]
     flat, back = ravel_pytree(start)
 

@@ -39,11 +39,11 @@ def no_label(labels: Any, null_label: int) -> Any:
 
     Of a tree of conditions [B, ...] (`jaxgen.nn.conditions`), none of any: -1, or NaN.
     """
-    one = jax.tree_util.all_leaves([labels])
+    bare = jax.tree_util.all_leaves([labels])
 
     def none(a: jax.Array) -> jax.Array:
         if jnp.issubdtype(a.dtype, jnp.integer):
-            return jnp.full_like(a, null_label if one else -1)
+            return jnp.full_like(a, null_label if bare else -1)
         return jnp.full_like(a, jnp.nan)
 
     return jax.tree.map(none, labels)
@@ -89,4 +89,4 @@ def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
 
 def dropout_key(key: jax.Array, batch: Batch) -> jax.Array:
     """The key of a microbatch for `nn.parallel.Dropout`, apart from every example's."""
-    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["part"])
+    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["microbatch"])

@@ -58,8 +58,10 @@ def energy(
     def scores(params: PyTree, x: jax.Array, labels: jax.Array, **options: Any) -> jax.Array:
         """-E(x, label) [B]; of "no label", -E(x)."""
         out: Any = net.apply({"params": params["net"]}, x, **options)
-        own = jnp.take_along_axis(out, jnp.minimum(labels, spec.num_classes - 1)[:, None], 1)[:, 0]
-        return jnp.where(labels < spec.num_classes, own, jax.nn.logsumexp(out, -1))
+        of_label = jnp.take_along_axis(out, jnp.minimum(labels, spec.num_classes - 1)[:, None], 1)[
+            :, 0
+        ]
+        return jnp.where(labels < spec.num_classes, of_label, jax.nn.logsumexp(out, -1))
 
     def contrasted(state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree) -> Any:
         """The chains whose turn it is go on, and are what the data are contrasted with."""
@@ -95,7 +97,7 @@ def energy(
             raise invalid("sample.steps", steps, "steps >= 1")
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            score = lambda x, own: scores(params, x, own)
+            score = lambda x, given: scores(params, x, given)
             x = chains.start(fold(keys, NOISE))
             return jnp.clip(chains.moved(score, fold(keys, 1), x, labels, steps), -1, 1)
 

@@ -75,10 +75,10 @@ def _itself(labels: Any) -> Any:
 
 def path_of(denoiser: Denoiser, path: Path | None) -> Path:
     """`path` where it is given, else the denoiser's own. Raises UsageError where there is none."""
-    found = denoiser.path if path is None else path
-    if found is None:
+    path = denoiser.path if path is None else path
+    if path is None:
         raise invalid("guidance.path", None, "the path that the denoiser denoises", "path=linear()")
-    return found
+    return path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,8 +140,8 @@ class Network:
                 raise
             name = type(self.model).__name__
             raise invalid("config.model", name, "a network whose layers can be tapped") from error
-        out, found = out if taps else (out, {})
-        return *self._halves(out), found
+        out, outputs = out if taps else (out, {})
+        return *self._halves(out), outputs
 
     def _inputs(self, x: jax.Array, t: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array, Any]:
         """What the network is called with at x [B, ...], t [B]: image, noise, condition."""
@@ -276,11 +276,11 @@ def together(
         return [p for p, _ in pairs], [m for _, m in pairs]
     count = len(denoisers)
     every = [d.labels for d in denoisers if isinstance(d, NetworkDenoiser)]
-    labels = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
+    labels = jax.tree.map(lambda *predictions: jnp.concatenate(predictions), *every)
     times = jnp.tile(t, count) if t.ndim else t
     both = first.network.predict(first.params, jnp.concatenate([x] * count), times, labels)
-    parts = [
+    predictions = [
         jax.tree.map(lambda a, i=i: a[i * x.shape[0] : (i + 1) * x.shape[0]], both)
         for i in range(count)
     ]
-    return parts, list(memories)
+    return predictions, list(memories)

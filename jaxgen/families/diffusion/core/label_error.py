@@ -48,9 +48,9 @@ def label_error(network: Network) -> Callable[..., jax.Array]:
         place = (offset + pair.astype(jnp.float32) * 0.6180339887498949) % 1.0
         low, high = LOG_SNR_RANGE
         t = path.t_of_log_snr(low + (high - low) * place)
-        own = jax.vmap(jax.random.fold_in)(fold(keys, 1), pair)
+        noise_keys = jax.vmap(jax.random.fold_in)(fold(keys, 1), pair)
         sign = expand(1.0 - 2.0 * (draw % 2), x)
-        eps = sign * normal(own, x.shape[1:])
+        eps = sign * normal(noise_keys, x.shape[1:])
         p = network.predict(params["net"], path.mix(x, eps, t), t, labels)
         square = ((p.eps - eps) ** 2).reshape(x.shape[0], -1).sum(1)
         return 0.5 * (high - low) * square

@@ -60,8 +60,8 @@ def flow_log_prob(
         vectors = jnp.broadcast_to(jnp.eye(size)[:, None], (size, shape[0], size))
         share = 1.0
     else:
-        own = [fold(keys, n + 1) for n in range(probes)]
-        gauss = jnp.stack([normal(k, (size,)) for k in own])
+        probe_keys = [fold(keys, n + 1) for n in range(probes)]
+        gauss = jnp.stack([normal(k, (size,)) for k in probe_keys])
         vectors = gauss if trace == "gaussian" else jnp.where(gauss > 0, 1.0, -1.0)
         share = 1.0 / probes
 

@@ -1,8 +1,9 @@
 """Representations as descriptions: RCG, "Self-conditioned Image Generation via Generating
 Representations" (Li, Katabi and He 2023).
 
-A frozen encoder gives each image a vector. A small diffusion of vectors (RDM) learns their law;
-an image is drawn by drawing a vector first and then an image that fits it. Labels are not needed.
+A frozen encoder gives each image a vector. A small diffusion of vectors (RDM) learns their
+distribution; an image is drawn by drawing a vector first and then an image that fits it. Labels are
+not needed.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def representation(
         raise invalid("describe.steps", steps, "steps >= 1")
     example = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     known = encoder_of(encoder)
-    found = jax.eval_shape(known, example)
-    if found.ndim != 2:
-        raise invalid("describe.encoder", found.shape, "a function to vectors [B, D]")
-    size, path = found.shape[1], linear()
+    output = jax.eval_shape(known, example)
+    if output.ndim != 2:
+        raise invalid("describe.encoder", output.shape, "a function to vectors [B, D]")
+    size, path = output.shape[1], linear()
     model = MLP(spec.num_classes, size, width, depth)
     network = Network(model, path, "velocity")
     grid, solver = grids.uniform(steps, path), solvers.heun(path)
@@ -62,8 +63,8 @@ def representation(
         return labels if labelled else jnp.full_like(labels, spec.null_label)
 
     def init(key: jax.Array) -> PyTree:
-        one = jnp.zeros(1)
-        return model.init(key, jnp.zeros((1, size)), one, one.astype(jnp.int32))["params"]
+        zero = jnp.zeros(1)
+        return model.init(key, jnp.zeros((1, size)), zero, zero.astype(jnp.int32))["params"]
 
     def loss(params: PyTree, vectors: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
         """Flow matching's, [B]."""

@@ -88,16 +88,16 @@ def adapters(params: PyTree, rank: int, key: jax.Array) -> PyTree:
         raise invalid("ppap.rank", rank, "rank >= 1")
     leaves, tree = jax.tree.flatten(params)
 
-    def fresh(leaf: jax.Array, own: jax.Array) -> Any:
+    def fresh(leaf: jax.Array, leaf_key: jax.Array) -> Any:
         if leaf.ndim < 2:
             return jnp.zeros_like(leaf)
         *batch, inputs, outputs = leaf.shape
-        down = jax.random.normal(own, (*batch, inputs, rank), leaf.dtype) * inputs**-0.5
+        down = jax.random.normal(leaf_key, (*batch, inputs, rank), leaf.dtype) * inputs**-0.5
         return down, jnp.zeros((*batch, rank, outputs), leaf.dtype)
 
     keys = jax.random.split(key, len(leaves))
-    found = [fresh(leaf, own) for leaf, own in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, found)
+    fresh_leaves = [fresh(leaf, leaf_key) for leaf, leaf_key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, fresh_leaves)
 
 
 def adapted(params: PyTree, changes: PyTree) -> PyTree:

@@ -48,7 +48,7 @@ class Interpolant:
         return jax.jvp(lambda s: self.mix(x0, x1, z, s), (t,), (jnp.ones_like(t),))[1]
 
     def score(self, eta: jax.Array, t: jax.Array) -> jax.Array:
-        """The score of x_t's law, -eta / gamma (their eq. 2.16)."""
+        """The score of x_t's distribution, -eta / gamma (their eq. 2.16)."""
         return -eta / expand(jnp.maximum(self.gamma(t), T_MIN), eta)
 
 
@@ -184,8 +184,9 @@ def coupled_gaussian_bridge(
 ) -> tuple[Field, Field]:
     """`gaussian_bridge` where data and base are drawn together (Albergo et al. 2023b).
 
-    The base may be a spoilt copy of the data, coarser or masked: only the joint law changes. For a
-    joint normal law with correlation c, v gains 2 alpha beta c s0 s1; b and s follow as there.
+    The base may be a spoilt copy of the data, coarser or masked: only the joint distribution
+    changes. For a joint normal with correlation c, v gains 2 alpha beta c s0 s1; b and s follow as
+    there.
 
     Raises UsageError unless -1 <= correlation <= 1.
     """

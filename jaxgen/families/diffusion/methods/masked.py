@@ -93,24 +93,24 @@ def masked_denoising(
         raise invalid(
             "method.representation_mask", representation_mask, "a share that masks a patch or more"
         )
-    way: Path = part(path, ROOMS["path"], "method.path")
-    clock: Times = part(times, ROOMS["times"], "method.times")
+    route: Path = part(path, ROOMS["path"], "method.path")
+    sampled: Times = part(times, ROOMS["times"], "method.times")
     weights: Weighting = part(weighting, ROOMS["weighting"], "method.weighting")
     whole = denoising(
         spec,
         model,
         optimizer,
         averages,
-        path=way,
+        path=route,
         prediction=prediction,
         weighting=weights,
-        times=clock,
+        times=sampled,
         label_dropout=label_dropout,
         sigma_data=sigma_data,
     )
     loss = masked_loss(
-        Network(model.clone(out_channels=spec.shape[-1]), way, prediction, sigma_data),
-        clock,
+        Network(model.clone(out_channels=spec.shape[-1]), route, prediction, sigma_data),
+        sampled,
         weights,
         num_classes=spec.num_classes,
         label_dropout=label_dropout,
@@ -232,10 +232,10 @@ def divided(tree: PyTree, count: int) -> tuple[PyTree, PyTree]:
         grouped = a.reshape(groups, size // groups, *a.shape[1:])[:, start:stop]
         return grouped.reshape(-1, *a.shape[1:])
 
-    own, all_ = count // groups, size // groups
+    local, all_ = count // groups, size // groups
     return (
-        jax.tree.map(lambda a: rows(a, 0, own), tree),
-        jax.tree.map(lambda a: rows(a, own, all_), tree),
+        jax.tree.map(lambda a: rows(a, 0, local), tree),
+        jax.tree.map(lambda a: rows(a, local, all_), tree),
     )
 
 

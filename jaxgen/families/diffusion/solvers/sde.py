@@ -55,7 +55,7 @@ def predictor_corrector(path: Path, snr: float = 0.16, corrections: int = 1) -> 
     corrections: Langevin steps after each predictor step, a call each; none at t=0. snr: their r;
     the step size is 2 (r sigma)^2, algorithm 4's with the norms of noise and score replaced by
     their expectations sqrt(d) and sqrt(d) / sigma, so that it does not depend on the batch. The
-    law is exact as both the number of steps and 1 / snr grow.
+    distribution is exact as both the number of steps and 1 / snr grow.
     """
     if snr <= 0 or corrections < 1:
         raise invalid("solver.snr", (snr, corrections), "snr > 0 and corrections >= 1")
@@ -70,9 +70,9 @@ def predictor_corrector(path: Path, snr: float = 0.16, corrections: int = 1) -> 
 
         def langevin(state: Any, number: jax.Array) -> tuple[Any, None]:
             x, memory = state
-            own = fold(keys, number + 2)
-            p, memory = denoiser(fold(own, 1), x, s, memory)
-            fresh = normal(fold(own, 0), x.shape[1:], x.dtype)
+            corrector_keys = fold(keys, number + 2)
+            p, memory = denoiser(fold(corrector_keys, 1), x, s, memory)
+            fresh = normal(fold(corrector_keys, 0), x.shape[1:], x.dtype)
             # score = -eps / sigma.
             return (x - size / sigma * p.eps + jnp.sqrt(2 * size) * fresh, memory), None
 
