@@ -95,11 +95,11 @@ def evaluate(
     too few samples.
     """
     lost = seen.asked - len(seen.sides[0][1][0].features)
-    found: Scores = {"nan_samples": _score(lost, 0, "lower", samples=seen.asked)}
+    results: Scores = {"nan_samples": _score(lost, 0, "lower", samples=seen.asked)}
     for extractor, sides in seen.sides:
-        found |= feature_scores(extractor, *sides, scores=scores, intervals=intervals, seed=seed)
+        results |= feature_scores(extractor, *sides, scores=scores, intervals=intervals, seed=seed)
     classifier, (made, _, known) = seen.sides[0]
-    found["accuracy_classifier"] = _score(
+    results["accuracy_classifier"] = _score(
         _right(made) / seen.asked,
         _right(known) / len(known.features),
         "higher",
@@ -107,8 +107,8 @@ def evaluate(
         floor_of="test half",
         **source(classifier),
     )
-    found["memorised_p1"] = _memorised(seen.made, seen.learnt, seen.known)
-    return found
+    results["memorised_p1"] = _memorised(seen.made, seen.learnt, seen.known)
+    return results
 
 
 def feature_scores(
@@ -147,7 +147,7 @@ def feature_scores(
                 return Floor(Pair(known, known, learnt, seed), "test half")
             return Floor(Pair(known, pair.learnt, learnt, seed), "train half")
 
-        found = compute(pair, names, floor=floor, intervals=intervals)
+        results = compute(pair, names, floor=floor, intervals=intervals)
         settings = {
             **source(extractor),
             "samples": len(pair.made.features),
@@ -155,13 +155,13 @@ def feature_scores(
             "seed": seed,
         }
         floors = {"floor_samples": len(pair.learnt.features)}
-        return {k: v | settings | floors for k, v in found.items()}
+        return {k: v | settings | floors for k, v in results.items()}
 
-    found = scored(whole, [k for k in names if k not in MATCHED])
+    results = scored(whole, [k for k in names if k not in MATCHED])
     again = scored(few, [k for k in names if k in MATCHED or k == "fid"])
     count = len(made.features)
     return {
-        **{title(k, extractor, count): v for k, v in found.items()},
+        **{title(k, extractor, count): v for k, v in results.items()},
         **{
             title(k, extractor, count) + ("" if k in MATCHED else "_matched"): v
             for k, v in again.items()

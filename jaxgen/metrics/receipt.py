@@ -41,8 +41,8 @@ class Sampling:
 
 def versions() -> dict[str, str]:
     """Versions of what computes the scores."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"jaxgen": jaxgen.__version__, "python": platform.python_version(), **found}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"jaxgen": jaxgen.__version__, "python": platform.python_version(), **packages}
 
 
 def receipt(
@@ -58,7 +58,7 @@ def receipt(
     the data set (its config section). extra: whatever else belongs to the run (images seen, config
     digest). Numbers that are not finite become the strings "nan", "inf" and "-inf".
     """
-    found = {
+    entries = {
         "scores": [{"name": name, **score} for name, score in scores.items()],
         "sampling": dataclasses.asdict(sampling),
         "data": dict(data),
@@ -66,14 +66,14 @@ def receipt(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(extra or {}),
     }
-    return plain(found)
+    return plain(entries)
 
 
-def write(found: Mapping[str, Any], path: str | Path) -> None:
+def write(entries: Mapping[str, Any], path: str | Path) -> None:
     """Write a receipt as JSON; the file appears whole or not at all."""
     file = Path(path)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
     os.replace(partial, file)
 
 

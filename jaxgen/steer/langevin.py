@@ -50,11 +50,11 @@ def plug_and_play(
         return log_prob(generate(h)).sum()
 
     def fn(keys: jax.Array) -> jax.Array:
-        own = fold(keys, 1)
+        step_keys = fold(keys, 1)
 
         def step(number: jax.Array, h: jax.Array) -> jax.Array:
             move = prior * (reconstruct(h) - h) + condition * jax.grad(total)(h)
-            return h + move + noise * normal(fold(own, number), shape)
+            return h + move + noise * normal(fold(step_keys, number), shape)
 
         h = normal(fold(keys, 0), shape) if start is None else start(fold(keys, 0))
         return jax.lax.fori_loop(0, steps, step, h)

@@ -87,8 +87,8 @@ class TR0N:
 
     def mixture(self, params: PyTree, c: jax.Array) -> Mixture:
         """h(c) for conditions [B, C]."""
-        found: Any = self.translator.apply({"params": params}, c)
-        return found
+        parameters: Any = self.translator.apply({"params": params}, c)
+        return parameters
 
     def loss(self, params: PyTree, keys: jax.Array) -> jax.Array:
         """The mean of -ln h(z | f(G(z))) over latents z drawn by keys [B], in nats."""

@@ -64,7 +64,7 @@ def adapters(key: jax.Array, params: PyTree, rank: int, match: str) -> PyTree:
         names = ", ".join(n for n, w in flat.items() if w.ndim > 1)
         allowed = f"a regular expression that matches one of {names}"
         raise invalid("tune.lora.match", match, allowed)
-    found = {}
+    changes = {}
     for number, name in enumerate(chosen):
         shape, layers = flat[name].shape, 1 if STACKED.search(name) else 0
         bound = math.prod(shape[layers:-1]) ** -0.5  # of the fan-in, as its authors' code
@@ -72,8 +72,8 @@ def adapters(key: jax.Array, params: PyTree, rank: int, match: str) -> PyTree:
             jax.random.fold_in(key, number), (*shape[:-1], rank), minval=-bound, maxval=bound
         )
         b = jnp.zeros((*shape[:layers], rank, shape[-1]))
-        found[name] = {"a": a, "b": b}
-    return trees.unflatten_dict(found, sep=".")
+        changes[name] = {"a": a, "b": b}
+    return trees.unflatten_dict(changes, sep=".")
 
 
 def merge(params: PyTree, scale: float) -> PyTree:

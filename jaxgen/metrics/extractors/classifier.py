@@ -119,16 +119,16 @@ class Classifier:
     def _apply(self, images: np.ndarray, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
         if images.shape[1:] != self.shape:
             raise invalid("images", images.shape, f"a shape (N, {', '.join(map(str, self.shape))})")
-        found = []
+        outputs = []
         for start in range(0, len(images), batch):
-            part = images[start : start + batch]
+            chunk = images[start : start + batch]
             # The last batch is filled up, so that only one shape is ever compiled.
-            fill = np.zeros((batch - len(part), *part.shape[1:]), part.dtype)
-            both = _predict(self.params, np.concatenate([part, fill]), self.num_classes)
-            found.append([np.asarray(a)[: len(part)] for a in both])
-        if not found:
+            fill = np.zeros((batch - len(chunk), *chunk.shape[1:]), chunk.dtype)
+            both = _predict(self.params, np.concatenate([chunk, fill]), self.num_classes)
+            outputs.append([np.asarray(a)[: len(chunk)] for a in both])
+        if not outputs:
             return np.zeros((0, Network.features)), np.zeros((0, self.num_classes))
-        features, probabilities = (np.concatenate(a) for a in zip(*found, strict=True))
+        features, probabilities = (np.concatenate(a) for a in zip(*outputs, strict=True))
         return features, probabilities
 
 
@@ -199,10 +199,10 @@ def _digest(images: np.ndarray, labels: np.ndarray, num_classes: int, training: 
         num_classes,
         dataclasses.astuple(training),
     ]
-    found = hashlib.sha256(json.dumps(made_from).encode())
-    found.update(np.ascontiguousarray(images).tobytes())
-    found.update(np.ascontiguousarray(labels, np.int32).tobytes())
-    return found.hexdigest()
+    digest = hashlib.sha256(json.dumps(made_from).encode())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    digest.update(np.ascontiguousarray(labels, np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def augment(key: jax.Array, images: jax.Array, shift: int, flip: bool) -> jax.Array:
@@ -313,10 +313,10 @@ def cached(
                 return Classifier(params, num_classes, tuple(images.shape[1:]), digest)
         except (safetensors.SafetensorError, OSError) as error:
             warnings.warn(f"{file} cannot be read ({error}): training it anew", stacklevel=2)
-    found = fit(images, labels, num_classes, training)
+    classifier = fit(images, labels, num_classes, training)
     file.parent.mkdir(parents=True, exist_ok=True)
-    flat = flax.traverse_util.flatten_dict(found.params, sep=".")
+    flat = flax.traverse_util.flatten_dict(classifier.params, sep=".")
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     safetensors.numpy.save_file(flat, partial, metadata={"digest": digest, "recipe": _RECIPE})
     os.replace(partial, file)
-    return found
+    return classifier

@@ -88,8 +88,8 @@ def extractor(
     )
 
     def features(params: Any, x: jax.Array) -> dict[str, jax.Array]:
-        found = apply(params, x)
-        return {"features": scaled(found) if unit else found}
+        embedding = apply(params, x)
+        return {"features": scaled(embedding) if unit else embedding}
 
     return Network(
         name="clip_vitl14_336_unit" if unit else "clip_vitl14_336",

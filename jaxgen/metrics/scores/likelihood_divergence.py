@@ -94,7 +94,9 @@ def likelihood_divergence(
         raise invalid(
             "test features", f"{int((scale == 0).sum())} constant columns", "columns that vary"
         )
-    train, test, generated = ((part - test.mean(0)) / scale for part in (train, test, generated))
+    train, test, generated = (
+        (features - test.mean(0)) / scale for features in (train, test, generated)
+    )
     order = np.random.default_rng(seed).permutation(len(train))
     size = min(len(train) // 2, len(generated))
     ideal = fit(train[order[:size]], train[order[size:]], iterations=iterations)

@@ -84,7 +84,7 @@ def evaluate_sets(
         intervals = draws(pair)
         if not intervals:
             say(f"no intervals for so many images unless asked: --intervals {DRAWS}")
-    found = compute(pair, scores, floor=floor, intervals=intervals)
+    results = compute(pair, scores, floor=floor, intervals=intervals)
     common: dict[str, Any] = {
         **source(extractor),
         "samples": samples.size,
@@ -93,7 +93,7 @@ def evaluate_sets(
     }
     return plain(
         {
-            "scores": {title(k, extractor, samples.size): v | common for k, v in found.items()},
+            "scores": {title(k, extractor, samples.size): v | common for k, v in results.items()},
             "samples": samples.describe(),
             "reference": reference.describe(),
             "train": None if train is None else train.describe(),
@@ -150,6 +150,6 @@ def _halves(known: Side, learnt: Side | None, seed: int) -> Floor | None:
         return None
     order = np.random.default_rng(seed).permutation(len(known.given))
     middle = len(order) // 2
-    one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
-    pair = Pair(known.rows(one), known.rows(other), learnt, seed)
+    first, second = (np.sort(half) for half in (order[:middle], order[middle : 2 * middle]))
+    pair = Pair(known.rows(first), known.rows(second), learnt, seed)
     return Floor(pair, f"one half of the reference against the other, {middle} images each")

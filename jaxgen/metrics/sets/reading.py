@@ -58,15 +58,19 @@ class Set:
     def describe(self) -> dict[str, object]:
         """For a receipt."""
         kind = next(k for k in ("images", "features", "moments") if getattr(self, k) is not None)
-        found: dict[str, object] = {"name": self.name, "sha256": self.sha256, "count": self.size}
+        description: dict[str, object] = {
+            "name": self.name,
+            "sha256": self.sha256,
+            "count": self.size,
+        }
         if self.images is not None:
-            found |= {"shape": list(self.images.shape[1:]), "quantiser": "round half up"}
+            description |= {"shape": list(self.images.shape[1:]), "quantiser": "round half up"}
         if self.lost:
-            found["not_finite"] = self.lost
+            description["not_finite"] = self.lost
         if self.labels is not None:
             counts = np.unique(self.labels, return_counts=True)[1]
-            found["labels"] = "balanced" if np.ptp(counts) <= 1 else "not balanced"
-        return {**found, "kind": kind}
+            description["labels"] = "balanced" if np.ptp(counts) <= 1 else "not balanced"
+        return {**description, "kind": kind}
 
 
 def load(path: str | Path, *, option: str, range: str | None = None) -> Set:
@@ -194,8 +198,8 @@ def _statistics(arrays: Mapping[str, np.ndarray], name: str, option: str) -> Set
     size = int(arrays["size"]) if "size" in arrays else None
     nominal = len(mean) + 1 if size is None else size
     digest = _digest(np.concatenate([mean[None], covariance]))
-    found = Moments(nominal, mean, covariance * (nominal - 1))
-    return Set(name, digest, moments=found, counted=size is not None)
+    moments = Moments(nominal, mean, covariance * (nominal - 1))
+    return Set(name, digest, moments=moments, counted=size is not None)
 
 
 def _folder(path: Path, option: str) -> Set:
@@ -203,22 +207,22 @@ def _folder(path: Path, option: str) -> Set:
     if not files:
         raise invalid(option, str(path), f"a folder with images ({', '.join(sorted(EXTENSIONS))})")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda file: _decoded(file, option), files))
-    first = found[0].shape
-    for file, image in zip(files, found, strict=True):
+        images = list(pool.map(lambda file: _decoded(file, option), files))
+    first = images[0].shape
+    for file, image in zip(files, images, strict=True):
         if image.shape != first:
             given = f"{files[0].name} {first} and {file.relative_to(path)} {image.shape}"
             raise invalid(option, given, "images of one size and one number of channels")
-    images = np.stack(found)
+    array = np.stack(images)
     parents = [file.relative_to(path).parts for file in files]
     marks = [_OURS.search(file.stem) for file in files]
     labels, classes = None, None
-    if all(len(parts) > 1 for parts in parents):
-        classes = tuple(sorted({parts[0] for parts in parents}))
-        labels = np.array([classes.index(parts[0]) for parts in parents])
+    if all(len(folders) > 1 for folders in parents):
+        classes = tuple(sorted({folders[0] for folders in parents}))
+        labels = np.array([classes.index(folders[0]) for folders in parents])
     elif all(marks):
         labels = np.array([int(mark[1]) for mark in marks if mark])
-    return Set(path.name, _digest(images), images=images, labels=labels, classes=classes)
+    return Set(path.name, _digest(array), images=array, labels=labels, classes=classes)
 
 
 def _decoded(file: Path, option: str) -> np.ndarray:
