@@ -36,8 +36,8 @@ class _Sizes:
         self.rows, self.columns = (min(BLOCK, _power(each)) for each in (self.n, self.m))
         self.steps = pl.cdiv(self.n, self.rows), pl.cdiv(self.m, self.columns)
         self.shared = q.shape[1] // k.shape[1]
-        part = share(settings, self.rows, self.columns, self.steps)
-        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * part
+        computed = share(settings, self.rows, self.columns, self.steps)
+        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * computed
         self.settings = settings
 
     def row(self, i: Any) -> jax.Array:
@@ -133,7 +133,7 @@ def forward(
     out = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype)
     lse = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
     given = [each for each in (bias,) if each is not None]
-    found = _call(
+    outputs = _call(
         functools.partial(_forward, sizes=sizes, biased=bias is not None),
         (sizes.steps[0], q.shape[1], q.shape[0]),
         [out, lse],
@@ -142,7 +142,7 @@ def forward(
         sizes,
         interpret,
     )(place, q, k, v, *given)
-    return found[0], tuple(found)
+    return outputs[0], tuple(outputs)
 
 
 def backward(

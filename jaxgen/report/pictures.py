@@ -59,8 +59,8 @@ def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.nda
 def picture(spec: Spec, samples: np.ndarray, columns: int) -> np.ndarray:
     """Samples as a picture [H, W, 3] uint8: a grid of images, or what a target makes of its own."""
     if spec.target is not None:
-        found: np.ndarray = spec.target.picture(samples, columns)
-        return found
+        image: np.ndarray = spec.target.picture(samples, columns)
+        return image
     return grid(samples, columns)
 
 

@@ -72,9 +72,9 @@ def summary(content: Mapping[str, Any]) -> str:
         lines.append(f"{title(receipt)}: {one_line(receipt)}")
     if "likelihood" in content["results"]:
         lines.append(likelihood_line(content["results"]["likelihood"]))
-    found = content["results"].get("classify")
-    if found:
-        lines.append(classification_line(found))
+    classified = content["results"].get("classify")
+    if classified:
+        lines.append(classification_line(classified))
     times = ", ".join(
         f"{k} {v:.1f}" for k, v in content["timings"].items() if k != "images_per_second"
     )
@@ -161,10 +161,10 @@ def _page(
             )
     headings = {"likelihood": "Likelihood", "classify": "Generative classifier"}
     for section, heading in headings.items():
-        found = results.get(section)
-        if found:
+        result = results.get(section)
+        if result:
             body.append(f"<h2>{heading}</h2>")
-            shown = found | {f"tempered {k}": v for k, v in (found.get("tempered") or {}).items()}
+            shown = result | {f"tempered {k}": v for k, v in (result.get("tempered") or {}).items()}
             keys = [k for k, v in shown.items() if isinstance(v, (int, float, str))]
             body.append(table(["", "value"], [[k, _number(shown[k])] for k in keys]))
     body += [

@@ -238,8 +238,8 @@ class Checkpoints:
         # Killed between orbax's commit and ours: whole, only unverified.
         if not sidecar.exists():
             return
-        expected, found = json.loads(sidecar.read_text()), digest(self.folder / str(step))
-        bad = sorted(k for k in expected if found.get(k) != expected[k])
+        expected, digests = json.loads(sidecar.read_text()), digest(self.folder / str(step))
+        bad = sorted(k for k in expected if digests.get(k) != expected[k])
         if bad:
             raise CheckpointError(f"files damaged or missing: {', '.join(bad[:3])}")
 

@@ -132,11 +132,11 @@ def progress(title: str, total: int, done: int = 0, period: float = 10.0) -> Ite
 
     def advance(now: int, text: str = "") -> None:
         nonlocal last
-        clock = time.monotonic()
-        if clock - last < period and now < total:
+        seconds = time.monotonic()
+        if seconds - last < period and now < total:
             return
-        last = clock
-        rate = (now - first) / max(clock - start, 1e-9)
+        last = seconds
+        rate = (now - first) / max(seconds - start, 1e-9)
         left = f"{(total - now) / rate:.0f}s" if rate > 0 else "?"
         say(f"{title} {now}/{total} ({100 * now / max(total, 1):.0f}%)  {text}  ETA {left}")
 

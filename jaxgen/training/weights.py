@@ -23,11 +23,11 @@ transformer's query, key and value lie head by head.
 """
 
 
-def layout_trouble(found: str | None) -> str | None:
-    """What is wrong with parameters of layout `found` (None: written before it was), or None."""
-    if (found or "1") == LAYOUT:
+def layout_trouble(layout: str | None) -> str | None:
+    """What is wrong with parameters of `layout` (None: written before it was), or None."""
+    if (layout or "1") == LAYOUT:
         return None
-    return f"written with layout {found or '1'} of the parameters; this jaxgen reads {LAYOUT}"
+    return f"written with layout {layout or '1'} of the parameters; this jaxgen reads {LAYOUT}"
 
 
 def dump(params: PyTree, metadata: dict[str, str] | None = None) -> bytes:

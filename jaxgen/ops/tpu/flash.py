@@ -34,8 +34,8 @@ class _Grid:
         self.steps = pl.cdiv(self.n, self.rows), pl.cdiv(self.m, self.columns)
         self.shared = q.shape[1] // k.shape[1]
         self.bias, self.settings = bias, settings
-        part = share(settings, self.rows, self.columns, self.steps)
-        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * part
+        computed = share(settings, self.rows, self.columns, self.steps)
+        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * computed
 
     def reached(self, i: Any, place: Any) -> Any:
         """The last block of keys that a block of queries sees, at least 0."""
@@ -85,7 +85,7 @@ def forward(
     lse = jax.ShapeDtypeStruct((*q.shape[:2], 1, grid.n), jnp.float32)
     given = [each for each in (bias,) if each is not None]
     width = v.shape[3]
-    found = pl.pallas_call(
+    outputs = pl.pallas_call(
         functools.partial(_forward, grid=grid, biased=bias is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -107,7 +107,7 @@ def forward(
             ("parallel",) * 3 + ("arbitrary",), grid.memory(q.shape[3], width, width), interpret
         ),
     )(place, q, k, v, *given)
-    return found[0], tuple(found)
+    return outputs[0], tuple(outputs)
 
 
 def backward(
