@@ -25,7 +25,7 @@ from jaxgen.errors import UsageError, invalid, unknown
 ROOT = Path(__file__).parent
 
 
-def found() -> list[dict[str, str]]:
+def catalogue() -> list[dict[str, str]]:
     """All experiments, sorted by slug; their constants are read without importing them."""
     rows = []
     for file in ROOT.glob("*/*.py"):
@@ -56,7 +56,7 @@ def run(slug: str) -> dict[str, Any]:
     Its compiled programs go with it: what one traced in float64 is never met by the next, and a
     process that runs them all stays within the kernel's limit of memory maps.
     """
-    rows = {row["slug"]: row for row in found()}
+    rows = {row["slug"]: row for row in catalogue()}
     if slug not in rows:
         raise unknown("experiment", slug, rows)
     start = time.monotonic()
@@ -79,7 +79,7 @@ def _plain(check: Check) -> dict[str, Any]:
 
 def run_all(family: str | None) -> Iterator[dict[str, Any]]:
     """Run every experiment (of a family), one after the other; a crash is that row's "error"."""
-    rows = found()
+    rows = catalogue()
     families = {row["family"] for row in rows}
     if family is not None and family not in families:
         raise unknown("--family", family, families)
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument("--family", help="with all: only this family's")
     args = parser.parse_args(arguments)
     if args.verb == "list":
-        rows = found()
+        rows = catalogue()
         if args.json:
             print(json.dumps(rows))
         else:

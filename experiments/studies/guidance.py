@@ -140,11 +140,19 @@ def picture(rows: Sequence[Row], floor: Row, title: str, samples: int) -> plt.Fi
     colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(names), 2)))
     panels = ((left, "recall", "precision"), (right, "wrong", "frechet"))
     for name, colour in zip(names, colours, strict=False):
-        own = [row for row in rows if row["guidance"] == name]
+        of_guidance = [row for row in rows if row["guidance"] == name]
         for axes, x, y in panels:
             style = dict(color=colour, linewidth=2.5 if name == "cfg" else 1.2, marker="o")
-            axes.plot([r[x] for r in own], [r[y] for r in own], markersize=4, label=name, **style)
-            axes.plot(own[-1][x], own[-1][y], marker="s", markersize=8, color=colour)
+            axes.plot(
+                [r[x] for r in of_guidance],
+                [r[y] for r in of_guidance],
+                markersize=4,
+                label=name,
+                **style,
+            )
+            axes.plot(
+                of_guidance[-1][x], of_guidance[-1][y], marker="s", markersize=8, color=colour
+            )
     for axes, x, y in panels:
         axes.plot(floor[x], floor[y], "k*", markersize=14, label="training images")
         axes.set(xlabel=x, ylabel=y)
