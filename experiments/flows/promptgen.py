@@ -13,7 +13,7 @@ import optax
 
 from experiments.shared.check import Check, control, mean_near, near
 from jaxgen.nn.realnvp import RealNVP
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.promptgen import PromptGen, moment_energy
 
 PAPER = "Generative Visual Prompt: Unifying Distributional Control of Pre-Trained Generative Models"
@@ -82,7 +82,7 @@ def fitted(beta: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         weighed = list(zip(weights, energies, strict=True))
         prompt = PromptGen(Weighed(flow(), share), (2,), generate, weighed)
         start, drawing = prompt.init(key), jax.random.fold_in(key, 1)
-        params, _ = fit(prompt.loss, rate, start, drawing, steps=STEPS, batch=BATCH)
+        params, _ = minimise_expected(prompt.loss, rate, start, drawing, steps=STEPS, batch=BATCH)
         latent_keys = jax.random.split(jax.random.fold_in(key, 2), COUNT)
         return prompt.latents(start, latent_keys)[0], prompt.latents(params, latent_keys)[0]
 

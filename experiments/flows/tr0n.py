@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.shared.check import Check, control, mean_near
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.translator import TR0N, Translator
 
 PAPER = "TR0N: Translator Networks for 0-Shot Plug-and-Play Conditional Generation"
@@ -62,7 +62,9 @@ def drawn(components: int, cases: Sequence[tuple[float, int]]) -> np.ndarray:
 
     def run(key: jax.Array) -> list[jax.Array]:
         run_key = jax.random.fold_in(key, 1)
-        params, _ = fit(model.loss, rate, model.init(key), run_key, steps=TRAINING, batch=BATCH)
+        params, _ = minimise_expected(
+            model.loss, rate, model.init(key), run_key, steps=TRAINING, batch=BATCH
+        )
         keys = jax.random.split(jax.random.fold_in(key, 2), COUNT)
 
         def latents(strength: float, steps: int) -> jax.Array:

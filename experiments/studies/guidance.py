@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.studies.trained import Row, Subject, keep, parser, subject, write, written
 from jaxgen import api
-from jaxgen.metrics.extractors.classifier import Network
+from jaxgen.metrics.extractors.classifier import ConvNet
 
 Sections = list[Any]
 
@@ -81,7 +81,7 @@ def sampled(name: str, steps: int) -> dict[str, Any]:
 
 def branches(it: Subject) -> dict[str, Any]:
     """What guidance may ask: the guide's logits of clean estimates, and its log p(label)."""
-    network = Network(it.classes)
+    network = ConvNet(it.classes)
 
     def logits(x0: jax.Array, t: jax.Array) -> jax.Array:
         outputs: Any = network.apply({"params": it.guide.params}, jnp.clip(x0, -1, 1))

@@ -19,7 +19,7 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.method import fold
 from jaxgen.method.chain import Chain, Reward, State
 from jaxgen.nn.mlp import MLP
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.svdd import Value
 
 PyTree = Any
@@ -117,7 +117,7 @@ def regression(
         time, label = jnp.zeros(1), jnp.zeros(1, jnp.int32)
         net = model.init(for_start, x[0, :1], time, label)["params"]
         adam = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
-        net, losses = fit(loss, adam, net, for_fit, steps=updates, batch=batch)
+        net, losses = minimise_expected(loss, adam, net, for_fit, steps=updates, batch=batch)
         return {"net": net, **held}, losses
 
     def value(params: PyTree) -> Value:

@@ -59,7 +59,7 @@ def alone(source: Source) -> Guide:
     return Guide((source,), lambda logits, memory, place: logits[source])
 
 
-def compose(guidance: float | Sequence[Any]) -> Guide:
+def build_guide(guidance: float | Sequence[Any]) -> Guide:
     """Sections in order, from the model's own logits for the label; a number w is `cfg` of it."""
     if isinstance(guidance, (int, float)):
         guidance = [{"name": "cfg", "weight": guidance}]

@@ -16,7 +16,7 @@ import optax
 
 from jaxgen.config import build
 from jaxgen.errors import invalid
-from jaxgen.families.autoregressive.guidance import Source, compose
+from jaxgen.families.autoregressive.guidance import Source, build_guide
 from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import (
     Averages,
@@ -164,7 +164,7 @@ def autoregressive(
 
         Raises UsageError: values out of range, guidance that this model was not trained for.
         """
-        if label_dropout == 0 and Source("net", "null") in compose(guidance).sources:
+        if label_dropout == 0 and Source("net", "null") in build_guide(guidance).sources:
             raise never_dropped(guidance)
         return build_sampler(
             causal.net,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.families.autoregressive.guidance import Guide, NextLogits, Source, compose
+from jaxgen.families.autoregressive.guidance import Guide, NextLogits, Source, build_guide
 from jaxgen.families.autoregressive.truncation import truncation
 from jaxgen.method import Sampler, Spec, fold
 
@@ -41,7 +41,7 @@ def build_sampler(
         spec.require_levels(), temperature=temperature, top_k=top_k, top_p=top_p, typical=typical
     )
     group, size = net.group, spec.size
-    guide, nets = compose(guidance), {"net": net, **(models or {})}
+    guide, nets = build_guide(guidance), {"net": net, **(models or {})}
     _check(guide, nets, spec, group)
     names = list(dict.fromkeys(source.model for source in guide.sources))
     asked = {n: [source for source in guide.sources if source.model == n] for n in names}

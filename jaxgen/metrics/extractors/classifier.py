@@ -37,7 +37,7 @@ _RECIPE = "cnn-2"
 _ENOUGH = 36_000
 
 
-class Network(nn.Module):
+class ConvNet(nn.Module):
     """A convolutional classifier of images of any size: [B, H, W, K] -> (features, logits).
 
     A stage is 3x3 convolution, layer norm over channels, gelu. Stages halve the image (the first
@@ -92,7 +92,7 @@ class Convolution(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """A trained `Network`. digest: sha256 of the training data and of all that shaped training."""
+    """A trained `ConvNet`. digest: sha256 of the training data and of all that shaped training."""
 
     params: Any
     num_classes: int
@@ -127,7 +127,7 @@ class Classifier:
             both = _predict(self.params, np.concatenate([chunk, fill]), self.num_classes)
             outputs.append([np.asarray(a)[: len(chunk)] for a in both])
         if not outputs:
-            return np.zeros((0, Network.features)), np.zeros((0, self.num_classes))
+            return np.zeros((0, ConvNet.features)), np.zeros((0, self.num_classes))
         features, probabilities = (np.concatenate(a) for a in zip(*outputs, strict=True))
         return features, probabilities
 
@@ -135,7 +135,7 @@ class Classifier:
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _predict(params: Any, images: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
     images = normalise({"image": images})["image"]
-    outputs: Any = Network(num_classes).apply({"params": params}, images)
+    outputs: Any = ConvNet(num_classes).apply({"params": params}, images)
     return outputs[0], jax.nn.softmax(outputs[1])
 
 
@@ -166,7 +166,7 @@ class Training:
         )
 
 
-def fit(
+def train_classifier(
     images: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
@@ -227,7 +227,7 @@ def _train(
 ) -> Any:
     batch_size, epochs = training.batch_size, training.epochs
     assert epochs is not None, "an unresolved Training"
-    network = Network(num_classes)
+    network = ConvNet(num_classes)
     start, stream = jax.random.split(key)
     params = network.init(start, jnp.zeros((1, *images.shape[1:])))["params"]
     steps = len(images) // batch_size
@@ -276,7 +276,7 @@ def opened(
     """
     try:
         params = read(file)[0]
-        network = Network(params["Dense_1"]["bias"].shape[0])
+        network = ConvNet(params["Dense_1"]["bias"].shape[0])
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         allowed = "a classifier.safetensors that `jaxgen evaluate` wrote"
         raise invalid(option, str(file), allowed) from error
@@ -299,7 +299,8 @@ def cached(
     num_classes: int,
     training: Training = Training(),
 ) -> Classifier:
-    """The classifier that `fit` makes of the same arguments, kept in a safetensors file at `path`.
+    """The classifier that `train_classifier` makes of the same arguments, kept in a safetensors
+    file at `path`.
 
     A file whose digest (of the data, the options and the recipe) is the same is reused; any other,
     or one that cannot be read, is trained anew and replaced. The file appears whole or not at all.
@@ -313,7 +314,7 @@ def cached(
                 return Classifier(params, num_classes, tuple(images.shape[1:]), digest)
         except (safetensors.SafetensorError, OSError) as error:
             warnings.warn(f"{file} cannot be read ({error}): training it anew", stacklevel=2)
-    classifier = fit(images, labels, num_classes, training)
+    classifier = train_classifier(images, labels, num_classes, training)
     file.parent.mkdir(parents=True, exist_ok=True)
     flat = flax.traverse_util.flatten_dict(classifier.params, sep=".")
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.special
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.network import NetworkExtractor, applied, described
 from jaxgen.metrics.extractors.resize import tf1_bilinear
 from jaxgen.metrics.extractors.weights import Origin, State, dense, obtain, taken
 
@@ -228,8 +228,8 @@ def shapes() -> Any:
     return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)["params"]
 
 
-class Inception(Network):
-    """`Network` with the other outputs that scores are made of."""
+class Inception(NetworkExtractor):
+    """`NetworkExtractor` with the other outputs that scores are made of."""
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, 1008], without bias: the Inception Score takes their softmax."""

@@ -23,7 +23,7 @@ ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Network:
+class NetworkExtractor:
     """What `features` needs, and nothing else: weights and two pure functions.
 
     name, digest: see `jaxgen.metrics.sets.side.Extractor`. prepare: images [B, H, W, 3] uint8 ->

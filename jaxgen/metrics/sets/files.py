@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.extractors.classifier import fit
+from jaxgen.metrics.extractors.classifier import train_classifier
 from jaxgen.metrics.receipt import plain, versions
 from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, compute
 from jaxgen.metrics.sets.reading import Set
@@ -129,7 +129,7 @@ def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
             "a reference with labels of two classes or more (sub-folders, or labels in a .npz)",
         )
     say(f"training a classifier on {len(labels)} images of {reference.name}")
-    return fit(reference.images, labels, int(labels.max()) + 1)
+    return train_classifier(reference.images, labels, int(labels.max()) + 1)
 
 
 def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:

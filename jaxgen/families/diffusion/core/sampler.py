@@ -128,7 +128,7 @@ def as_chain(
     )
 
 
-def compose(
+def build_guidance(
     sections: Sequence[Any], branches: Mapping[str, Any], path: Path, grid: jax.Array
 ) -> Denoiser:
     """Apply guidance sections in order, starting from branches["cond"].
@@ -197,7 +197,7 @@ def build_sampler(
 
     def denoiser(params: PyTree, labels: Any) -> Denoiser:
         held = {name: branch(params, labels) for name, branch in branches.items()}
-        guided = compose(sections, held, path, times)
+        guided = build_guidance(sections, held, path, times)
         if clip == "static":
             return static(guided, path)
         return dynamic(guided, path) if clip == "dynamic" else guided
