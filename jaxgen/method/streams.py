@@ -20,6 +20,15 @@ Batch = dict[str, jax.Array]
 NOISE, TIME, LABEL, OTHER = range(4)
 """An example's streams: its noise, its time, whether its label is dropped, what else it draws."""
 
+START, STEPS = range(2)
+"""A sample's streams: what its sampler starts from, and its steps, each below fold_in(., n)."""
+
+CALL = 1
+"""A sampler step's stream of its network call, where the step draws its `NOISE` itself."""
+
+PAIR_TIME, PAIR_NOISE = range(2)
+"""Streams of a noised draw, t before eps, outside of the training loss."""
+
 DROPOUT, STEP_TIME, LEARNERS = 2**32 - 1, 2**32 - 2, 2**31
 """A step's own streams: dropout, times that are drawn together, and one for each learner's step."""
 

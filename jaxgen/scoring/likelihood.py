@@ -15,6 +15,7 @@ from jaxgen import __version__
 from jaxgen.data import Source, normalise, whole
 from jaxgen.errors import invalid
 from jaxgen.method import Spec, fold
+from jaxgen.method.streams import NOISE
 from jaxgen.run.model import Model
 from jaxgen.run.setup import Setup
 from jaxgen.scoring.common import Check, write
@@ -75,7 +76,7 @@ def likelihood(
             batch = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
             for draw in range(draws):
-                x = spec.dequantise(batch, fold(fold(keys, draw), 0)) if noisy else batch
+                x = spec.dequantise(batch, fold(fold(keys, draw), NOISE)) if noisy else batch
                 found = model.log_prob(
                     np.asarray(x),
                     source.labels[chosen],

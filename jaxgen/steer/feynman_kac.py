@@ -20,6 +20,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, path_of, together
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import CALL, NOISE, START, STEPS
 from jaxgen.steer.particles import Particles, check_threshold, smc
 
 
@@ -104,23 +105,23 @@ def power_product(
         return _combined(predictions, weights, path.ratio(t)), memory
 
     def fn(keys: jax.Array) -> Particles:
-        step_keys = fold(keys, 1)
-        y = jnp.sqrt(levels[0] / total) * normal(fold(keys, 0), shape)
+        step_keys = fold(keys, STEPS)
+        y = jnp.sqrt(levels[0] / total) * normal(fold(keys, START), shape)
         memory = tuple(d.init(y) for d in denoisers)
 
         def move(y: jax.Array, x0: jax.Array, number: Any, v: jax.Array, u: jax.Array) -> Any:
-            fresh = normal(fold(fold(step_keys, number), 0), shape)
+            fresh = normal(fold(fold(step_keys, number), NOISE), shape)
             return _move(y, x0 / total, v, u, (1 + noise) / 2 * total, noise, fresh)
 
         def step(state: Any, given: Any) -> tuple[Any, jax.Array]:
             y, (x0, rate), memory = state
             number, v, u, s = given
             y = move(y, x0, number, v, u)
-            (x0, after), memory = estimate(fold(fold(step_keys, number), 1), y, s, memory)
+            (x0, after), memory = estimate(fold(fold(step_keys, number), CALL), y, s, memory)
             return (y, (x0, after), memory), 0.5 * (rate + after) * (v - u)
 
         begun, memory = estimate(
-            fold(fold(step_keys, len(times)), 1), y, jnp.asarray(times[0]), memory
+            fold(fold(step_keys, len(times)), CALL), y, jnp.asarray(times[0]), memory
         )
         steps = jnp.arange(len(times) - 2)
         inputs = (steps, levels[:-2], levels[1:-1], jnp.asarray(times[1:-1]))

@@ -22,6 +22,9 @@ from jaxgen.nn.mlp import MLP
 from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.svdd import Value
 
+ROLLOUT, STEP = range(2)
+"""A pair's streams: of which rollout, and after which step."""
+
 PyTree = Any
 
 TARGETS = ("soft", "mean")
@@ -109,8 +112,8 @@ def regression(
         held = {"size": size, "shift": shift, "scale": scale}
 
         def loss(net: PyTree, keys: jax.Array) -> jax.Array:
-            which = jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(fold(keys, 0))
-            number = jax.vmap(lambda k: jax.random.randint(k, (), 1, chain.steps))(fold(keys, 1))
+            which = jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(fold(keys, ROLLOUT))
+            number = jax.vmap(lambda k: jax.random.randint(k, (), 1, chain.steps))(fold(keys, STEP))
             u, wanted = network({"net": net, **held}, x[number - 1, which], number), y[which]
             return (jnp.exp(u) - wanted * u if target == "soft" else (u - wanted) ** 2).mean()
 

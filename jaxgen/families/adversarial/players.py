@@ -19,6 +19,9 @@ from jaxgen.families.adversarial.regularisers import Case, Regulariser
 from jaxgen.method import Batch, Metrics, Spec, example_keys, fold
 from jaxgen.method.streams import NOISE
 
+JUDGE = 1
+"""The stream of the discriminator's first parameters."""
+
 PyTree = Any
 STATISTICS = ["batch_stats", "spectral"]
 AUGMENT, FAKE_AUGMENT, PENALTIES = 1, 2, 3
@@ -67,7 +70,7 @@ class Players:
         shape = jax.eval_shape(self.generator.apply, g, z, labels).shape[1:]
         if shape != tuple(spec.shape):
             raise invalid("config.model.generator", shape, f"images of {spec.shape}")
-        d = self.judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, *spec.shape)), labels)
+        d = self.judge.init(jax.random.fold_in(key, JUDGE), jnp.zeros((1, *spec.shape)), labels)
         params = {"generator": g.pop("params"), "discriminator": d.pop("params")}
         if g:
             params["statistics"] = g

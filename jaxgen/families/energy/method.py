@@ -17,8 +17,11 @@ from jaxgen.errors import invalid
 from jaxgen.families.energy.chains import Chains
 from jaxgen.method import Averages, Batch, Method, Metrics, Sampler, Spec, method_of, single
 from jaxgen.method.protocol import TrainState
-from jaxgen.method.streams import NOISE, OTHER, dropout_key, example_keys, fold
+from jaxgen.method.streams import OTHER, START, STEPS, dropout_key, example_keys, fold
 from jaxgen.nn.logits import Logits
+
+REPLAY = 1
+"""The stream of the chains' first points, beside the network's first parameters."""
 
 PyTree = Any
 
@@ -89,7 +92,7 @@ def energy(
         params = {"net": net.init(key, jnp.zeros((1, *spec.shape)))["params"]}
         labels = jnp.arange(buffer, dtype=jnp.int32) % spec.num_classes
         labels = jnp.full_like(labels, spec.null_label) if joint else labels
-        return params, {"replay": chains.ring(jax.random.fold_in(key, 1), labels)}
+        return params, {"replay": chains.ring(jax.random.fold_in(key, REPLAY), labels)}
 
     def sampler(*, steps: int = 10 * steps) -> Sampler:
         """Chains of `steps` Langevin steps from uniform noise, as in training."""
@@ -98,8 +101,8 @@ def energy(
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
             score = lambda x, given: scores(params, x, given)
-            x = chains.start(fold(keys, NOISE))
-            return jnp.clip(chains.moved(score, fold(keys, 1), x, labels, steps), -1, 1)
+            x = chains.start(fold(keys, START))
+            return jnp.clip(chains.moved(score, fold(keys, STEPS), x, labels, steps), -1, 1)
 
         return Sampler(fn, calls=float(steps), steps=steps)
 

@@ -39,6 +39,7 @@ from jaxgen.method import (
     method_of,
     single,
 )
+from jaxgen.method.streams import NOISE
 
 PyTree = Any
 ROOM = "jaxgen.families.variational.observation"
@@ -55,7 +56,7 @@ def evidence(networks: Networks, beta: float, warmup: int, free_nats: float) -> 
     def objective(
         params: PyTree, batch: Batch, keys: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        eps = networks.noise(fold(keys, 0))
+        eps = networks.noise(fold(keys, NOISE))
         terms, _ = networks.terms(params, batch["image"], batch["label"], eps=eps, rng=rng)
         scale = jnp.asarray(beta)
         if warmup:

@@ -24,7 +24,7 @@ from jaxgen.families.diffusion.guidance.threshold import dynamic, static
 from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import Sampler, fold, normal
 from jaxgen.method.chain import AGAIN, ESTIMATES, Chain, State
-from jaxgen.method.streams import NOISE
+from jaxgen.method.streams import NOISE, STEPS
 
 PyTree = Any
 Branch = Callable[[PyTree, Any], Any]
@@ -52,7 +52,7 @@ def integrate(
     preview = k > 0: also the states after every k-th step, [steps // k, B, ...].
     """
     steps = grid.shape[0] - 1
-    step_keys = fold(keys, 1)
+    step_keys = fold(keys, STEPS)
 
     def body(state: Any, inputs: Any) -> tuple[Any, None]:
         x, carry = state
@@ -98,7 +98,7 @@ def as_chain(
 
     def step(keys: jax.Array, state: State, number: jax.Array) -> State:
         x, carry = state
-        step_keys = fold(fold(keys, 1), number)
+        step_keys = fold(fold(keys, STEPS), number)
         return solver.step(denoiser, x, grid[number], grid[number + 1], carry, step_keys)
 
     def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:

@@ -19,6 +19,9 @@ from jaxgen.errors import invalid
 from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.method import Encoder, Spec, encoder_of, fold
 
+QUERY = 0
+"""A description's stream: which image of the database is the query."""
+
 PyTree = Any
 
 BATCH = 256
@@ -127,7 +130,7 @@ def neighbours(
         return held[nearest(queries, held, count + skip)[:, skip:]]
 
     def draw(params: PyTree, frozen: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        rows = jax.vmap(jax.random.categorical)(fold(keys, 0), frozen["logits"][labels])
+        rows = jax.vmap(jax.random.categorical)(fold(keys, QUERY), frozen["logits"][labels])
         held = jnp.asarray(frozen["database"])
         return held[nearest(held[rows], held, count)]
 

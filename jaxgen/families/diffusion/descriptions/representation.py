@@ -23,6 +23,7 @@ from jaxgen.families.diffusion.core.path import linear
 from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.method import Encoder, Spec, encoder_of, fold, normal
+from jaxgen.method.streams import PAIR_NOISE, PAIR_TIME
 from jaxgen.nn.mlp import MLP
 
 PyTree = Any
@@ -68,8 +69,8 @@ def representation(
 
     def loss(params: PyTree, vectors: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
         """Flow matching's, [B]."""
-        t = jax.vmap(jax.random.uniform)(fold(keys, 0))
-        eps = normal(fold(keys, 1), (size,))
+        t = jax.vmap(jax.random.uniform)(fold(keys, PAIR_TIME))
+        eps = normal(fold(keys, PAIR_NOISE), (size,))
         out, _ = network.output(params, path.mix(vectors, eps, t), t, told(labels))
         return ((out - (eps - vectors)) ** 2).mean(1)
 

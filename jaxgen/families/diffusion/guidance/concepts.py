@@ -16,6 +16,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import PAIR_NOISE, PAIR_TIME
 
 
 class Concepts(NamedTuple):
@@ -98,8 +99,8 @@ def discovery_loss(
     minima: of several starts, keep the best. sharpness: see `Concepts.weights`.
     """
     path = path_of(uncond, path)
-    t = jax.vmap(jax.random.uniform)(fold(keys, 0))
-    eps = normal(fold(keys, 1), x0.shape[1:])
+    t = jax.vmap(jax.random.uniform)(fold(keys, PAIR_TIME))
+    eps = normal(fold(keys, PAIR_NOISE), x0.shape[1:])
     denoiser = compose(cond, uncond, learned.vectors, learned.weights(index, sharpness))
     x = path.mix(x0, eps, t)
     p, _ = denoiser(keys, x, t, denoiser.init(x))

@@ -36,6 +36,9 @@ from jaxgen.method import (
 )
 from jaxgen.nn.flops import multiply_adds
 
+DESCRIBE, TERMS_FIRST = 2, 2**16
+"""Streams of first parameters: the description's, and the first term's, one each."""
+
 CORE, TERMS = "jaxgen.families.diffusion.core", "jaxgen.families.diffusion.terms"
 PyTree = Any
 
@@ -176,14 +179,14 @@ def first_params(
     told = jnp.zeros(1, jnp.int32)
     params = {"net": network.model.init(key, x, time, told)["params"]}
     if description is not None and description.init is not None:
-        params["describe"] = description.init(jax.random.fold_in(key, 2))
+        params["describe"] = description.init(jax.random.fold_in(key, DESCRIBE))
     asked = taps_of(terms)
     shapes = jax.eval_shape(
         lambda p: network.tapped(p, x, time, told, None, asked)[2], params["net"]
     )
     for number, term in enumerate(terms):
         if term.init is not None:
-            params[term.name] = term.init(jax.random.fold_in(key, 2**16 + number), shapes)
+            params[term.name] = term.init(jax.random.fold_in(key, TERMS_FIRST + number), shapes)
     return params
 
 
