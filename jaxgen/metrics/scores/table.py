@@ -297,7 +297,7 @@ SCORES: dict[str, Score] = {
 
 
 def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
-    """Names of scores, checked. None: the core ones; "all": every one that can be had."""
+    """Names of scores, checked. None: the core ones; "all": every one that the sets allow."""
     names = None if names is None else list(names)
     if names is None or names == ["all"]:
         return [k for k, s in SCORES.items() if pair.has(s.needs) and (s.core or names is not None)]
@@ -314,7 +314,7 @@ def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
                 "probabilities": "--features inception or classifier",
             }
             given = f"{name} without {' and '.join(hints[m] for m in missing)}"
-            raise invalid("--scores", given, "scores that can be had from what is there")
+            raise invalid("--scores", given, "scores that the given sets allow")
     return names
 
 

@@ -31,7 +31,7 @@ def evaluate_sets(
 
     features: "identity" where the sets are features already, "classifier" for a small network
     trained on the reference's images and labels, or an extractor. scores: names of
-    `jaxgen.metrics.scores.table.SCORES`; None: the core ones, "all" every one that can be had.
+    `jaxgen.metrics.scores.table.SCORES`; None: the core ones, "all" every one that the sets allow.
     train: what the generator learnt from: its own scores are the floors, and copying is measured
     against it (with the reference's for floors); None: the floors are those of one half of the
     reference against the other. intervals: see `table.compute`; None: 20 where that takes little,

@@ -47,11 +47,12 @@ class Denoiser:
 
     t is one time () for the batch, or [B] where a solver gives each image its own. init(x) ->
     memory. calls(t): network evaluations that one call at time t costs, a plain number; a denoiser
-    that cannot be had raises its UsageError there. path: the path that it denoises, where it knows.
-    recondition(change): the same denoiser with change(y) in place of its condition vectors y
-    [B, E] (a network's embedding of its condition), where it has such. perturb(layers): the same
-    denoiser with the identity for the attention maps of these layers, and attend(layer): a call
-    that also returns where that layer attends, [B, h, w] of mean 1, where it has self-attention.
+    that this model does not have raises its UsageError there. path: the path that it denoises,
+    where it knows. recondition(change): the same denoiser with change(y) in place of its condition
+    vectors y [B, E] (a network's embedding of its condition), where it has such. perturb(layers):
+    the same denoiser with the identity for the attention maps of these layers, and attend(layer): a
+    call that also returns where that layer attends, [B, h, w] of mean 1, where it has
+    self-attention.
     """
 
     call: Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[Prediction, Memory]]
