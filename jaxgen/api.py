@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -14,17 +15,20 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
+from jaxgen import files, scoring
 from jaxgen.data import normalise
-from jaxgen.errors import UsageError, invalid
+from jaxgen.errors import UsageError, check_seed, invalid
 from jaxgen.method import Spec, TrainState
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
 from jaxgen.run import networks, record, start
 from jaxgen.run.encode import encode
-from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_state
-from jaxgen.run.setup import Setup, set_up, train_flops
+from jaxgen.run.lock import locked
+from jaxgen.run.model import Model, Samples, average_name, by_name, load, load_tokenizer, of_state
+from jaxgen.run.precision import single
+from jaxgen.run.setup import DataOptions, Setup, set_up, trace_own, train_flops
 from jaxgen.run.tokenize import tokenize
-from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
+from jaxgen.scoring import evaluate_files
 from jaxgen.training import ema as averages
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
@@ -73,6 +77,7 @@ class Trained:
         return self.model.sample(labels, **options)
 
 
+@single
 def train(
     config: ml_collections.ConfigDict, workdir: str | Path, *, init_from: str | None = None
 ) -> Trained:
@@ -84,13 +89,18 @@ def train(
     state is saved).
     """
     begin = time.monotonic()
-    workdir = Path(workdir)
+    workdir = files.local("--workdir", workdir)
     config = ml_collections.ConfigDict(config)
     if init_from is not None:
         with config.unlocked():
             config.start = str(init_from)
-    with Interrupts() as interrupts, watched():
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        stack.enter_context(watched())
+        files.check("--workdir", workdir, directory=True)
         setup = set_up(config)
+        check_end(setup)
+        trace_own(setup)
         _check_together(setup, workdir)
         _check_same_run(config, workdir, setup)
         said, initial = record.before(workdir), None
@@ -100,7 +110,7 @@ def train(
         if setup.start is not None and not has_checkpoints(workdir):
             initial, said["start"] = start.initial(setup.method, setup.start)
         useful = train_flops(setup)
-        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(workdir))
         record.save(workdir, setup, **said)
         say(_headline(setup, workdir))
         state, timings = fit(
@@ -113,19 +123,21 @@ def train(
             interrupts=interrupts,
         )
         interrupts.check()
+        if not timings:  # nothing was left to do: what is known of the training is of before
+            timings = report.timings(workdir)
         model = of_state(setup, state, lambda: load_tokenizer(setup, workdir))
         results: dict[str, Any] = {}
         if setup.evaluate.at_end:
             clock = time.monotonic()
-            results["evaluate"] = evaluate(model, workdir, check=interrupts.check)
+            results["evaluate"] = scoring.evaluate(model, workdir, check=interrupts.check)
             timings["evaluate"] = time.monotonic() - clock
         if setup.likelihood.at_end:
             clock = time.monotonic()
-            results["likelihood"] = likelihood(model, workdir, check=interrupts.check)
+            results["likelihood"] = scoring.likelihood(model, workdir, check=interrupts.check)
             timings["likelihood"] = time.monotonic() - clock
         if setup.classify.at_end and setup.method.label_error is not None:
             clock = time.monotonic()
-            results["classify"] = classify(model, workdir, check=interrupts.check)
+            results["classify"] = scoring.classify(model, workdir, check=interrupts.check)
             timings["classify"] = time.monotonic() - clock
         interrupts.check()
         clock = time.monotonic()
@@ -135,7 +147,8 @@ def train(
         timings["report"] = time.monotonic() - clock
         timings["total"] = time.monotonic() - begin
         written = report.write(workdir, model, results, timings, grids, useful)
-        say(report.summary(written))
+        times = [f"{k} {v:.1f}" for k, v in timings.items() if k != "images_per_second"]
+        say(f"Seconds: {', '.join(times)}")
         say(f"Report: {workdir / 'report.html'}")
     return Trained(model, written)
 
@@ -148,9 +161,10 @@ def reconstruct_ema(
     images: at how many images seen the average ends (None: at the last snapshot). Raises UsageError
     for a length out of range or a run without snapshots.
     """
-    workdir = Path(workdir)
+    workdir = files.local("--workdir", workdir)
     averages.power_gamma(std)
     paths = sorted((workdir / "ema_snapshots").glob("*.safetensors"))
+    files.check("--workdir", workdir / "ema", directory=True)
     if not paths:
         raise invalid(
             "--workdir",
@@ -159,6 +173,9 @@ def reconstruct_ema(
             "Train with config.ema.power_std=(0.05, 0.1) and config.checkpoint.snapshot_every.",
         )
     loaded = [read(p) for p in paths]
+    for snapshot, (_, about) in zip(paths, loaded, strict=True):
+        if not {"images", "std"} <= set(about):
+            raise UsageError(f"{snapshot}: not a snapshot of an average. Move it elsewhere.")
     times = [int(m["images"]) for _, m in loaded]
     end = max(times) if images is None else images
     if not 0 < end <= max(times):
@@ -177,22 +194,91 @@ def reconstruct_ema(
     name = averages.power_name(std)
     path = workdir / "ema" / f"{name}.safetensors"
     write_atomic(path, dump(params, {"std": str(std), "images": str(end)}))
-    say(f"{name} at {end} images from {len(used)} snapshots -> {path}; use it with --ema {name}")
-    return {"out": str(path), "ema": name, "snapshots": len(used), "weights": weights.tolist()}
+    asked = average_name(name, end, _run_of(workdir))
+    say(f"{name} at {end} images from {len(used)} snapshots -> {path}; use it with --ema {asked}")
+    return {"out": str(path), "ema": asked, "snapshots": len(used), "weights": weights.tolist()}
 
 
-def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs.
+def _run_of(workdir: Path) -> tuple[int | None, Sequence[str]]:
+    """(images that a run has seen, names of the averages that it keeps), from its checkpoints."""
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    config = record.saved_config(workdir)
+    keywords = configs.check(averages.Averages, dict(config.get("ema", {})), "config.ema")
+    seen = (
+        max(steps) * int(config.data.get("batch_size", DataOptions.batch_size)) if steps else None
+    )
+    return seen, averages.Averages(**keywords).names
 
-    Codes that were not decoded go into arrays alone.
+
+def evaluate(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
+    """`scoring.evaluate`; a report that the run has is written again."""
+    return _reported(model, workdir, scoring.evaluate(model, workdir, **options))
+
+
+def classify(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
+    """`scoring.classify`; a report that the run has is written again."""
+    return _reported(model, workdir, scoring.classify(model, workdir, **options))
+
+
+def likelihood(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
+    """`scoring.likelihood`; a report that the run has is written again."""
+    return _reported(model, workdir, scoring.likelihood(model, workdir, **options))
+
+
+def _reported(model: Model, workdir: str | Path, result: dict[str, Any]) -> dict[str, Any]:
+    report.rewrite(Path(workdir), model)
+    return result
+
+
+def check_end(setup: Setup) -> None:
+    """Refuse, before training, what could only fail after it. Raises UsageError."""
+    method = setup.method
+    for section in ("evaluate", "classify", "likelihood"):
+        check_seed(f"config.{section}.seed", getattr(setup, section).seed)
+    if setup.likelihood.at_end and method.log_prob is None:
+        allowed = "False, as this method has no likelihood"
+        raise invalid("config.likelihood.at_end", True, allowed)
+    if setup.evaluate.at_end:
+        scoring.check_evaluation(
+            setup,
+            setup.evaluate.samples,
+            setup.evaluate.guidance or (None,),
+            seed=setup.evaluate.seed,
+        )
+
+
+class Output:
+    """Where samples go: a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), PNGs.
+
+    A folder's PNGs are written batch by batch, the others at the end. Raises UsageError, before
+    there are samples, for a name that is none of the three and where nothing can be written.
     """
-    path = Path(path)
-    if not hosts.first():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        pictures.save_png(path, pictures.picture(spec, samples.images, columns))
-    elif path.suffix == ".npz":
+
+    def __init__(self, path: str | Path, option: str = "--out") -> None:
+        """A dot alone makes no suffix: `samples_w2.5` is a folder."""
+        self.path = files.local(option, path)
+        suffix = self.path.suffix.lower()
+        self.folder = suffix not in (".png", ".npz")
+        if self.folder and suffix.lstrip(".") in _OTHERS:
+            raise invalid(option, str(path), "a name that ends in .png or .npz, or a folder")
+        if hosts.first():
+            files.check(option, self.path, directory=self.folder)
+
+    def add(self, first: int, images: np.ndarray, labels: Sequence[int]) -> None:
+        """Images of a batch [n, H, W, C], whose first is number `first`; labels of them all."""
+        if not self.folder or not hosts.first():
+            return
+        for i, image in enumerate(images, first):
+            picture = pictures.grid(image[None], 1, scale=1, gap=0)
+            pictures.save_png(self.path / f"{i:06d}_label{labels[i]}.png", picture)
+
+    def close(self, samples: Samples, columns: int, spec: Spec) -> None:
+        """Write what is written in one piece. Codes that were not decoded go into arrays alone."""
+        if self.folder or not hosts.first():
+            return
+        if self.path.suffix.lower() == ".png":
+            pictures.save_png(self.path, pictures.picture(spec, samples.images, columns))
+            return
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         if samples.images is not samples.codes:
             codes["images"] = samples.images
@@ -202,14 +288,21 @@ def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) 
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
-        np.savez(path, **about, **codes)
-    elif path.suffix == "":
-        for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
-            picture = pictures.grid(image[None], 1, scale=1, gap=0)
-            pictures.save_png(path / f"{i:06d}_label{label}.png", picture)
-    else:
-        raise invalid("--out", str(path), "a name that ends in .png or .npz, or a folder")
-    return path
+        files.write_arrays(self.path, {**about, **codes})
+
+
+_PICTURES = "jpg jpeg jfif gif webp bmp tif tiff avif heic jp2 ppm svg pdf ico mp4"
+_ARRAYS = "npy zip tar gz json csv txt html pt pth safetensors pkl h5 hdf5 parquet mat"
+_OTHERS = frozenset(f"{_PICTURES} {_ARRAYS}".split())
+"""Suffixes of files that somebody may have wanted and that are not written."""
+
+
+def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) -> Path:
+    """Write samples to an `Output`."""
+    output = Output(path)
+    output.add(0, samples.images, samples.labels.tolist())
+    output.close(samples, columns, spec)
+    return output.path
 
 
 def report_grids(model: Model, interrupts: Interrupts) -> dict[str, np.ndarray]:

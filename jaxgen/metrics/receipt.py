@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
-import math
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxgen
+from jaxgen.files import plain, write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
@@ -71,20 +69,4 @@ def receipt(
 
 def write(entries: Mapping[str, Any], path: str | Path) -> None:
     """Write a receipt as JSON; the file appears whole or not at all."""
-    file = Path(path)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, file)
-
-
-def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts only."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    write_json(path, entries)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxgen import files
 from jaxgen.errors import invalid
 from jaxgen.method import Spec
 from jaxgen.metrics.sets.quantise import quantise
@@ -73,6 +74,4 @@ def png(picture: np.ndarray) -> bytes:
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture as PNG, making the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(picture))
+    files.write(path, png(picture))

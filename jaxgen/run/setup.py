@@ -5,11 +5,12 @@ Everything that a config says is checked here, before a workdir is touched or an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +19,8 @@ import ml_collections
 
 from jaxgen import config as configs
 from jaxgen.data import Coding, Source, Target, normalise
-from jaxgen.errors import UsageError, invalid, unknown
-from jaxgen.mesh import Layout
+from jaxgen.errors import Failure, UsageError, check_seed, invalid, unknown
+from jaxgen.mesh import Layout, within
 from jaxgen.method import Method, Sampler, Spec, update_with
 from jaxgen.nn.flops import count
 from jaxgen.run.networks import Other, opened
@@ -159,7 +160,9 @@ class Setup:
     """A checked config and what it says, as objects.
 
     coding: how images became the examples, where these are codes. opened: the training half, where
-    it had to be opened to know the spec; `source` opens it when first asked for.
+    it had to be opened to know the spec; `source` opens it when first asked for. trusted: of a
+    config that came with a model, the modules besides jaxgen's own that it may name. own: the names
+    outside of jaxgen that it is built from.
     """
 
     config: ml_collections.ConfigDict
@@ -180,6 +183,8 @@ class Setup:
     networks: Mapping[str, Other]
     start: StartOptions | None
     opened: Source | None = None
+    trusted: tuple[str, ...] | None = None
+    own: tuple[str, ...] = ()
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -200,14 +205,16 @@ class Setup:
         """The training half. Raises UsageError where it is not there, or holds something else."""
         if self.opened is not None:
             return self.opened
-        return self._checked(open_source(self.data, self.data.train))
+        return self._open(self.data.train)
 
     @functools.cached_property
     def test_source(self) -> Source:
         """The test half; the last classes may be missing. Raises UsageError as `source` does."""
-        return self._checked(open_source(self.data, self.data.test), fewer=True)
+        return self._open(self.data.test, fewer=True)
 
-    def _checked(self, source: Source, fewer: bool = False) -> Source:
+    def _open(self, split: str, fewer: bool = False) -> Source:
+        with configs.foreign(self.trusted):
+            source = open_source(self.data, split)
         found, wanted, count = spec_of(source), self.spec, source.num_classes
         if fewer and count < wanted.num_classes:
             first = wanted.classes[:count]
@@ -229,15 +236,76 @@ def set_up(
     data: bool = True,
     spec: Spec | None = None,
     coding: Coding | None = None,
+    trusted: Sequence[str] | None = None,
+    joining: bool = True,
 ) -> Setup:
     """Build and check all that a config says. Raises UsageError naming the option at fault.
 
-    Joins the other processes of the run first, as `config.hosts` says.
+    Joins the other processes of the run first, as `config.hosts` says; with joining=False only
+    those that can be found, and what a launcher half says is passed over. trusted: of a config that
+    came with a model, the modules besides jaxgen's own that it may name; None: of the user's own.
 
     devices: in place of those of this run. data=False: where the config says what its source
     holds, that source is not opened before it is asked for. spec, coding: of a source that need not
     be opened either, since a trained model says what it holds (`run.record`).
     """
+    with configs.foreign(trusted), configs.collecting() as names, answering(names):
+        setup = _set_up(config, devices, data, spec, coding, joining)
+    return dataclasses.replace(
+        setup, trusted=None if trusted is None else tuple(trusted), own=tuple(sorted(names))
+    )
+
+
+@contextlib.contextmanager
+def answering(names: Collection[str]) -> Iterator[None]:
+    """Turns errors in the user's own code, or in how it is called, into one message.
+
+    names: what of the config is not jaxgen's.
+    """
+    try:
+        yield
+    except (UsageError, Failure):
+        raise
+    except Exception as error:
+        if not names or jax.errors.JaxRuntimeError in type(error).__mro__:
+            raise
+        raise UsageError(
+            f"config: {', '.join(sorted(names))} cannot be used as this method uses it: "
+            f"{configs.told(error)}. What each kind of part is called with, docs/extending.md says."
+        ) from error
+
+
+def trace_own(setup: Setup) -> None:
+    """Trace the update and the sampler of a config with parts that are not jaxgen's.
+
+    So that what they do wrong is said before the run. Raises UsageError.
+    """
+    if not setup.own:
+        return
+    method = setup.method
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    with answering(setup.own):
+        jax.eval_shape(
+            lambda s, b, f: update_with(method, s, normalise(b), jax.random.key(0), f),
+            state,
+            abstract_batch(setup),
+            method.frozen,
+        )
+        if method.sampler is not None:
+            sampler = make_sampler(setup, sample_options(setup, {}))
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+            labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+            jax.eval_shape(within(setup.layout, sampler.fn), state.params, keys, labels)
+
+
+def _set_up(
+    config: ml_collections.ConfigDict,
+    devices: Sequence[Any] | None,
+    data: bool,
+    spec: Spec | None,
+    coding: Coding | None,
+    joining: bool,
+) -> Setup:
     for key in config:
         if key not in TOP:
             raise unknown(f"config.{key}", key, TOP)
@@ -249,13 +317,14 @@ def set_up(
         section = config.get(key, {"half_life": (50_000,)} if key == "ema" else {})
         keywords = configs.check(cls, dict(section), f"config.{key}")
         options[key] = cls(**keywords)
+    check_seed("config.seed", config.get("seed", 0))
     reading, train = options["data"], options["train"]
     if train.images < 1:
         raise invalid("config.train.images", train.images, "images >= 1")
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
     if devices is None:
-        join(options["hosts"])
+        join(options["hosts"], lonely=not joining)
     sizes = configs.check(make_layout, dict(config.get("mesh", {})), "config.mesh", {"devices"})
     layout = make_layout(**sizes, devices=devices)
     check_batch(reading.batch_size, layout.mesh, train.accumulate)

@@ -12,10 +12,8 @@ an error that lists them, unless `skip` matches it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,9 +21,10 @@ import numpy as np
 
 from jaxgen.data import to_host
 from jaxgen.errors import invalid
+from jaxgen.files import local
 from jaxgen.method import Method, TrainState
 from jaxgen.training.log import say
-from jaxgen.training.weights import dump, read
+from jaxgen.training.weights import fingerprint, read
 
 PyTree = Any
 MOST = 8
@@ -66,9 +65,10 @@ def source_of(options: StartOptions, groups: Collection[str]) -> tuple[PyTree, s
     are what its sampler has: merged.
     """
     if options.file is not None:
-        if not Path(options.file).is_file():
+        file = local("config.start.file", options.file)
+        if not file.is_file():
             raise invalid("config.start.file", options.file, "an existing .safetensors file")
-        return read(Path(options.file))[0], options.file
+        return read(file)[0], options.file
     from jaxgen.run.model import load
 
     assert options.workdir is not None
@@ -120,7 +120,7 @@ def initial(
         follow = None if method.training is None else method.training.started
         return state if follow is None else follow(state)
 
-    digest = hashlib.sha256(dump(source, {})).hexdigest()
+    digest = fingerprint(source)
     return started, {"from": place, "digest": digest}
 
 

@@ -74,18 +74,21 @@ class _Place:
     devices: list[int] | None = None
 
 
-def join(options: HostOptions) -> None:
+def join(options: HostOptions, *, lonely: bool = False) -> None:
     """Join the other processes; must come before JAX's first use of a device.
 
-    A second call does nothing. Raises UsageError where there should be several processes but each
-    would be alone, Lost where some did not come in time.
+    lonely: whether this process may go on alone where a launcher speaks of several but nothing says
+    how they find each other (a shell inside an allocation): what only reads a run may. A second
+    call does nothing. Raises UsageError where there should be several processes but each would be
+    alone, Lost where some did not come in time.
     """
     if current() is not None:
         return
     if not jax.distributed.is_initialized():
         place, declared = _place(options), _declared(options)
         if place is None or place.count == 1:
-            _refuse_lonely(*declared)
+            if not lonely:
+                _refuse_lonely(*declared)
             return
         if declared[1] > 1 and declared[1] != place.count:
             raise invalid(declared[0], declared[1], f"{place.count}, as many as are to join")

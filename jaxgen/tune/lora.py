@@ -16,6 +16,7 @@ import flax.traverse_util as trees
 import jax
 import jax.numpy as jnp
 
+from jaxgen import files
 from jaxgen.errors import invalid
 from jaxgen.method import Batch, Method, on_params, only_learner, retrained, training_of
 from jaxgen.nn.placement import STACKED
@@ -89,7 +90,7 @@ def merge(params: PyTree, scale: float) -> PyTree:
 
 def save(path: str | Path, adapter: PyTree, *, rank: int, alpha: float) -> None:
     """`params["lora"]` as safetensors, with rank and alpha, without which it means nothing."""
-    Path(path).write_bytes(dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
+    files.write(path, dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
 
 
 def load(path: str | Path) -> tuple[PyTree, float]:

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ import optax
 import safetensors
 import safetensors.numpy
 
+from jaxgen import files
 from jaxgen.data import normalise
 from jaxgen.errors import invalid
 from jaxgen.method import minimise
@@ -258,12 +258,17 @@ def _train(
 
 
 def read(file: str | Path) -> tuple[Any, str | None]:
-    """(params, digest) of a file that `cached` wrote. Raises what safetensors does."""
+    """(params, digest) of a file that `cached` wrote.
+
+    Raises what safetensors does, and SafetensorError where the arrays are not those written.
+    """
     with safetensors.safe_open(file, framework="numpy") as stored:
         names = stored.keys()
         flat = {name: stored.get_tensor(name) for name in names}
-        digest = (stored.metadata() or {}).get("digest")
-    return flax.traverse_util.unflatten_dict(flat, sep="."), digest
+        about = stored.metadata() or {}
+    if about.get("sha256") not in (None, files.digest(flat)):
+        raise safetensors.SafetensorError("its arrays are not those that were written")
+    return flax.traverse_util.unflatten_dict(flat, sep="."), about.get("digest")
 
 
 def opened(
@@ -293,7 +298,7 @@ def opened(
 
 
 def cached(
-    path: str | Path,
+    path: str | Path | None,
     images: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
@@ -302,9 +307,13 @@ def cached(
     """The classifier that `train_classifier` makes of the same arguments, kept in a safetensors
     file at `path`.
 
+    path: None to keep it nowhere.
+
     A file whose digest (of the data, the options and the recipe) is the same is reused; any other,
     or one that cannot be read, is trained anew and replaced. The file appears whole or not at all.
     """
+    if path is None:
+        return train_classifier(images, labels, num_classes, training)
     file = Path(path)
     digest = _digest(images, labels, num_classes, training.resolve(images.shape))
     if file.is_file():
@@ -315,9 +324,7 @@ def cached(
         except (safetensors.SafetensorError, OSError) as error:
             warnings.warn(f"{file} cannot be read ({error}): training it anew", stacklevel=2)
     classifier = train_classifier(images, labels, num_classes, training)
-    file.parent.mkdir(parents=True, exist_ok=True)
     flat = flax.traverse_util.flatten_dict(classifier.params, sep=".")
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    safetensors.numpy.save_file(flat, partial, metadata={"digest": digest, "recipe": _RECIPE})
-    os.replace(partial, file)
+    about = {"digest": digest, "recipe": _RECIPE, "sha256": files.digest(flat)}
+    files.write(file, safetensors.numpy.save(flat, about))
     return classifier

@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxgen import files
 from jaxgen.errors import UsageError, invalid
 
 # Of the names and shapes of converted parameters: a file of another layout is not read.
@@ -219,13 +220,10 @@ def _keep(file: Path, name: str, params: PyTree, digest: str) -> None:
     flat = flax.traverse_util.flatten_dict(params, sep=".")
     flat = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     about = {"jaxgen.extractor": _label(name), "digest": digest, "parameters": _parameters(flat)}
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(flat, partial, metadata=about)
-        os.replace(partial, file)
-    except (OSError, safetensors.SafetensorError) as error:
-        warnings.warn(f"{file} cannot be written ({error}): converted each time", stacklevel=2)
+        files.write(file, safetensors.numpy.save(flat, about))
+    except files.Unwritable as error:
+        warnings.warn(f"{error} Converted each time.", stacklevel=2)
 
 
 def _label(name: str) -> str:

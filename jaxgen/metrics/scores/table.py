@@ -296,14 +296,23 @@ SCORES: dict[str, Score] = {
 }
 
 
+def check_names(names: Iterable[str] | None) -> list[str] | None:
+    """Names of scores as a list, "all" by itself among them. Raises UsageError for any other."""
+    names = None if names is None else list(names)
+    for name in names or ():
+        if name not in SCORES and names != ["all"]:
+            raise unknown("--scores", name, [*SCORES, "all"])
+    if names == []:
+        raise invalid("--scores", "nothing", f"names with commas between: {', '.join(SCORES)}, all")
+    return names
+
+
 def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
     """Names of scores, checked. None: the core ones; "all": every one that the sets allow."""
-    names = None if names is None else list(names)
+    names = check_names(names)
     if names is None or names == ["all"]:
         return [k for k, s in SCORES.items() if pair.has(s.needs) and (s.core or names is not None)]
     for name in names:
-        if name not in SCORES:
-            raise unknown("--scores", name, [*SCORES, "all"])
         # Features that are not there have a message of their own.
         missing = sorted(n for n in SCORES[name].needs - {"features"} if not pair.has({n}))
         if missing:
@@ -331,25 +340,35 @@ def compute(
     *,
     floor: Callable[[Score], Floor | None] = lambda score: None,
     intervals: int = 0,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores by name: {"value", "better", settings..., "floor", "floor_of", "interval", ...}.
 
-    floor: of each score; None where it has none. intervals: how many random halves of both sides
-    (drawn without replacement, so that no image is its own neighbour) the interval is from. The
-    deviation of a statistic over such halves is its standard error over whole sets, to first order
-    (the delete-half jackknife: Shao & Wu 1989); 1.96 of them to either side of the value.
+    left_out: where scores that cannot be had (too few images) are said, with the reason; None: they
+    are an error. floor: of each score; None where it has none.
+
+    intervals: how many random halves of both sides (drawn without replacement, so that no image is
+    its own neighbour) the interval is from. The deviation of a statistic over such halves is its
+    standard error over whole sets, to first order (the delete-half jackknife: Shao & Wu 1989); 1.96
+    of them to either side of the value.
     """
     names = chosen(names, pair)
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         score = SCORES[name]
-        results[name] = {**score.settings, "better": score.better, **score.value(pair)}
+        try:
+            results[name] = {**score.settings, "better": score.better, **score.value(pair)}
+        except UsageError as error:
+            if left_out is None:
+                raise
+            left_out[name] = str(error)
+            continue
         least = floor(score)
         results[name]["floor"] = None if least is None else _value(score, least.pair)
         results[name]["floor_of"] = None if least is None else least.of
     if intervals:
-        spread = _spread(pair, names, intervals)
-        for name in names:
+        spread = _spread(pair, list(results), intervals)
+        for name in results:
             results[name] |= _interval(results[name]["value"], spread[name], SCORES[name].limits)
             results[name]["interval_draws"] = intervals
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import invalid
+from jaxgen.metrics.cautions import cautions
 from jaxgen.metrics.extractors.classifier import train_classifier
 from jaxgen.metrics.receipt import plain, versions
-from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, compute
+from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, check_names, compute
 from jaxgen.metrics.sets.reading import Set
 from jaxgen.metrics.sets.side import DRAWS, Extractor, draws, side, source, title
 
@@ -84,7 +86,13 @@ def evaluate_sets(
         intervals = draws(pair)
         if not intervals:
             say(f"no intervals for so many images unless asked: --intervals {DRAWS}")
-    results = compute(pair, scores, floor=floor, intervals=intervals)
+    left_out: dict[str, str] = {}
+    named = check_names(scores) not in (None, ["all"])
+    results = compute(
+        pair, scores, floor=floor, intervals=intervals, left_out=None if named else left_out
+    )
+    for name, why in left_out.items():
+        say(f"left out: {title(name, extractor, samples.size)}: {why}")
     common: dict[str, Any] = {
         **source(extractor),
         "samples": samples.size,
@@ -94,6 +102,10 @@ def evaluate_sets(
     return plain(
         {
             "scores": {title(k, extractor, samples.size): v | common for k, v in results.items()},
+            "cautions": cautions(
+                {title(k, extractor, samples.size): v for k, v in results.items()}
+            ),
+            "left_out": {title(k, extractor, samples.size): v for k, v in left_out.items()},
             "samples": samples.describe(),
             "reference": reference.describe(),
             "train": None if train is None else train.describe(),
@@ -129,7 +141,9 @@ def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
             "a reference with labels of two classes or more (sub-folders, or labels in a .npz)",
         )
     say(f"training a classifier on {len(labels)} images of {reference.name}")
-    return train_classifier(reference.images, labels, int(labels.max()) + 1)
+    results = train_classifier(reference.images, labels, int(labels.max()) + 1)
+    # Not the one that a workdir's scores are by: another set of images, so other features.
+    return dataclasses.replace(results, name="reference_classifier")
 
 
 def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:

@@ -61,7 +61,6 @@ def compare(
     samples, neighbours, notes = _shown(receipts)
     curves = {e.run: read_jsonl(e.workdir / "metrics.jsonl") for e in receipts if e.workdir}
     page = render(receipts, unlike, curves, samples, neighbours, notes)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     for note in notes:
         say(note)

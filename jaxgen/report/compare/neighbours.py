@@ -118,8 +118,9 @@ def halves(workdir: Path) -> tuple[Source, Source]:
         raise invalid("config.data", "nothing", "a section")
     data = DataOptions(**configs.check(DataOptions, dict(config.data), "config.data"))
     try:
-        train = open_source(data, data.train)
-        test = open_source(data, data.test)
+        with configs.foreign(configs.trusted()):  # a workdir may be somebody else's
+            train = open_source(data, data.train)
+            test = open_source(data, data.test)
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir}: its data cannot be opened: {error}") from error
     recorded = None if train.coding is None else train.coding.tokenizer

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import UsageError, invalid
+from jaxgen.scoring.common import most, samples_of
 
 NOT_FINITE = ("nan", "inf", "-inf")
 WANTED = "a receipt as `jaxgen evaluate` writes it"
@@ -50,7 +51,8 @@ class Entry:
 def entries(runs: Sequence[str | Path]) -> list[Entry]:
     """The receipts of all runs, in their order, each with a label of its own.
 
-    A run is a workdir (all of its `receipts/*.json` that hold scores) or one receipt's file.
+    A run is a workdir (its `receipts/*.json` that hold scores, of the largest number of samples) or
+    one receipt's file.
     Raises UsageError for a run without receipts, one that cannot be read, and one given twice.
     """
     files = [(str(run), path) for run in runs for path in _files(Path(run))]
@@ -59,6 +61,13 @@ def entries(runs: Sequence[str | Path]) -> list[Entry]:
             raise invalid("RUN", str(path), "every receipt once", f"It was given {count} times.")
     receipts = [(run, path, read(path)) for run, path in files]
     receipts = [(run, path, held) for run, path, held in receipts if "scores" in held]
+    # Of a workdir's, quick looks at fewer samples are left to be named.
+    largest = {run: most(h for r, _, h in receipts if r == run) for run in map(str, runs)}
+    receipts = [
+        each
+        for each in receipts
+        if each[1] == Path(each[0]) or samples_of(each[2]) == largest[each[0]]
+    ]
     for run in runs:
         if str(run) not in [r for r, _, _ in receipts]:
             raise invalid("RUN", str(run), "a workdir whose receipts hold scores, or a receipt",
