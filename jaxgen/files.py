@@ -64,7 +64,8 @@ def whole(place: Place) -> Iterator[IO[bytes]]:
     Written beside it under another name, flushed to the disk and renamed; a link is followed.
     Raises `Unwritable`.
     """
-    path = _target(place)
+    with writing(place):
+        path = _target(place)
     folder(path.parent)
     partial = path.parent / f".{uuid.uuid4().hex}.partial"
     try:
