@@ -133,8 +133,8 @@ def test_what_was_made_before_a_stop_is_kept(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(Interrupts, "reached", lambda self: next(counted))
     outs = [tmp_path / "a.npz", tmp_path / "a.png", tmp_path / "many"]
     words = [word for out in outs for word in ("--out", str(out))]
-    code, out, err = run_here("sample", "--workdir", str(workdir), "--labels", "0-9:3", "--batch_size",
-                              "8", *words)  # fmt: skip
+    words = ["--labels", "0-9:3", "--batch_size", "8", *words]
+    code, out, err = run_here("sample", "--workdir", str(workdir), *words)
     assert code == 130 and "stopped after 16 of 30 images" in err and str(outs[2]) in err
     with np.load(outs[0]) as file:
         assert len(file["images"]) == len(file["labels"]) == 16
