@@ -15,6 +15,7 @@ from PIL import Image
 from jaxgen.data.folder import centre_crop
 from jaxgen.data.source import Source, check_labels, to_channels
 from jaxgen.errors import invalid, unknown
+from jaxgen.paths import local
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,6 +61,7 @@ def tfds(
     """
     import tensorflow_datasets
 
+    data_dir = None if data_dir is None else str(local("source.data_dir", data_dir))
     how = (
         f"Prepare it once: tfds.builder({dataset!r}, data_dir=..., "
         'file_format="array_record").download_and_prepare()'
