@@ -72,7 +72,9 @@ def clipped(images: np.ndarray, clip: np.ndarray, *, option: str) -> np.ndarray:
 def named(names: np.ndarray, *, option: str) -> tuple[str, ...]:
     """The class names that a file has, label 0 first; UsageError for what are no names."""
     if names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names):
-        raise invalid(option, f"class_names {names.dtype} {names.shape}", "texts [C], all different")
+        raise invalid(
+            option, f"class_names {names.dtype} {names.shape}", "texts [C], all different"
+        )
     return tuple(names.tolist())
 
 

@@ -172,9 +172,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def decode(
-    file: str | Path, size: int, channels: int, background: Any = BACKGROUND
-) -> np.ndarray:
+def decode(file: str | Path, size: int, channels: int, background: Any = BACKGROUND) -> np.ndarray:
     """One image file as uint8 [size, size, channels], by `centre_crop`. Raises UndecodableError."""
     image = centre_crop(with_channels(opened(file), channels, background), size)
     if channels in (2, 4):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from jaxgen.errors import invalid
 
@@ -58,11 +58,12 @@ def opened(file: str | Path) -> Image.Image:
     Pillow's limit against decompression bombs, of several frames, and for values whose range no
     standard says (floats, 32-bit integers, CIELAB).
     """
-    path = Path(file)
     try:
-        if path.stat().st_size == 0:
+        data = Path(file).read_bytes()
+        if not data:
             raise UndecodableError("an empty file")
-        with Image.open(path, formats=formats()) as image:
+        # Not by name: Pillow maps raw files into memory, and turned TIFFs come out scrambled.
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in _FIRST_IS_THE_PICTURE:
                 raise UndecodableError(f"{frames} frames, where one picture is wanted")
@@ -71,6 +72,8 @@ def opened(file: str | Path) -> Image.Image:
             return _upright(_eight_bits(image, rawmode), image)
     except UndecodableError:
         raise
+    except UnidentifiedImageError as error:
+        raise UndecodableError("no image of a format that is decoded") from error
     # Damaged files make Pillow's plugins raise whatever they stumble over.
     except Exception as error:
         raise UndecodableError(str(error) or type(error).__name__) from error
@@ -78,7 +81,8 @@ def opened(file: str | Path) -> Image.Image:
 
 def _rawmode(image: Image.Image) -> str:
     """How samples lie in the file, as Pillow names it ("L;2", "RGB;16B"); "" where it is unsaid."""
-    args: Any = image.tile[0][3] if getattr(image, "tile", None) else ""
+    tiles: Any = getattr(image, "tile", None)
+    args: Any = tiles[0][3] if tiles else ""
     args = args[0] if isinstance(args, tuple) and args else args
     return args if isinstance(args, str) else ""
 
@@ -106,9 +110,8 @@ def _eight_bits(image: Image.Image, rawmode: str) -> Image.Image:
         grey = np.asarray(image.convert("L"))
         if key is None:
             return Image.fromarray(grey)
-        # Pillow spreads 1, 2 and 4 bits over 0..255; the transparent value is as in the file.
-        bits = {"1": 1, "L;1": 1, "L;2": 2, "L;4": 4}.get(rawmode, 8)
-        scaled = key * (255 // (2**bits - 1)) if image.format == "PNG" else key
+        # Pillow spreads 2 and 4 bits over 0..255; the transparent value is as in the file.
+        scaled = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1) if image.format == "PNG" else key
         return _keyed(grey, grey, scaled, 255)
     if mode == "RGB" and key is not None:
         if ";16" in rawmode:
@@ -120,12 +123,17 @@ def _eight_bits(image: Image.Image, rawmode: str) -> Image.Image:
         return _plain(image.convert("RGBA" if clear else "RGB"))
     if mode in ("LA", "RGB", "RGBA"):
         return _plain(image)
-    straight = {"La": "LA", "RGBa": "RGBA", **dict.fromkeys(("CMYK", "HSV", "RGBX", "YCbCr"), "RGB")}
+    straight = {
+        "La": "LA",
+        "RGBa": "RGBA",
+        **dict.fromkeys(("CMYK", "HSV", "RGBX", "YCbCr"), "RGB"),
+    }
     if mode in straight:
         return _plain(image.convert(straight[mode]))
     raise UndecodableError(f"{_NAMES.get(mode, f'mode {mode}')}: save it with 8 bits a channel")
 
 
+_AS = {"La": "LA", "RGBa": "RGBA", **dict.fromkeys(("CMYK", "HSV", "RGBX", "YCbCr"), "RGB")}
 _NAMES = {"F": "floats, whose range nobody says", "LAB": "CIELAB colours"}
 
 
@@ -159,7 +167,7 @@ def _keyed(pixels: np.ndarray, values: np.ndarray, key: Any, top: int) -> Image.
     clear = same if values.ndim == 2 else same.all(-1)
     parts = pixels[..., None] if pixels.ndim == 2 else pixels
     alpha = np.where(clear, 0, 255).astype(np.uint8)[..., None]
-    return _image(np.concatenate([parts, alpha], -1))
+    return of_pixels(np.concatenate([parts, alpha], -1))
 
 
 def with_channels(image: Image.Image, channels: int, background: Any = BACKGROUND) -> Image.Image:
@@ -183,7 +191,7 @@ def with_channels(image: Image.Image, channels: int, background: Any = BACKGROUN
         hidden = np.where(alpha == 0, behind, shown)
         colours = Image.fromarray(hidden.astype(np.uint8)).convert(MODES[channels - 1])
         merged = np.asarray(colours).reshape(*alpha.shape[:2], channels - 1)
-        return _image(np.concatenate([merged, alpha.astype(np.uint8)], -1))
+        return of_pixels(np.concatenate([merged, alpha.astype(np.uint8)], -1))
     # Not straight to LA, since grey of RGB is the same thing only in Pillow's "L".
     plain = image.convert("L" if channels < 3 else "RGB")
     return plain.convert(MODES[channels])
@@ -202,7 +210,7 @@ def colour(name: Any, option: str = "source.background") -> tuple[int, int, int]
     return found
 
 
-def _image(pixels: np.ndarray) -> Image.Image:
+def of_pixels(pixels: np.ndarray) -> Image.Image:
     """Pixels uint8 [H, W, 1 to 4] as an image."""
     flat = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     return Image.fromarray(np.ascontiguousarray(flat))
@@ -221,7 +229,7 @@ def png(pixels: np.ndarray, text: dict[str, str] | None = None) -> bytes:
     for keyword, said in (text or {}).items():
         info.add_itxt(keyword, said)
     buffer = io.BytesIO()
-    _image(pixels).save(buffer, format="PNG", optimize=True, pnginfo=info)
+    of_pixels(pixels).save(buffer, format="PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()
 
 

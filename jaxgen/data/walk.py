@@ -115,7 +115,7 @@ def listing(
 
     Classes are the sub-folders, at whatever depth the images lie below them, or what `dataset.json`
     says. Where there are classes, images beside them are left out and counted. split: which split;
-    None where none is asked for: then a folder of splits is refused. splits: whether the sub-folders
+    None where none is asked for: then a folder of splits is refused. splits: whether sub-folders
     are splits, each with sub-folders that are classes; None: as their names and contents say.
     Raises UsageError for a folder that may be read either way, a split that is not there, and a
     `dataset.json` that does not fit.
@@ -142,7 +142,8 @@ def listing(
     if not inside:
         labels = classes = None
         return Listing(tree.root, tree.files, labels, classes, tree.left_out)
-    classes = natural(tree.folders)
+    with_images = {file.split("/", 1)[0] for file in inside}
+    classes = natural(tree.folders if split is not None else list(with_images))
     place = {name: label for label, name in enumerate(classes)}
     left = dict(tree.left_out)
     if len(inside) < len(tree.files):
