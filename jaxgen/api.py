@@ -17,6 +17,7 @@ from jaxgen import config as configs
 from jaxgen.data import normalise
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import Spec, TrainState
+from jaxgen.paths import local
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
 from jaxgen.run import networks, record, start
@@ -54,7 +55,7 @@ FREE = (
         "networks",  # elsewhere; what they are is checked by digest
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
-    *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
+    *("data.source.path", "data.source.data_dir", "data.source.verify"),  # the same data, elsewhere
     *("data.source.of.path", "data.source.of.data_dir"),
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )
@@ -84,21 +85,24 @@ def train(
     state is saved).
     """
     begin = time.monotonic()
-    workdir = Path(workdir)
+    workdir = local("--workdir", workdir)
     config = ml_collections.ConfigDict(config)
     if init_from is not None:
         with config.unlocked():
             config.start = str(init_from)
     with Interrupts() as interrupts, watched():
-        setup = set_up(config)
+        setup = set_up(config, classes=record.class_order(workdir))
+        setup = dataclasses.replace(setup, held=record.before(workdir).get("holdout"))
         _check_together(setup, workdir)
         _check_same_run(config, workdir, setup)
+        _check_test_half(setup, workdir)
         said, initial = record.before(workdir), None
         said = {k: said[k] for k in ("start",) if k in said} | {
-            "networks": networks.digests(setup.networks, said.get("networks", {}))
+            "networks": networks.digests(setup.networks, said.get("networks", {})),
+            **({} if setup.holdout is None else {"holdout": setup.holdout}),
         }
         if setup.start is not None and not has_checkpoints(workdir):
-            initial, said["start"] = start.initial(setup.method, setup.start)
+            initial, said["start"] = start.initial(setup.method, setup.start, setup.spec.classes)
         useful = train_flops(setup)
         workdir.mkdir(parents=True, exist_ok=True)
         record.save(workdir, setup, **said)
@@ -287,6 +291,18 @@ def _check_together(setup: Setup, workdir: Path) -> None:
     examples = None if setup.spec.target is not None else len(setup.source)
     hosts.agree({"config": own, "training examples": examples}, seconds)
     hosts.check_shared(workdir, seconds)
+
+
+def _check_test_half(setup: Setup, workdir: Path) -> None:
+    """Open the test half where the end of training, or a picture on the way, will look at it."""
+    measured = setup.likelihood.at_end or (
+        setup.classify.at_end and setup.method.label_error is not None
+    )
+    # Codes are scored as images, by the halves of their tokenizer.
+    decoded = setup.coding is not None and record.tokenizer_of(setup, workdir) is not None
+    scored = (setup.evaluate.at_end and not decoded) or setup.method.sampler is None
+    if setup.spec.target is None and (measured or scored):
+        _ = setup.test_source
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:

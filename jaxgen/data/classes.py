@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,9 @@ def mismatch(option: str, given: Sequence[str], wanted: Sequence[str], whose: st
         for where, one, other in (("Only here", given, wanted), ("Only there", wanted, given))
         if set(one) - set(other)
     ]
+    odd = next((name for name in given if name not in set(wanted)), None)
+    close = [] if odd is None else difflib.get_close_matches(odd, wanted, n=1, cutoff=0.5)
+    apart += [f"Did you mean {close[0]!r} by {odd!r}?"] if close else []
     fix = " ".join(apart) or "They are the same in another order."
     return invalid(option, f"classes {listed(given)}", f"{whose}: {listed(wanted)}", fix)
 

@@ -23,9 +23,10 @@ from jaxgen.data import normalise, to_global, to_host
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
+from jaxgen.paths import local
 from jaxgen.run import record
 from jaxgen.run.others import branch, sections
-from jaxgen.run.setup import Setup, make_sampler, sample_options, set_up
+from jaxgen.run.setup import Setup, make_sampler, sample_options, set_up, text_order
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
 from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
@@ -315,7 +316,7 @@ def load(workdir: str | Path, *, tokenizer: str | Path | None = None) -> Model:
     Raises UsageError where there is no run or no checkpoint that can be read, and where neither a
     record nor the data themselves (of a run of before there were records) say what they hold.
     """
-    workdir = Path(workdir)
+    workdir = local("--workdir", workdir)
     setup = _setup(workdir, record.recorded(workdir))
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
@@ -337,7 +338,9 @@ def _setup(workdir: Path, said: Mapping[str, Any]) -> Setup:
     config = {k: v for k, v in record.saved_config(workdir).items() if k != "hosts"}
     spec, coding = record.spec_of_record(said), record.coding_of_record(said)
     try:
-        return set_up(ml_collections.ConfigDict(config), spec=spec, coding=coding)
+        order = text_order if spec is None else None
+        setup = set_up(ml_collections.ConfigDict(config), spec=spec, coding=coding, classes=order)
+        return dataclasses.replace(setup, held=said.get("holdout"))
     except UsageError as error:
         if said or not str(error).startswith(("source", "config.data")):
             raise

@@ -45,7 +45,8 @@ def chosen(model: Model, split: str, images: str | Path | None, limit: int, seed
     """
     if images is None:
         source, order = part(model.setup, split, limit, seed)
-        return Chosen(source, order, split, True, {"split": split})
+        halves = {} if model.setup.holdout is None else {"holdout": model.setup.holdout}
+        return Chosen(source, order, split, True, {"split": split, **halves})
     spec, section = model.setup.spec, model.setup.data.source
     seen = (spec if model.tokenizer is None else model.tokenizer.setup.spec).shape
     channels = seen[2] if len(seen) == 3 and seen[2] in MODES else None
