@@ -185,17 +185,35 @@ def reconstruct_ema(
     return {"out": str(path), "ema": name, "snapshots": len(used), "weights": weights.tolist()}
 
 
-def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), or PNGs.
+def check_out(path: str | Path, *, replace: bool = False) -> Path:
+    """Where samples can be written to, before they are made; see `write_samples`."""
+    path = local("--out", path)
+    if path.suffix not in (".png", ".npz", ""):
+        raise invalid("--out", str(path), "a name that ends in .png or .npz, or a folder")
+    if path.suffix == "":
+        if path.exists() and not path.is_dir():
+            raise invalid("--out", str(path), "a folder, a name that ends in .png or .npz")
+        pictures.check_folder(path, replace)
+    return path
 
-    Codes that were not decoded go into arrays alone.
+
+def write_samples(
+    path: str | Path, samples: Samples, columns: int, spec: Spec, *, replace: bool = False
+) -> Path:
+    """Write a grid (`.png`), arrays (`.npz`), or a folder of PNGs with a `dataset.json`.
+
+    Arrays are images, labels, class_names, seed, clip and codes. Codes that were not decoded go
+    into arrays alone. All is read back by `evaluate`, and folders and arrays by training, too.
+    replace: whether samples that are in the folder already make place; else a folder with anything
+    in it is a UsageError.
     """
-    path = Path(path)
+    path = check_out(path, replace=replace)
     if not hosts.first():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        pictures.save_png(path, pictures.picture(spec, samples.images, columns))
+        text = pictures.caption(spec.class_names, samples.labels, columns)
+        pictures.save_png(path, pictures.picture(spec, samples.images, columns), text)
     elif path.suffix == ".npz":
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         if samples.images is not samples.codes:
@@ -203,16 +221,13 @@ def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) 
         # Values a little beyond are what samplers give; who shows or scores images clips them.
         about: dict[str, Any] = {
             "labels": samples.labels,
+            "class_names": np.array(spec.class_names, np.str_),
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
         np.savez(path, **about, **codes)
-    elif path.suffix == "":
-        for i, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
-            picture = pictures.grid(image[None], 1, scale=1, gap=0)
-            pictures.save_png(path / f"{i:06d}_label{label}.png", picture)
     else:
-        raise invalid("--out", str(path), "a name that ends in .png or .npz, or a folder")
+        pictures.folder(path, samples.images, samples.labels, spec.class_names, replace)
     return path
 
 
@@ -373,6 +388,7 @@ __all__ = [
     "Model",
     "Samples",
     "Trained",
+    "check_out",
     "classify",
     "compare",
     "encode",

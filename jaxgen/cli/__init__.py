@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         prefix = "--config." if hasattr(args, "config") else "--sample."
         taken = hasattr(args, "config") or hasattr(args, "guidance")
+        _check_paths(args)
         args.overrides = _overrides(rest, prefix if taken else None)
         with watched():
             result: dict[str, Any] = args.run(args)
@@ -72,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.json and hosts.first():
         print(json.dumps(result, sort_keys=True))
     return 0
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Refuse addresses of other machines before any work; see `jaxgen.paths`."""
+    from jaxgen.paths import local
+
+    for option, given in vars(args).items():
+        for value in given if isinstance(given, list) else [given]:
+            # module:function and count:label are no addresses.
+            if isinstance(value, str) and "://" in value:
+                local(f"--{option}", value)
 
 
 def _overrides(rest: Sequence[str], prefix: str | None) -> list[str]:

@@ -41,13 +41,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         action="append",
         default=None,
-        help="x.png: grid; x.npz: arrays; else a folder of PNGs",
+        help="x.png: grid; x.npz: arrays; else a new or an empty folder for PNGs",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="samples in the folder --out make place"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample and write; returns what was made and how fast."""
-    from jaxgen.api import load, write_samples
+    from jaxgen.api import check_out, load, write_samples
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
     from jaxgen.training.log import say
@@ -55,6 +58,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     outs = args.out or (["samples.npz"] if args.codes else ["samples.png"])
     if args.codes and not all(out.endswith(".npz") for out in outs):
         raise invalid("--codes", ", ".join(outs), "--out x.npz: pictures are what is decoded")
+    for out in outs:
+        check_out(out, replace=args.replace)
     model = load(args.workdir, tokenizer=args.tokenizer)
     labels, columns = parse_labels(args.labels, args.per_label, model.setup.spec.class_names)
     changes = sampler_options(args)
@@ -75,7 +80,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         decode=not args.codes,
         **changes,
     )
-    paths = [str(write_samples(p, samples, columns, model.setup.spec)) for p in outs]
+    paths = [
+        str(write_samples(p, samples, columns, model.setup.spec, replace=args.replace))
+        for p in outs
+    ]
     say(
         f"{len(labels)} images, {samples.steps} steps, {samples.calls:g} network calls an image, "
         f"{samples.images_per_second:.1f} images/s -> {', '.join(paths)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,14 @@ def opened(file: str | Path) -> Image.Image:
     standard says (floats, 32-bit integers, CIELAB).
     """
     try:
-        data = Path(file).read_bytes()
+        return decoded(Path(file).read_bytes())
+    except OSError as error:
+        raise UndecodableError(str(error)) from error
+
+
+def decoded(data: bytes) -> Image.Image:
+    """As `opened`, of a file's bytes."""
+    try:
         if not data:
             raise UndecodableError("an empty file")
         # Not by name: Pillow maps raw files into memory, and turned TIFFs come out scrambled.
@@ -216,7 +224,7 @@ def of_pixels(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(flat))
 
 
-def png(pixels: np.ndarray, text: dict[str, str] | None = None) -> bytes:
+def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     """Pixels uint8 [H, W, C], C from 1 to 4 as in `MODES`, as a PNG file's bytes.
 
     text: what the file says of itself, by keyword. `opened` gives the same pixels back.

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import io
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from jaxgen.data.pixels import MODES, png
+from jaxgen.data.walk import DATASET
 from jaxgen.errors import invalid
 from jaxgen.method import Spec
 from jaxgen.metrics.sets.quantise import quantise
+
+_OURS = re.compile(r"\d{6,}_label\d+\.png|" + re.escape(DATASET))
 
 
 def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
     """A picture [H', W', 3] uint8 of images [N, H, W, C] in [-1, 1], row by row.
 
+    [H', W', 4] of images with alpha: of 2 channels (grey, alpha) or 4 (RGB, alpha).
     scale: whole-number magnification (None: so that an image is at least 32 pixels wide).
     """
     pixels = quantise(np.asarray(images, np.float32))
     count, height, width, channels = pixels.shape
-    if channels != 3:
+    if channels == 2:
+        pixels = pixels[..., [0, 0, 0, 1]]
+    elif channels not in (3, 4):
         # One channel is grey; latents and the like show their first.
         pixels = np.repeat(pixels[..., :1], 3, axis=-1)
     scale = scale or max(1, -(-32 // width))
     rows = -(-count // columns)
     cell_h, cell_w = height * scale, width * scale
     canvas = np.full(
-        (rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap, 3), 255, np.uint8
+        (rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap, pixels.shape[-1]),
+        255,
+        np.uint8,
     )
     for i, image in enumerate(pixels):
         top, left = gap + (i // columns) * (cell_h + gap), gap + (i % columns) * (cell_w + gap)
@@ -37,7 +47,7 @@ def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
 
 
 def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.ndarray:
-    """The images [N, height, width, 3] uint8 of a picture that `grid` made at its own scale.
+    """The images [N, height, width, 3 or 4] uint8 of a picture that `grid` made at its own scale.
 
     White cells at the end are places that were left empty. Raises UsageError for a picture that is
     no grid of images of this size.
@@ -64,15 +74,64 @@ def picture(spec: Spec, samples: np.ndarray, columns: int) -> np.ndarray:
     return grid(samples, columns)
 
 
-def png(picture: np.ndarray) -> bytes:
-    """A picture [H, W, 3] uint8 as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def save_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as PNG, making the folder."""
+def save_png(path: str | Path, picture: np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """Write a picture [H, W, 1 to 4] as PNG, making the folder. text: see `data.pixels.png`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(picture))
+    path.write_bytes(png(picture, text))
+
+
+def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str, str]:
+    """What a grid's file says of its rows: the class of each, or classes where they are mixed."""
+    named = [names[y] if y < len(names) else "no label" for y in labels.tolist()]
+    rows = [named[start : start + columns] for start in range(0, len(named), columns)]
+    said = [row[0] if len(set(row)) == 1 else ", ".join(row) for row in rows]
+    return {"Rows": "\n".join(said)}
+
+
+def folder(
+    path: str | Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], replace: bool
+) -> None:
+    """Write images [N, H, W, C] in [-1, 1], C from 1 to 4, as PNGs, and `dataset.json` with labels.
+
+    Files are called 000000_label3.png; `dataset.json` is as StyleGAN's tools have it, and says the
+    names of the classes: so that folders are trained on and scored by name. replace: whether
+    samples that are there already make place. Raises UsageError as `check_folder` does.
+    """
+    path = Path(path)
+    check_folder(path, replace)
+    for old in earlier(path):
+        old.unlink()
+    path.mkdir(parents=True, exist_ok=True)
+    pixels = quantise(np.asarray(images, np.float32))
+    if pixels.shape[-1] not in MODES:
+        # Latents and the like show their first channel.
+        pixels = pixels[..., :1]
+    said = []
+    for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+        name = f"{i:06d}_label{label}.png"
+        save_png(path / name, image)
+        said.append([name, label if label < len(names) else None])
+    text = json.dumps({"labels": said, "class_names": list(names)}, indent=1)
+    (path / DATASET).write_text(text + "\n")
+
+
+def check_folder(path: Path, replace: bool) -> None:
+    """Refuse to write samples among files that are there already: all would be scored as one set.
+
+    Raises UsageError for a folder with anything in it; with `replace`, for one with anything that
+    is not samples of ours.
+    """
+    there = sorted(path.iterdir()) if path.is_dir() else []
+    ours = earlier(path) if replace else []
+    others = [file.name for file in there if file not in ours]
+    if others:
+        given = f"{path}, with {len(others)} files such as {others[0]}"
+        fix = None if replace else "Samples that are there make place with --replace."
+        raise invalid("--out", given, "a new or an empty folder", fix)
+
+
+def earlier(path: Path) -> list[Path]:
+    """Samples that `folder` wrote to a folder."""
+    names = [f for f in path.iterdir() if _OURS.fullmatch(f.name)] if path.is_dir() else []
+    return sorted(names)

@@ -15,9 +15,9 @@ import numpy as np
 
 from jaxgen import __version__
 from jaxgen import config as configs
+from jaxgen.data.pixels import png
 from jaxgen.report.page import image, page, plot, table
 from jaxgen.report.page import png as drawn
-from jaxgen.report.pictures import png
 from jaxgen.run.model import Model
 from jaxgen.scoring import classification_line, likelihood_line, one_line, title
 from jaxgen.training import hosts
@@ -41,6 +41,7 @@ def write(
     device = model.setup.mesh.devices.flat[0]
     content = {
         "config": json.loads(configs.to_json(model.setup.config)),
+        "classes": list(model.setup.spec.class_names),
         "images_seen": model.images_seen,
         "steps": model.step,
         "parameters": sum(int(np.prod(a.shape)) for a in jax.tree.leaves(model.params["params"])),

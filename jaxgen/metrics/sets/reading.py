@@ -49,16 +49,16 @@ KINDS = "a folder of images, a .npy or a .npz file"
 class Set:
     """Images, features or moments, with what tells the set apart from others.
 
-    images: uint8 [N, H, W, C], of which values that are not finite were left out and counted in
-    `lost`. features: float [N, d]. moments: of features that are not at hand; counted: whether the
-    file says of how many. One of the three is there. labels: integers [N], or None; classes: what
-    they are labels of, label 0 first, where the set says so. sha256: of the array that is scored,
-    and of its shape. notes: what was left out of a folder.
+    images: uint8 [N, H, W, C] (an array, or `jaxgen.data.Streamed`), of which values that are not
+    finite were left out and counted in `lost`. features: float [N, d]. moments: of features that
+    are not at hand; counted: whether the file says of how many. One of the three is there. labels:
+    integers [N], or None; classes: what they are labels of, label 0 first, where the set says so.
+    sha256: of the array that is scored, and of its shape. notes: what was left out of a folder.
     """
 
     name: str
     sha256: str
-    images: np.ndarray | None = None
+    images: Any = None
     features: np.ndarray | None = None
     moments: Moments | None = None
     labels: np.ndarray | None = None
@@ -244,7 +244,7 @@ def of_array(
     )
 
 
-def of_bytes(images: np.ndarray, labels: np.ndarray | None, name: str, lost: int = 0) -> Set:
+def of_bytes(images: Any, labels: np.ndarray | None, name: str, lost: int = 0) -> Set:
     """A set of images uint8 [N, H, W, C]. lost: those left out for not being finite."""
     return Set(name, _digest(images), images=images, labels=labels, lost=lost)
 
