@@ -107,8 +107,9 @@ def load(
     those of the first level are the classes (`data.walk`). Arrays are images [N, H, W, C] (or
     [N, H, W]) of bytes or floats, or features [N, d]; a .npz may hold labels and class_names beside
     them, or `mu` and `sigma` (and `size`) in their place. Nothing is unpickled. channels: of
-    images, 1 to 4 (`pixels.with_channels`); None: as they are, and of a folder whose images differ,
-    colours where some have colours and alpha where all have alpha. background: what is seen through
+    images, 1 to 4 (`pixels.with_channels`, as training sees them); None: as they are, hidden
+    colours too, and of a folder whose images differ, colours where some have colours and alpha
+    where all have alpha. background: what is seen through
     transparent images that lose their alpha. Raises UsageError for what cannot be read and for what
     cannot be scored.
     """
@@ -158,7 +159,7 @@ def load(
             labels=None if unlabelled else found.labels,
             classes=None if unlabelled else classes,
         )
-    if channels is None or found.images is None or found.images.shape[-1] == channels:
+    if channels is None or found.images is None:
         return found
     images = [of_channels(image, channels, background) for image in found.images]
     return dataclasses.replace(found, images=np.stack(images), sha256=_digest(np.stack(images)))
@@ -296,13 +297,16 @@ def _folder(path: Path, option: str, channels: int | None, background: Any) -> S
         if image.size != first:
             given = f"{found.files[0]} {first} and {file} {image.size}"
             raise invalid(option, given, "images of one size (width, height)")
+    asked = channels
     if channels is None:
         modes = [image.mode for image in pictures]
         alpha = all(mode in ("LA", "RGBA") for mode in modes)
         channels = (1 if all(mode in ("L", "LA") for mode in modes) else 3) + alpha
     images = np.empty((len(pictures), first[1], first[0], channels), np.uint8)
     for row, image in zip(images, pictures, strict=True):
-        row[...] = np.asarray(with_channels(image, channels, background)).reshape(row.shape)
+        if asked is not None or image.mode != MODES[channels]:
+            image = with_channels(image, channels, background)
+        row[...] = np.asarray(image).reshape(row.shape)
     labels, classes = found.labels, found.classes
     marks = [_OURS.search(Path(file).stem) for file in found.files]
     if labels is None and all(marks):
