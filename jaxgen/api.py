@@ -135,7 +135,7 @@ def train(
         clock = time.monotonic()
         grids = report_grids(model, interrupts)
         for name, picture in grids.items():
-            _save_picture(workdir, f"final_{name}", picture)
+            _save_picture(setup, workdir, f"final_{name}", picture)
         timings["report"] = time.monotonic() - clock
         timings["total"] = time.monotonic() - begin
         written = report.write(workdir, model, results, timings, grids, useful)
@@ -207,9 +207,9 @@ def write_samples(
     replace: whether samples that are in the folder already make place; else a folder with anything
     in it is a UsageError.
     """
-    path = check_out(path, replace=replace)
     if not hosts.first():
-        return path
+        return Path(path)
+    path = check_out(path, replace=replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         text = pictures.caption(spec.class_names, samples.labels, columns)
@@ -287,13 +287,18 @@ def _preview(setup: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
         samples = model.sample(_preview_labels(setup), batch_size=setup.evaluate.batch_size)
         per = setup.train.preview_per_label
         picture = pictures.picture(setup.spec, samples.images, per)
-    _save_picture(workdir, f"{step * setup.data.batch_size:010d}", picture)
+    _save_picture(setup, workdir, f"{step * setup.data.batch_size:010d}", picture)
     return picture
 
 
-def _save_picture(workdir: Path, name: str, picture: np.ndarray) -> None:
+def _save_picture(setup: Setup, workdir: Path, name: str, picture: np.ndarray) -> None:
+    """A grid of `_preview_labels`, or of reconstructions, with the names of its rows' classes."""
+    text = None
+    if setup.method.sampler is not None and setup.spec.target is None:
+        per = setup.train.preview_per_label
+        text = pictures.caption(setup.spec.class_names, _preview_labels(setup), per)
     if hosts.first():
-        pictures.save_png(workdir / "samples" / f"{name}.png", picture)
+        pictures.save_png(workdir / "samples" / f"{name}.png", picture, text)
 
 
 _PREVIEWS: dict[int, Model] = {}

@@ -76,9 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Refuse addresses of other machines before any work; see `jaxgen.paths`."""
+    """Refuse addresses of other machines before any work; see `jaxgen.paths`.
+
+    But for `launch`, which mounts buckets itself.
+    """
     from jaxgen.paths import local
 
+    if args.command == "launch":
+        return
     for option, given in vars(args).items():
         for value in given if isinstance(given, list) else [given]:
             # module:function and count:label are no addresses.

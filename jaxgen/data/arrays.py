@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen.data.classes import mismatch
 from jaxgen.data.source import ArraySource, in_memory
 from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.paths import local
@@ -34,8 +35,8 @@ def arrays(
     pickles are read. columns: further arrays [N, ...] that batches hold under their names, such as
     "group" (which of two is it of), "mask" [N, H, W, 1], or "mask_{split}", whose name is mask.
     range: what the numbers of images run from and to, "-1,1", "0,1" or "0,255", which bytes and
-    floats with negative ones need not say. class_names: where the file has not got them itself
-    under that name. What `jaxgen sample --out x.npz` wrote is read as it stands.
+    floats with negative ones need not say. class_names: label 0 first, where the file has not got
+    an array `class_names` itself. What `jaxgen sample --out x.npz` wrote is read as it stands.
     Raises UsageError for what is missing, unreadable or of another shape.
     """
     fill_split(split, path, images_key, labels_key)
@@ -45,8 +46,11 @@ def arrays(
     images, labels, *rest = (stored[key] for key in keys)
     if "clip" in stored and images.dtype.kind == "f":
         images, range = clipped(images, stored["clip"], option=f"source.path {file}"), "-1,1"
-    if "class_names" in stored and not class_names:
-        class_names = named(stored["class_names"], option=f"source.path {file}")
+    if "class_names" in stored:
+        names_here = named(stored["class_names"], option=f"source.path {file}")
+        if class_names and tuple(class_names) != names_here:
+            raise mismatch("source.class_names", class_names, names_here, f"those of {file}")
+        class_names = names_here
     names = [c.replace("{split}", "").strip("_") for c in columns]
     return in_memory(
         images,

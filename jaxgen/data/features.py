@@ -39,6 +39,11 @@ class FeatureSource(Source):
         return self.of.flippable and self.mirrored is not None
 
     @property
+    def dtype(self) -> np.dtype:
+        """The source's."""
+        return self.of.dtype
+
+    @property
     def coding(self) -> Coding | None:
         """As the source's."""
         return self.of.coding

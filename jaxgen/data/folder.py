@@ -38,6 +38,11 @@ class FolderSource(Source):
     skipped: tuple[str, ...]
     background: Any = BACKGROUND
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Bytes, which needs no file opened."""
+        return np.dtype(np.uint8)
+
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images uint8 [n, H, W, C] at `indices` [n]; UsageError names a file that fails."""
         size, channels = self.shape[0], self.shape[2]

@@ -28,6 +28,11 @@ class SomeOf(Source):
         return self.of.flippable
 
     @property
+    def dtype(self) -> np.dtype:
+        """The source's."""
+        return self.of.dtype
+
+    @property
     def coding(self) -> Coding | None:
         """As the source's."""
         return self.of.coding

@@ -129,7 +129,7 @@ def _leave_interrupts_to_parent(worker: int, count: int) -> None:
 
 def whole(source: Source, *, chunk: int = 1024) -> Batch:
     """A source as arrays in its own order: image [N, H, W, C], label int32 [N]."""
-    images = np.empty((len(source), *source.shape), source.images(np.arange(1)).dtype)
+    images = np.empty((len(source), *source.shape), source.dtype)
     for start in range(0, len(source), chunk):
         stop = min(start + chunk, len(source))
         images[start:stop] = source.images(np.arange(start, stop))
@@ -145,10 +145,10 @@ class Streamed:
     def __init__(
         self, source: Source, convert: Callable[[np.ndarray], np.ndarray] = lambda images: images
     ) -> None:
-        """One image is read, for the dtype."""
+        """Nothing is read yet."""
         self._source, self._convert = source, convert
         self.shape = (len(source), *source.shape)
-        self.dtype = convert(source.images(np.arange(1))).dtype
+        self.dtype = convert(np.zeros((1, *source.shape), source.dtype)).dtype
 
     def __len__(self) -> int:
         """The number of images."""

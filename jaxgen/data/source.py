@@ -70,6 +70,11 @@ class Source(abc.ABC):
         return len(self.class_names)
 
     @property
+    def dtype(self) -> np.dtype:
+        """What `images` are made of."""
+        return self.images(np.arange(1)).dtype
+
+    @property
     def flippable(self) -> bool:
         """Whether `draw` can mirror an image."""
         return True
@@ -150,6 +155,11 @@ class ArraySource(Source):
 
     array: np.ndarray
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's."""
+        return self.array.dtype
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images [n, H, W, C] at `indices` [n]."""

@@ -26,6 +26,11 @@ class TfdsSource(Source):
     image_key: str
     resize: bool
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Bytes."""
+        return np.dtype(np.uint8)
+
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images uint8 [n, H, W, C] at `indices` [n]; UsageError for a record that fails."""
         found = np.empty((len(indices), *self.shape), np.uint8)

@@ -42,6 +42,11 @@ class UnionSource(Source):
         return all(source.flippable for source in self.sources)
 
     @property
+    def dtype(self) -> np.dtype:
+        """That of all."""
+        return self.sources[0].dtype
+
+    @property
     def coding(self) -> Coding | None:
         """That of all."""
         return self.sources[0].coding
@@ -168,7 +173,7 @@ def _said(source: Source) -> dict[str, Any]:
     return {
         **found,
         "columns": dict(source.columns),
-        "dtype": source.images(np.arange(1)).dtype.name,
+        "dtype": source.dtype.name,
     }
 
 

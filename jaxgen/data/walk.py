@@ -97,8 +97,8 @@ def walk(root: Path, option: str) -> Tree:
                 if not prefix:
                     folders.append(entry.name)
                 visit(folder / entry.name, f"{name}/", (*above, real))
-            elif os.path.splitext(entry.name)[1].lower() not in extensions():
-                left["files that are no images"] += name != DATASET
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in extensions():
+                left[f"{suffix or 'other'} files"] += name != DATASET
             elif entry.is_file():
                 files.append(name)
             else:

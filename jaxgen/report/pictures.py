@@ -124,7 +124,7 @@ def check_folder(path: Path, replace: bool) -> None:
     """
     there = sorted(path.iterdir()) if path.is_dir() else []
     ours = earlier(path) if replace else []
-    others = [file.name for file in there if file not in ours]
+    others = [f.name for f in there if f not in ours and not f.name.startswith(".")]
     if others:
         given = f"{path}, with {len(others)} files such as {others[0]}"
         fix = None if replace else "Samples that are there make place with --replace."

@@ -15,6 +15,7 @@ from jaxgen import config as configs
 from jaxgen.data import Source, Target, normalise
 from jaxgen.data.features import hashes
 from jaxgen.errors import UsageError, invalid
+from jaxgen.paths import local
 from jaxgen.run.setup import DataOptions, open_source
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import progress, say
@@ -38,7 +39,8 @@ def encode(
     data.flip can be used. A test half that is not there is left out, and that is said.
     Raises UsageError for data that cannot be opened, and features that are no finite vectors.
     """
-    if Path(out).suffix != ".npz":
+    out = local("--out", out)
+    if out.suffix != ".npz":
         raise invalid("--out", str(out), "a name that ends in .npz")
     if batch_size < 1:
         raise invalid("--batch_size", batch_size, "images >= 1")
@@ -63,7 +65,7 @@ def encode(
         arrays[f"{split}_hashes"] = hashes(source, np.arange(len(source)))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_atomic(Path(out), buffer.getvalue())
+    write_atomic(out, buffer.getvalue())
     counts = {name: len(a) for name, a in arrays.items() if a.ndim == 2}
     width = arrays[data.train].shape[1]
     say(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {width} features each -> {out}")

@@ -146,11 +146,15 @@ def _judge(
             raise invalid("--features", "lpips of samples", allowed)
         asked.remove("lpips")
         perceptual = lpips.load(weights)
+    real = model.tokenizer.setup if model.tokenizer is not None else model.setup
+    networks = [name for name in asked if ":" not in name and name != "identity"]
+    if networks and len(real.spec.shape) == 3 and real.spec.shape[-1] in (2, 4):
+        allowed = "classifier: other networks look at grey images and at RGB, without alpha"
+        raise invalid("--features", features, allowed)
     others = [Shared(extractors.load(name, weights)) for name in asked]
     check()
     if model.setup.spec.target is not None:
         return None
-    real = model.tokenizer.setup if model.tokenizer is not None else model.setup
     sources = [real.source, real.test_source]
     if model.setup.spec.classes:
         how: dict[str, Any] = dict(whose="the classes of the model", fewer=True)

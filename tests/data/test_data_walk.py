@@ -64,7 +64,7 @@ def test_hidden_things_are_left_out_at_any_depth_and_counted(tmp_path):
     assert len(source) == len(scored.images) == 3 and source.class_names == ("cat", "dog")
     assert source.notes == scored.notes
     (note,) = source.notes
-    assert "7 hidden files and folders" in note and "2 files that are no images" in note
+    assert "7 hidden files and folders" in note and "1 .mpg files, 1 .txt files" in note
     assert "1 images beside the folders of classes" in note
 
 
