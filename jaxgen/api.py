@@ -200,7 +200,7 @@ def check_out(path: str | Path, *, replace: bool = False) -> Path:
 def write_samples(
     path: str | Path, samples: Samples, columns: int, spec: Spec, *, replace: bool = False
 ) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`), or a folder of PNGs with a `dataset.json`.
+    """Write a grid (`.png`), arrays (`.npz`), or a folder of PNGs (`pictures.folder`).
 
     Arrays are images, labels, class_names, seed, clip and codes. Codes that were not decoded go
     into arrays alone. All is read back by `evaluate`, and folders and arrays by training, too.

@@ -100,11 +100,11 @@ def folder(
     if not root.is_dir():
         raise invalid("source.path", path, "an existing folder with one sub-folder per class")
     found = listing(root, option="source.path", split=split, splits=splits)
-    if found.labels is None or found.classes is None:
+    if found.labels is None:
         given = f"{found.root} with {len(found.files)} images of no class"
         raise invalid("source.path", given, "a folder with one sub-folder per class")
     files = [str(found.root / name) for name in found.files]
-    labels, names = check_labels(found.labels, found.classes)
+    labels, names = check_labels(found.labels, found.classes or ())
     skipped: list[str] = []
     notes = found.notes
     if verify or on_error == "skip":

@@ -241,6 +241,15 @@ def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def text(file: str | Path) -> dict[str, str]:
+    """What a PNG file says of itself, by keyword; nothing is decoded, and {} of other files."""
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            return {str(k): str(v) for k, v in image.info.items() if isinstance(v, str)}
+    except Exception:
+        return {}
+
+
 def channels_last(images: np.ndarray, option: str) -> np.ndarray:
     """Images [N, H, W] or [N, H, W, C] as [N, H, W, C].
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.classes import natural
-from jaxgen.data.pixels import extensions
+from jaxgen.data.pixels import extensions, text
 from jaxgen.errors import invalid
 
 # What operating systems and file servers leave in folders beside names that begin with a dot.
@@ -31,6 +32,9 @@ SPLITS = frozenset(
 """Names by which a sub-folder is known as a half of the data rather than a class."""
 DATASET = "dataset.json"
 """Labels by file, as StyleGAN's tools write them: {"labels": [[file, label], ...]}."""
+SAMPLE = re.compile(r"(?:.*/)?[^/]*_label(\d+)\.\w+")
+CLASS = "Class"
+"""What samples of ours are called, and the keyword under which their files say their class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Listing:
     """Image files with the classes that the folder gives them, if any.
 
     files: paths from `root`. labels: int64 [N], and classes their names in `natural` order; None
-    where images lie directly in the folder. left_out: as in `Tree`.
+    where nothing says either. some: whether those of whom the images are may have more classes, as
+    a model of which some were sampled. left_out: as in `Tree`.
     """
 
     root: Path
@@ -59,6 +64,7 @@ class Listing:
     labels: np.ndarray | None
     classes: tuple[str, ...] | None
     left_out: Mapping[str, int]
+    some: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -114,7 +120,8 @@ def listing(
     """The images of a folder with their classes: of one of its splits, where it has splits.
 
     Classes are the sub-folders, at whatever depth the images lie below them, or what `dataset.json`
-    says. Where there are classes, images beside them are left out and counted. split: which split;
+    says, or what samples of ours say of themselves (`_sampled`). Where there are classes, images
+    beside them are left out and counted. split: which split;
     None where none is asked for: then a folder of splits is refused. splits: whether sub-folders
     are splits, each with sub-folders that are classes; None: as their names and contents say.
     Raises UsageError for a folder that may be read either way, a split that is not there, and a
@@ -140,8 +147,7 @@ def listing(
         return _styled(tree, option)
     inside = [file for file in tree.files if "/" in file]
     if not inside:
-        labels = classes = None
-        return Listing(tree.root, tree.files, labels, classes, tree.left_out)
+        return _sampled(tree)
     with_images = {file.split("/", 1)[0] for file in inside}
     classes = natural(tree.folders if split is not None else list(with_images))
     place = {name: label for label, name in enumerate(classes)}
@@ -180,14 +186,36 @@ def _are_splits(tree: Tree, split: str, option: str, asked: bool) -> bool:
     return False
 
 
+def _sampled(tree: Tree) -> Listing:
+    """Images directly in a folder, with labels if all are samples of ours (`000000_label3.png`).
+
+    The files say the names of their classes, if they are not from before they did so, in the order
+    of the labels. Where some do, one that does not has no label, and so the folder has none.
+    """
+    marks = [SAMPLE.fullmatch(name) for name in tree.files]
+    if not tree.files or not all(marks):
+        return Listing(tree.root, tree.files, None, None, tree.left_out)
+    labels = np.array([int(mark[1]) for mark in marks if mark])
+    names = [text(tree.root / file).get(CLASS) for file in tree.files]
+    if not any(names):
+        return Listing(tree.root, tree.files, labels, None, tree.left_out)
+    if not all(names):
+        return Listing(tree.root, tree.files, None, None, tree.left_out)
+    pairs = sorted({name: int(y) for y, name in zip(labels, names, strict=True)}.items(),
+                   key=lambda pair: pair[1])  # fmt: skip
+    classes = tuple(str(name) for name, _ in pairs)
+    place = {name: label for label, name in enumerate(classes)}
+    labels = np.array([place[str(name)] for name in names])
+    return Listing(tree.root, tree.files, labels, classes, tree.left_out, some=True)
+
+
 def _styled(tree: Tree, option: str) -> Listing:
-    """A folder whose `dataset.json` says the labels, and in `class_names` perhaps their names."""
+    """A folder whose `dataset.json` says the labels; classes are called by their numbers."""
     file = tree.root / DATASET
     try:
         said = json.loads(file.read_text())
         pairs = said["labels"]
         pairs = None if pairs is None else {str(name): label for name, label in pairs}
-        names = tuple(map(str, said.get("class_names") or ()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         allowed = 'JSON with {"labels": [[file, label], ...]}, as StyleGAN writes it'
         raise invalid(option, str(file), allowed, "Mend it, or take it away.") from error
@@ -204,11 +232,7 @@ def _styled(tree: Tree, option: str) -> Listing:
             given = f"{file}: {len(names_of)} {what}, such as {names_of[0]}"
             raise invalid(option, given, "a label for each image, and an image for each label")
     labels = np.array([pairs[name] for name in tree.files], np.int64)
-    top = int(labels.max(initial=-1))
-    names = names or tuple(str(i) for i in range(top + 1))
-    if top >= len(names) or len(set(names)) < len(names):
-        given = f"{file} with {len(names)} class names and labels up to {top}"
-        raise invalid(option, given, "one name a label, each another")
+    names = tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
     return Listing(tree.root, tree.files, labels, names, tree.left_out)
 
 

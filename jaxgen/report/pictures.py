@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.pixels import MODES, png
-from jaxgen.data.walk import DATASET
+from jaxgen.data.walk import CLASS
 from jaxgen.errors import invalid
 from jaxgen.method import Spec
 from jaxgen.metrics.sets.quantise import quantise
 
-_OURS = re.compile(r"\d{6,}_label\d+\.png|" + re.escape(DATASET))
+_OURS = re.compile(r"\d{6,}_label\d+\.png")
 
 
 def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
@@ -92,11 +91,11 @@ def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str,
 def folder(
     path: str | Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], replace: bool
 ) -> None:
-    """Write images [N, H, W, C] in [-1, 1], C from 1 to 4, as PNGs, and `dataset.json` with labels.
+    """Write images [N, H, W, C] in [-1, 1], C from 1 to 4, as PNGs called 000000_label3.png.
 
-    Files are called 000000_label3.png; `dataset.json` is as StyleGAN's tools have it, and says the
-    names of the classes: so that folders are trained on and scored by name. replace: whether
-    samples that are there already make place. Raises UsageError as `check_folder` does.
+    Each says the name of its class under the keyword `Class`, by which folders are trained on and
+    scored (`data.walk`). replace: whether samples that are there already make place. Raises
+    UsageError as `check_folder` does.
     """
     path = Path(path)
     check_folder(path, replace)
@@ -107,13 +106,9 @@ def folder(
     if pixels.shape[-1] not in MODES:
         # Latents and the like show their first channel.
         pixels = pixels[..., :1]
-    said = []
     for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
-        name = f"{i:06d}_label{label}.png"
-        save_png(path / name, image)
-        said.append([name, label if label < len(names) else None])
-    text = json.dumps({"labels": said, "class_names": list(names)}, indent=1)
-    (path / DATASET).write_text(text + "\n")
+        text = {CLASS: names[label]} if label < len(names) else None
+        save_png(path / f"{i:06d}_label{label}.png", image, text)
 
 
 def check_folder(path: Path, replace: bool) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from jaxgen.data.classes import matched, natural
 from jaxgen.data.folder import folder
 from jaxgen.data.holdout import held_out
+from jaxgen.data.pixels import png
 from jaxgen.data.source import in_memory
 from jaxgen.data.union import union
 from jaxgen.errors import UsageError
@@ -131,8 +132,8 @@ def test_stylegans_labels_are_read_and_what_does_not_fit_is_refused(tmp_path):
     put(tmp_path, "00000/a.png", "00000/b.png", "00001/c.png")
     file = tmp_path / "dataset.json"
 
-    def say(labels, **more):
-        file.write_text(json.dumps({"labels": labels, **more}))
+    def say(labels):
+        file.write_text(json.dumps({"labels": labels}))
 
     right = [["00000/a.png", 1], ["00000/b.png", 0], ["00001/c.png", 1]]
     say(right)
@@ -140,8 +141,6 @@ def test_stylegans_labels_are_read_and_what_does_not_fit_is_refused(tmp_path):
     np.testing.assert_array_equal(source.labels, [1, 0, 1])
     np.testing.assert_array_equal(scored.labels, [1, 0, 1])
     assert source.class_names == scored.classes == ("0", "1")
-    say(right, class_names=["dog", "cat"])
-    assert opened(tmp_path).class_names == ("dog", "cat")
     for labels, message in (
         (right[:2], "1 images without a label"),
         ([*right, ["x.png", 0]], "1 labels without an image"),
@@ -286,3 +285,21 @@ def test_a_range_makes_the_same_pictures_of_the_same_bytes():
     for whole in (images.astype(int), images.astype(float)):
         source = in_memory(whole, np.arange(4), range="0,255")
         np.testing.assert_array_equal(source.images(np.arange(4)), images)
+
+
+def test_samples_of_ours_say_their_classes_and_others_have_numbers(tmp_path):
+    for i, (label, name) in enumerate([(2, "dog"), (0, "a/b"), (2, "dog")]):
+        said = {"Class": name}
+        (tmp_path / f"{i:06d}_label{label}.png").write_bytes(
+            png(np.full((4, 4, 3), i, np.uint8), said)
+        )
+    for found in both(tmp_path):
+        names = getattr(found, "class_names", None) or found.classes
+        assert names == ("a/b", "dog") and found.labels.tolist() == [1, 0, 1]
+    # One of no class among them: nothing is known of the set.
+    (tmp_path / "000003_label3.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    assert load(tmp_path, option="--samples").labels is None
+    for file in tmp_path.iterdir():
+        file.write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    found = load(tmp_path, option="--samples")
+    assert found.labels.tolist() == [2, 0, 2, 3] and found.classes is None

@@ -79,18 +79,18 @@ def test_samples_are_scored_by_the_names_of_their_classes(trained, data, tmp_pat
     out = tmp_path / "out"
     words = ("sample", "--workdir", str(workdir), "--out", str(out), "--per_label", "3")
     answer(*words, "--labels", "10,1")
-    said = json.loads((out / "dataset.json").read_text())
-    assert [label for _, label in said["labels"]] == [2] * 3 + [0] * 3
-    assert said["class_names"] == [*NAMES]
+    names = sorted(file.name for file in out.iterdir())
+    assert names == [f"{i:06d}_label{y}.png" for i, y in enumerate([2] * 3 + [0] * 3)]
     found, known = load(out, option="--samples"), load(data, option="--reference")
-    assert found.classes == known.classes == NAMES
-    # Ten is not what stands second among names as text.
-    assert {NAMES[y] for y in found.labels} == {"1", "10"}
+    assert found.classes == ("1", "10") and known.classes == NAMES
+    # Ten is the third class, not what stands second among names as text.
+    assert aligned(found, known, "--samples", print).labels.tolist() == [2] * 3 + [0] * 3
+    assert folder(str(out), 8, channels=1).class_names == ("1", "10")
     # Ten more beside them would be scored with them.
     err = refusal(*words, "--labels", "2")
-    assert "--out" in err and "7 files" in err and "--replace" in err
+    assert "--out" in err and "6 files" in err and "--replace" in err
     answer(*words, "--labels", "2", "--replace")
-    assert set(load(out, option="--samples").labels) == {1}
+    assert load(out, option="--samples").classes == ("2",)
     (out / "mine.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
     assert "mine.png" in refusal(*words, "--replace")
 

@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +40,6 @@ _IMAGES = ("images", "image", "samples", "arr_0")
 _LABELS = ("labels", "label", "arr_1", "y")
 _FEATURES = ("features", "pool_3", "embeddings")
 _MORE = ("mu", "sigma", "size", "clip", "class_names")
-_OURS = re.compile(r"_label(\d+)$")
 KINDS = "a folder of images, a .npy or a .npz file"
 
 
@@ -52,8 +50,9 @@ class Set:
     images: uint8 [N, H, W, C] (an array, or `jaxgen.data.Streamed`), of which values that are not
     finite were left out and counted in `lost`. features: float [N, d]. moments: of features that
     are not at hand; counted: whether the file says of how many. One of the three is there. labels:
-    integers [N], or None; classes: what they are labels of, label 0 first, where the set says so.
-    sha256: of the array that is scored, and of its shape. notes: what was left out of a folder.
+    integers [N], or None; classes: what they are labels of, label 0 first, where the set says so;
+    some: whether there may be more classes. sha256: of the array that is scored, and of its shape.
+    notes: what was left out of a folder.
     """
 
     name: str
@@ -66,6 +65,7 @@ class Set:
     lost: int = 0
     counted: bool = True
     notes: tuple[str, ...] = ()
+    some: bool = False
 
     @property
     def size(self) -> int | None:
@@ -178,7 +178,8 @@ def aligned(data: Set, reference: Set, option: str, say: Callable[[str], None]) 
         return data
     if ours is not None and wanted is not None:
         whose = f"the classes of {reference.name}"
-        place = matched(ours, wanted, option=f"{option} {data.name}", whose=whose)
+        named_here = f"{option} {data.name}"
+        place = matched(ours, wanted, option=named_here, whose=whose, fewer=data.some)
         return dataclasses.replace(data, labels=place.astype(np.int64)[labels], classes=wanted)
     names = listed(ours or wanted or ())
     count, bare = (len(ours), theirs) if ours is not None else (len(wanted or ()), labels)
@@ -307,16 +308,13 @@ def _folder(path: Path, option: str, channels: int | None, background: Any) -> S
         if asked is not None or image.mode != MODES[channels]:
             image = with_channels(image, channels, background)
         row[...] = np.asarray(image).reshape(row.shape)
-    labels, classes = found.labels, found.classes
-    marks = [_OURS.search(Path(file).stem) for file in found.files]
-    if labels is None and all(marks):
-        labels = np.array([int(mark[1]) for mark in marks if mark])
     return Set(
         path.name,
         _digest(images),
         images=images,
-        labels=labels,
-        classes=classes,
+        labels=found.labels,
+        classes=found.classes,
+        some=found.some,
         notes=found.notes,
     )
 
