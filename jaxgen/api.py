@@ -26,6 +26,7 @@ from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_s
 from jaxgen.run.setup import Setup, set_up, train_flops
 from jaxgen.run.tokenize import tokenize
 from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
+from jaxgen.scoring.samples import check_sizes
 from jaxgen.training import ema as averages
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
@@ -321,8 +322,12 @@ def _check_test_half(setup: Setup, workdir: Path) -> None:
     # Codes are scored as images, by the halves of their tokenizer.
     decoded = setup.coding is not None and record.tokenizer_of(setup, workdir) is not None
     scored = (setup.evaluate.at_end and not decoded) or setup.method.sampler is None
-    if setup.spec.target is None and (measured or scored):
-        _ = setup.test_source
+    if setup.spec.target is not None or not (measured or scored):
+        return
+    test = setup.test_source
+    if setup.evaluate.at_end and not decoded:
+        made = None if setup.method.sampler is None else setup.evaluate.samples
+        check_sizes(len(setup.source), len(test), made)
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:

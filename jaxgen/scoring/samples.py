@@ -68,7 +68,7 @@ def evaluate(
         if guidance:
             raise invalid("--guidance", guidance, "scales, or --sample.guidance; not both")
         scales, changes = (None,), {**changes, "guidance": sections}
-    judge = _judge(model, workdir, features, weights, check)
+    judge = _judge(model, workdir, features, weights, check, count)
     receipts = []
     for scale in scales:
         check()
@@ -117,6 +117,22 @@ def evaluate(
     return {"receipts": receipts, "classifier_test_accuracy": accuracy}
 
 
+def check_sizes(train: int, test: int, samples: int | None) -> None:
+    """Refuse what is too little to be scored, before any work. samples: None of a tokenizer.
+
+    The scores that are always there need a classifier's 64 features and one image more, and of the
+    test half the percentile that copies are told by (`memorisation.threshold`).
+    """
+    for option, count, least in (
+        ("config.data.train", train, 65),
+        ("config.data.test", test, 100),
+        *((("--samples", samples, 65),) if samples is not None else ()),
+    ):
+        if count < least:
+            fix = "Training without: --config.evaluate.at_end=False."
+            raise invalid(option, count, f"{least} images or more for the scores", fix)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Judge:
     """The two halves, who looks at images, and how often the classifier is right of the test half.
@@ -133,7 +149,12 @@ class _Judge:
 
 
 def _judge(
-    model: Model, workdir: str | Path, features: str | None, weights: Any, check: Check
+    model: Model,
+    workdir: str | Path,
+    features: str | None,
+    weights: Any,
+    check: Check,
+    count: int,
 ) -> _Judge | None:
     """Who scores images; None of a target, which has none."""
     asked = [name for name in (features or "").split(",") if name not in ("", "classifier")]
@@ -162,6 +183,8 @@ def _judge(
             half.relabelled(model.setup.spec.classes, "config.data.tokenizer", **how)
             for half in sources
         ]
+    made = None if model.setup.method.sampler is None else count
+    check_sizes(len(sources[0]), len(sources[1]), made)
     train, test = at_hand(sources[0]), at_hand(sources[1])
     if model.setup.method.sampler is None:
         test = whole(sources[1])
