@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import json
 import sys
 import time
 import traceback
@@ -21,11 +20,12 @@ import jax
 
 from experiments.shared.check import Check
 from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.files import json_text, piped
 
 ROOT = Path(__file__).parent
 
 
-def found() -> list[dict[str, str]]:
+def catalogue() -> list[dict[str, str]]:
     """All experiments, sorted by slug; their constants are read without importing them."""
     rows = []
     for file in ROOT.glob("*/*.py"):
@@ -56,7 +56,7 @@ def run(slug: str) -> dict[str, Any]:
     Its compiled programs go with it: what one traced in float64 is never met by the next, and a
     process that runs them all stays within the kernel's limit of memory maps.
     """
-    rows = {row["slug"]: row for row in found()}
+    rows = {row["slug"]: row for row in catalogue()}
     if slug not in rows:
         raise unknown("experiment", slug, rows)
     start = time.monotonic()
@@ -79,7 +79,7 @@ def _plain(check: Check) -> dict[str, Any]:
 
 def run_all(family: str | None) -> Iterator[dict[str, Any]]:
     """Run every experiment (of a family), one after the other; a crash is that row's "error"."""
-    rows = found()
+    rows = catalogue()
     families = {row["family"] for row in rows}
     if family is not None and family not in families:
         raise unknown("--family", family, families)
@@ -135,7 +135,7 @@ def _run_verb(slug: str, family: str | None, as_json: bool) -> int:
         if family is not None:
             raise invalid("--family", family, "nothing but with `run all`")
         results = [run(slug)]
-        print(json.dumps(results[0])) if as_json else show(results[0])
+        print(json_text(results[0], indent=None)) if as_json else show(results[0])
     else:
         results = []
         for result in run_all(family):
@@ -143,7 +143,7 @@ def _run_verb(slug: str, family: str | None, as_json: bool) -> int:
             if not as_json:
                 show_line(result)
         if as_json:
-            print(json.dumps(results))
+            print(json_text(results, indent=None))
     return 0 if all(map(passed, results)) else 1
 
 
@@ -158,10 +158,15 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument("slug", help="an experiment's name, or all")
             sub.add_argument("--family", help="with all: only this family's")
     args = parser.parse_args(arguments)
+    with piped():
+        return _answered(args)
+
+
+def _answered(args: argparse.Namespace) -> int:
     if args.verb == "list":
-        rows = found()
+        rows = catalogue()
         if args.json:
-            print(json.dumps(rows))
+            print(json_text(rows, indent=None))
         else:
             for row in rows:
                 print(f"{row['slug']:24} {row['family']:12} {row['paper']}")

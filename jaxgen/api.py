@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -14,19 +15,20 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
+from jaxgen import files, scoring
 from jaxgen.data import normalise
-from jaxgen.errors import UsageError, invalid
+from jaxgen.errors import UsageError, check_seed, invalid
 from jaxgen.method import Spec, TrainState
-from jaxgen.paths import local
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
 from jaxgen.run import networks, record, start
 from jaxgen.run.encode import encode
-from jaxgen.run.model import Model, Samples, by_name, load, load_tokenizer, of_state
-from jaxgen.run.setup import Setup, set_up, train_flops
+from jaxgen.run.lock import locked
+from jaxgen.run.model import Model, Samples, average_name, by_name, load, load_tokenizer, of_state
+from jaxgen.run.precision import single
+from jaxgen.run.setup import DataOptions, Setup, set_up, trace_own, train_flops
 from jaxgen.run.tokenize import tokenize
-from jaxgen.scoring import classify, evaluate, evaluate_files, likelihood
-from jaxgen.scoring.samples import check_sizes
+from jaxgen.scoring import evaluate_files
 from jaxgen.training import ema as averages
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
@@ -75,6 +77,7 @@ class Trained:
         return self.model.sample(labels, **options)
 
 
+@single
 def train(
     config: ml_collections.ConfigDict, workdir: str | Path, *, init_from: str | None = None
 ) -> Trained:
@@ -86,14 +89,19 @@ def train(
     state is saved).
     """
     begin = time.monotonic()
-    workdir = local("--workdir", workdir)
+    workdir = files.local("--workdir", workdir)
     config = ml_collections.ConfigDict(config)
     if init_from is not None:
         with config.unlocked():
             config.start = str(init_from)
-    with Interrupts() as interrupts, watched():
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        stack.enter_context(watched())
+        files.check("--workdir", workdir, directory=True)
         setup = set_up(config, classes=record.class_order(workdir))
         setup = dataclasses.replace(setup, held=record.before(workdir).get("holdout"))
+        check_end(setup)
+        trace_own(setup)
         _check_together(setup, workdir)
         _check_same_run(config, workdir, setup)
         _check_test_half(setup, workdir)
@@ -105,7 +113,7 @@ def train(
         if setup.start is not None and not has_checkpoints(workdir):
             initial, said["start"] = start.initial(setup.method, setup.start, setup.spec.classes)
         useful = train_flops(setup)
-        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(workdir))
         record.save(workdir, setup, **said)
         say(_headline(setup, workdir))
         state, timings = fit(
@@ -118,19 +126,21 @@ def train(
             interrupts=interrupts,
         )
         interrupts.check()
+        if not timings:  # nothing was left to do: what is known of the training is of before
+            timings = report.timings(workdir)
         model = of_state(setup, state, lambda: load_tokenizer(setup, workdir))
         results: dict[str, Any] = {}
         if setup.evaluate.at_end:
             clock = time.monotonic()
-            results["evaluate"] = evaluate(model, workdir, check=interrupts.check)
+            results["evaluate"] = scoring.evaluate(model, workdir, check=interrupts.check)
             timings["evaluate"] = time.monotonic() - clock
         if setup.likelihood.at_end:
             clock = time.monotonic()
-            results["likelihood"] = likelihood(model, workdir, check=interrupts.check)
+            results["likelihood"] = scoring.likelihood(model, workdir, check=interrupts.check)
             timings["likelihood"] = time.monotonic() - clock
         if setup.classify.at_end and setup.method.label_error is not None:
             clock = time.monotonic()
-            results["classify"] = classify(model, workdir, check=interrupts.check)
+            results["classify"] = scoring.classify(model, workdir, check=interrupts.check)
             timings["classify"] = time.monotonic() - clock
         interrupts.check()
         clock = time.monotonic()
@@ -140,7 +150,8 @@ def train(
         timings["report"] = time.monotonic() - clock
         timings["total"] = time.monotonic() - begin
         written = report.write(workdir, model, results, timings, grids, useful)
-        say(report.summary(written))
+        times = [f"{k} {v:.1f}" for k, v in timings.items() if k != "images_per_second"]
+        say(f"Seconds: {', '.join(times)}")
         say(f"Report: {workdir / 'report.html'}")
     return Trained(model, written)
 
@@ -153,9 +164,10 @@ def reconstruct_ema(
     images: at how many images seen the average ends (None: at the last snapshot). Raises UsageError
     for a length out of range or a run without snapshots.
     """
-    workdir = Path(workdir)
+    workdir = files.local("--workdir", workdir)
     averages.power_gamma(std)
     paths = sorted((workdir / "ema_snapshots").glob("*.safetensors"))
+    files.check("--workdir", workdir / "ema", directory=True)
     if not paths:
         raise invalid(
             "--workdir",
@@ -164,6 +176,9 @@ def reconstruct_ema(
             "Train with config.ema.power_std=(0.05, 0.1) and config.checkpoint.snapshot_every.",
         )
     loaded = [read(p) for p in paths]
+    for snapshot, (_, about) in zip(paths, loaded, strict=True):
+        if not {"images", "std"} <= set(about):
+            raise UsageError(f"{snapshot}: not a snapshot of an average. Move it elsewhere.")
     times = [int(m["images"]) for _, m in loaded]
     end = max(times) if images is None else images
     if not 0 < end <= max(times):
@@ -182,40 +197,106 @@ def reconstruct_ema(
     name = averages.power_name(std)
     path = workdir / "ema" / f"{name}.safetensors"
     write_atomic(path, dump(params, {"std": str(std), "images": str(end)}))
-    say(f"{name} at {end} images from {len(used)} snapshots -> {path}; use it with --ema {name}")
-    return {"out": str(path), "ema": name, "snapshots": len(used), "weights": weights.tolist()}
+    asked = average_name(name, end, _run_of(workdir))
+    say(f"{name} at {end} images from {len(used)} snapshots -> {path}; use it with --ema {asked}")
+    return {"out": str(path), "ema": asked, "snapshots": len(used), "weights": weights.tolist()}
 
 
-def check_out(path: str | Path, *, replace: bool = False) -> Path:
-    """Where samples can be written to, before they are made; see `write_samples`."""
-    path = local("--out", path)
-    if path.suffix not in (".png", ".npz", ""):
-        raise invalid("--out", str(path), "a name that ends in .png or .npz, or a folder")
-    if path.suffix == "":
-        if path.exists() and not path.is_dir():
-            raise invalid("--out", str(path), "a folder, a name that ends in .png or .npz")
-        pictures.check_folder(path, replace)
-    return path
+def _run_of(workdir: Path) -> tuple[int | None, Sequence[str]]:
+    """(images that a run has seen, names of the averages that it keeps), from its checkpoints."""
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    config = record.saved_config(workdir)
+    keywords = configs.check(averages.Averages, dict(config.get("ema", {})), "config.ema")
+    seen = (
+        max(steps) * int(config.data.get("batch_size", DataOptions.batch_size)) if steps else None
+    )
+    return seen, averages.Averages(**keywords).names
 
 
-def write_samples(
-    path: str | Path, samples: Samples, columns: int, spec: Spec, *, replace: bool = False
-) -> Path:
-    """Write a grid (`.png`), arrays (`.npz`), or a folder of PNGs (`pictures.folder`).
+def evaluate(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
+    """`scoring.evaluate`; a report that the run has is written again."""
+    return _reported(model, workdir, scoring.evaluate(model, workdir, **options))
 
-    Arrays are images, labels, class_names, seed, clip and codes. Codes that were not decoded go
-    into arrays alone. All is read back by `evaluate`, and folders and arrays by training, too.
-    replace: whether samples that are in the folder already make place; else a folder with anything
-    in it is a UsageError.
+
+def classify(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
+    """`scoring.classify`; a report that the run has is written again."""
+    return _reported(model, workdir, scoring.classify(model, workdir, **options))
+
+
+def likelihood(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
+    """`scoring.likelihood`; a report that the run has is written again."""
+    return _reported(model, workdir, scoring.likelihood(model, workdir, **options))
+
+
+def _reported(model: Model, workdir: str | Path, result: dict[str, Any]) -> dict[str, Any]:
+    report.rewrite(Path(workdir), model)
+    return result
+
+
+def check_end(setup: Setup) -> None:
+    """Refuse, before training, what could only fail after it. Raises UsageError."""
+    method = setup.method
+    for section in ("evaluate", "classify", "likelihood"):
+        check_seed(f"config.{section}.seed", getattr(setup, section).seed)
+    if setup.likelihood.at_end and method.log_prob is None:
+        allowed = "False, as this method has no likelihood"
+        raise invalid("config.likelihood.at_end", True, allowed)
+    if setup.evaluate.at_end:
+        scoring.check_evaluation(
+            setup,
+            setup.evaluate.samples,
+            setup.evaluate.guidance or (None,),
+            seed=setup.evaluate.seed,
+        )
+
+
+class Output:
+    """Where samples go: a grid (`.png`), arrays (`.npz`), or a folder of PNGs.
+
+    Arrays are images, labels, class_names, seed, clip and codes; PNGs are as `save_samples` writes
+    them, batch by batch, the others at the end. All are read back by `evaluate`, and folders and
+    arrays by training, too. Raises UsageError, before there are samples, for a name that is none of
+    the three, where nothing can be written, and for a folder with anything in it.
     """
-    if not hosts.first():
-        return Path(path)
-    path = check_out(path, replace=replace)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        text = pictures.caption(spec.class_names, samples.labels, columns)
-        pictures.save_png(path, pictures.picture(spec, samples.images, columns), text)
-    elif path.suffix == ".npz":
+
+    def __init__(self, path: str | Path, option: str = "--out", *, replace: bool = False) -> None:
+        """A dot alone makes no suffix: `samples_w2.5` is a folder.
+
+        replace: whether samples that are in the folder already make place.
+        """
+        self.path, self.replace = files.local(option, path), replace
+        suffix = self.path.suffix.lower()
+        self.folder = suffix not in (".png", ".npz")
+        if self.folder and suffix.lstrip(".") in _OTHERS:
+            raise invalid(option, str(path), "a name that ends in .png or .npz, or a folder")
+        if hosts.first():
+            files.check(option, self.path, directory=self.folder)
+            if self.folder:
+                pictures.check_folder(self.path, replace, option)
+
+    def add(
+        self, first: int, images: np.ndarray, labels: Sequence[int], names: Sequence[str]
+    ) -> None:
+        """Images of a batch [n, H, W, C], whose first is number `first`; labels of them all.
+
+        names: of the classes.
+        """
+        if not self.folder or not hosts.first():
+            return
+        if self.replace:
+            for old in pictures.earlier(self.path):
+                old.unlink()
+            self.replace = False
+        pictures.save_samples(self.path, first, images, labels, names)
+
+    def close(self, samples: Samples, columns: int, spec: Spec) -> None:
+        """Write what is written in one piece. Codes that were not decoded go into arrays alone."""
+        if self.folder or not hosts.first():
+            return
+        if self.path.suffix.lower() == ".png":
+            text = pictures.caption(spec.class_names, samples.labels, columns)
+            pictures.save_png(self.path, pictures.picture(spec, samples.images, columns), text)
+            return
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         if samples.images is not samples.codes:
             codes["images"] = samples.images
@@ -226,10 +307,23 @@ def write_samples(
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
-        np.savez(path, **about, **codes)
-    else:
-        pictures.folder(path, samples.images, samples.labels, spec.class_names, replace)
-    return path
+        files.write_arrays(self.path, {**about, **codes})
+
+
+_PICTURES = "jpg jpeg jfif gif webp bmp tif tiff avif heic jp2 ppm svg pdf ico mp4"
+_ARRAYS = "npy zip tar gz json csv txt html pt pth safetensors pkl h5 hdf5 parquet mat"
+_OTHERS = frozenset(f"{_PICTURES} {_ARRAYS}".split())
+"""Suffixes of files that somebody may have wanted and that are not written."""
+
+
+def write_samples(
+    path: str | Path, samples: Samples, columns: int, spec: Spec, *, replace: bool = False
+) -> Path:
+    """Write samples to an `Output`."""
+    output = Output(path, replace=replace)
+    output.add(0, samples.images, samples.labels.tolist(), spec.class_names)
+    output.close(samples, columns, spec)
+    return output.path
 
 
 def report_grids(model: Model, interrupts: Interrupts) -> dict[str, np.ndarray]:
@@ -324,10 +418,7 @@ def _check_test_half(setup: Setup, workdir: Path) -> None:
     scored = (setup.evaluate.at_end and not decoded) or setup.method.sampler is None
     if setup.spec.target is not None or not (measured or scored):
         return
-    test = setup.test_source
-    if setup.evaluate.at_end and not decoded:
-        made = None if setup.method.sampler is None else setup.evaluate.samples
-        check_sizes(len(setup.source), len(test), made)
+    _ = setup.test_source
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:
@@ -398,7 +489,6 @@ __all__ = [
     "Model",
     "Samples",
     "Trained",
-    "check_out",
     "classify",
     "compare",
     "encode",

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import ast
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
 import json
+import math
+import sysconfig
+import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,9 @@ ROOMS = {
 }
 """Where the `name` of a section with this key is looked for."""
 
+WRAPS = ("tune", "distill", "unlearn")
+"""Packages of jaxgen with functions from Method to Method."""
+
 MOVED = {
     "dit.sized": "dit.DiT, with the same size",
     "unet.ddpmpp": "unet.UNet, with the same fields",
@@ -55,6 +63,56 @@ MOVED = {
     "bert.sized": "bert.Bert, with the same size and, where none was set, dropout=0.1",
 }
 """Names in older configs and what to write now."""
+
+
+HOMES = ("data", "nn", "families", "tokenizers", "steer", "frozen", *WRAPS)
+"""Packages of jaxgen whose functions a config that came from elsewhere may name."""
+
+_allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
+_own: ContextVar[set[str]] = ContextVar("own", default=set())  # noqa: B039
+_foreign: ContextVar[tuple[str, ...] | None] = ContextVar("foreign", default=None)
+
+
+@contextlib.contextmanager
+def trust(*modules: str) -> Iterator[None]:
+    """Within, configs of workdirs that are loaded may name functions of these modules, too.
+
+    Nothing of it is kept: who loads the workdir next says so again.
+    """
+    token = _allowed.set((*_allowed.get(), *modules))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def trusted() -> tuple[str, ...]:
+    """The modules of `trust` that is in force."""
+    return _allowed.get()
+
+
+@contextlib.contextmanager
+def foreign(modules: Sequence[str] | None) -> Iterator[None]:
+    """Within, names stand for functions of `HOMES` and of these modules alone; None: for any.
+
+    A name is a call, so a config that somebody else wrote would otherwise run what it likes.
+    """
+    token = _foreign.set(None if modules is None else tuple(modules))
+    try:
+        yield
+    finally:
+        _foreign.reset(token)
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[set[str]]:
+    """The names outside of jaxgen that configs are built from within."""
+    names: set[str] = set()
+    token = _own.set(names)
+    try:
+        yield names
+    finally:
+        _own.reset(token)
 
 
 def load(path: str) -> ml_collections.ConfigDict:
@@ -70,15 +128,38 @@ def load(path: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError) as error:
-        raise UsageError(f"--config {file}: cannot be imported: {error}") from error
+    except Exception as error:
+        raise UsageError(f"--config {file}: cannot be imported: {told(error)}") from error
     if not hasattr(module, "get_config"):
         raise invalid("--config", file, "a Python file that defines get_config()")
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"--config {path}: get_config failed: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--config {path}: get_config failed: {told(error)}") from error
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise invalid("--config", path, f"get_config() that returns a ConfigDict, not {config!r}")
     return ml_collections.ConfigDict(to_dict(config))
+
+
+def told(error: BaseException) -> str:
+    """An error of the user's own code in one line: its type, what it says, and where."""
+    place = own_line(error)
+    where = "" if place is None else f" ({place})"
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}{where}" if said else f"{type(error).__name__}{where}"
+
+
+def own_line(error: BaseException) -> str | None:
+    """file:line of the innermost call in the user's own code; None where there is none."""
+    not_theirs = ("<", *_INSTALLED, str(Path(__file__).parent))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(not_theirs)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+
+
+_INSTALLED = tuple({sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
@@ -194,32 +275,62 @@ def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
     if not isinstance(name, str) or not name:
         raise invalid(f"{option}.name", name, f"the name of a function in {room}")
     for full in (f"{room}.{name}", f"jaxgen.{name}", name):
+        if not _may_name(full):  # before the import, which would run it
+            continue
         module_name, _, attribute = full.rpartition(".")
         for home in (full, module_name):
-            found = getattr(_module(home), attribute, None)
-            if callable(found):
+            found = getattr(_module(home, option), attribute, None)
+            if callable(found) and _may_call(found):
+                if not full.startswith("jaxgen."):
+                    _own.get().add(full)
                 return found
     if name in MOVED:
         raise invalid(f"{option}.name", name, MOVED[name])
+    if _foreign.get() is not None:
+        raise invalid(
+            f"{option}.name",
+            name,
+            "functions of jaxgen, as this config was loaded with a model",
+            f"If you know this code and trust it: --trust {name.partition('.')[0]}.",
+        )
     inner, _, _ = name.rpartition(".")
     names = _names_in(room)
-    if inner and _module(f"{room}.{inner}") is not None:
+    if (theirs := _module(inner)) is not None and not inner.startswith("jaxgen"):
+        names = [f"{inner}.{n}" for n in _callables(theirs)]
+    elif inner and _module(f"{room}.{inner}") is not None:
         names = [f"{inner}.{n}" for n in _names_in(f"{room}.{inner}")]
     raise unknown(f"{option}.name", name, names)
 
 
-def _module(name: str) -> types.ModuleType | None:
-    """The module of a dotted name, or None where there is none."""
+def _may_name(full: str) -> bool:
+    """Whether the config in hand may name this: any, or what `foreign` allows."""
+    modules = _foreign.get()
+    homes = [f"jaxgen.{home}" for home in HOMES]
+    return modules is None or any(full.startswith(f"{m}.") for m in (*homes, *modules))
+
+
+def _may_call(found: Any) -> bool:
+    """Whether the config in hand may call this: not what a module of ours has only imported."""
+    found = found.func if isinstance(found, functools.partial) else found
+    return _may_name(f"{getattr(found, '__module__', '')}.")
+
+
+def _module(name: str, option: str = "") -> types.ModuleType | None:
+    """The module of a dotted name, or None where there is none.
+
+    Raises UsageError, naming the option, where a module of the user's own cannot be imported.
+    """
+    there = False
     try:
-        if not name or importlib.util.find_spec(name) is None:
-            return None
-    except (ModuleNotFoundError, ValueError):
+        # Looking for `a.b` imports `a`.
+        there = bool(name) and importlib.util.find_spec(name) is not None
+        return importlib.import_module(name) if there else None
+    except Exception as error:
+        if own_line(error) is not None:
+            raise UsageError(f"{option}: {name} cannot be imported: {told(error)}.") from error
+        if there or not isinstance(error, ModuleNotFoundError | ValueError):
+            raise
         return None
-    return importlib.import_module(name)
-
-
-WRAPS = ("tune", "distill", "unlearn")
-"""Packages of jaxgen with functions from Method to Method."""
 
 
 def _names_in(room: str) -> list[str]:
@@ -253,7 +364,15 @@ def build(section: Any, room: str, option: str, **given: Any) -> Any:
     A plain string stands for a section with only a name. Nested sections whose key is in `ROOMS`
     are built first. Keywords are checked against the signature (name, then plain type).
     """
-    return partial(section, room, option, **given)()
+    make = partial(section, room, option, **given)
+    try:
+        return make()
+    except UsageError:
+        raise
+    except Exception as error:
+        if own_line(error) is None:
+            raise
+        raise UsageError(f"{option}: cannot be built: {told(error)}.") from error
 
 
 def part(value: Any, room: str, option: str, **offered: Any) -> Any:
@@ -332,6 +451,8 @@ def check(
             raise unknown(f"{option}.{key}", key, allowed)
         value = _tuples(to_dict(value)) if isinstance(value, (list, tuple)) else value
         hint = hints.get(key)
+        if _is_nan(value):
+            raise invalid(f"{option}.{key}", value, "numbers")
         if hint is not None and not _matches(value, hint):
             raise invalid(f"{option}.{key}", value, _describe(hint))
         checked[key] = value
@@ -389,6 +510,12 @@ def _matches(value: Any, hint: Any) -> bool:
             return len(value) == len(arguments) and all(map(_matches, value, arguments))
         return True
     return True
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_is_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _describe(hint: Any) -> str:

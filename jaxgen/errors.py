@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -30,9 +31,31 @@ def invalid(option: str, given: object, allowed: str, fix: str | None = None) ->
     return UsageError(f"{message} {fix}" if fix else message)
 
 
+def check_seed(option: str, seed: object) -> int:
+    """A seed, as every command takes it: JAX's keys hold 32 bits. Raises UsageError otherwise."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise invalid(option, seed, "a whole number from 0 to 4294967295 (2^32 - 1)")
+    return seed
+
+
+def check_finite(option: str, value: float) -> float:
+    """A number that is one. Raises UsageError for NaN and the infinities."""
+    if not math.isfinite(value):
+        raise invalid(option, value, "a finite number")
+    return value
+
+
+MOST = 60
+"""Names that a message lists; of more, the closest half."""
+
+
 def unknown(option: str, given: str, allowed: Iterable[str]) -> UsageError:
     """A `UsageError` for a name that does not exist; names the closest one that does."""
     names = sorted(allowed)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     fix = f"Did you mean {close[0]!r}?" if close else None
-    return invalid(option, given, ", ".join(names) if names else "nothing", fix)
+    shown = names
+    if len(names) > MOST:
+        shown = difflib.get_close_matches(given, names, n=MOST // 2, cutoff=0.0)
+        shown = [*sorted(shown), f"... ({len(names)} in all)"]
+    return invalid(option, given, ", ".join(shown) if shown else "nothing", fix)

@@ -9,7 +9,7 @@ ROOT = Path("jaxgen")
 # A module may import from its own level or from those before it; the longest name decides.
 LEVELS = [
     ["errors", "__init__"],
-    ["config", "mesh", "paths"],
+    ["config", "mesh", "files"],
     ["method", "ops", "data"],
     ["nn"],
     ["pretrained", "families"],

@@ -20,18 +20,18 @@ ENTRY = "jaxgen.nn.biggan.Generator"
 
 def checks() -> list[Check]:
     """The pieces that the paper adds, each against an answer not ours."""
-    found = []
+    results = []
     for bound in (0.5, 1.5):
         keys = jax.random.split(jax.random.key(0), 20_000)
         z = np.asarray(latent.normal(8).truncated(bound)(keys))  # type: ignore[misc]
         phi = math.exp(-(bound**2) / 2) / math.sqrt(2 * math.pi)
         variance = 1 - 2 * bound * phi / math.erf(bound / math.sqrt(2))
-        found.append(below(f"largest |z| at truncation {bound}", np.abs(z).max(), bound))
+        results.append(below(f"largest |z| at truncation {bound}", np.abs(z).max(), bound))
         # A variance of n values in [-b, b] has a standard error under b^2 / sqrt(n).
         error = 4 * bound**2 / z.size**0.5
-        found.append(near(f"variance at truncation {bound}", z.var(), variance, error))
+        results.append(near(f"variance at truncation {bound}", z.var(), variance, error))
     clipped = np.clip(np.asarray(latent.normal(8).draw(keys)), -1.5, 1.5)
-    found.append(
+    results.append(
         above(
             "the same if values were clipped and not redrawn",
             abs(clipped.var() - variance),
@@ -69,17 +69,21 @@ def checks() -> list[Check]:
                 worst = max(worst, abs(top - 1))
             else:
                 untouched = max(untouched, abs(top - 1))
-    found.append(below("top singular values from 1 after 100 steps", worst, 1e-2))
-    found.append(above("the same without spectral norm", untouched, 1.0))
+    results.append(below("top singular values from 1 after 100 steps", worst, 1e-2))
+    results.append(above("the same without spectral norm", untouched, 1.0))
 
     rule = regularisers.orthogonal(1.0)
     assert rule.weights is not None
     q = np.linalg.qr(rng.normal(size=(27, 5)))[0] * np.array([3, 1, 0.5, 2, 4])
     columns = {"conv": {"kernel": jnp.asarray(q.reshape(3, 3, 3, 5), jnp.float32)}}
-    found.append(below("penalty of orthogonal columns of any length", rule.weights(columns), 1e-9))
+    results.append(
+        below("penalty of orthogonal columns of any length", rule.weights(columns), 1e-9)
+    )
     leaning = {"conv": {"kernel": columns["conv"]["kernel"] + 0.1}}
     matrix = q + 0.1
     gram = matrix.T @ matrix
     exact = (gram**2).sum() - (np.diag(gram) ** 2).sum()
-    found.append(near("penalty of others, over float64's", rule.weights(leaning) / exact, 1, 1e-4))
-    return found
+    results.append(
+        near("penalty of others, over float64's", rule.weights(leaning) / exact, 1, 1e-4)
+    )
+    return results

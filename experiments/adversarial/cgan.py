@@ -64,10 +64,10 @@ def trained(head: Any, seeds: int) -> np.ndarray:
         noise = STD * jax.random.normal(key, (64, 2))
         return {"image": jnp.asarray(MEANS)[label] + noise, "label": label}
 
-    def one(seed: jax.Array) -> jax.Array:
+    def run(seed: jax.Array) -> jax.Array:
         params = fit(method, draw, 600, seed).ema["half_life_4000"]
         keys = jax.random.split(jax.random.key(9), 4 * SIZE)
         labels = jnp.repeat(jnp.arange(4), SIZE)
         return method.sampler().fn(params, keys, labels).reshape(4, SIZE, 2)
 
-    return np.asarray(quick_jit(jax.vmap(one))(jnp.arange(seeds)))
+    return np.asarray(quick_jit(jax.vmap(run))(jnp.arange(seeds)))

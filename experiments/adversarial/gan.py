@@ -24,30 +24,30 @@ MEAN, STD = 2.0, 0.5
 
 def checks() -> list[Check]:
     """A table, a Gaussian, and gradients at a discriminator that is never fooled."""
-    found = []
+    results = []
     judge = Discriminator(Identity(), head.unconditional())
-    game = loss.non_saturating()
+    rule = loss.non_saturating()
 
     def table(counts: np.ndarray) -> jax.Array:
         return jnp.eye(4)[np.repeat(np.arange(4), counts)]
 
     for name, model in (("another law", MODEL), ("the data's own law", DATA)):
-        params = fit_judge(judge, game, table(DATA), table(model), 600, optax.adam(0.03))
+        params = fit_judge(judge, rule, table(DATA), table(model), 600, optax.adam(0.03))
         logits = judge.apply({"params": params}, jnp.eye(4), jnp.zeros(4, jnp.int32)).logits
         best = DATA / (DATA + model)
         error = np.abs(jax.nn.sigmoid(logits) - best).max()
-        found.append(below(f"D against p / (p + q), {name}", error, 1e-3))
+        results.append(below(f"D against p / (p + q), {name}", error, 1e-3))
         p, q = DATA / 20, model / 20
         js = sum(0.5 * (a * np.log(2 * a / (p + q))).sum() for a in (p, q))
         judged = [
             judge.apply({"params": params}, table(c), jnp.zeros(20, int)).logits
             for c in (DATA, model)
         ]
-        value = -game.discriminator(*judged)
-        found.append(near(f"value of the game, {name}", value, 2 * js - np.log(4), 1e-4))
+        value = -rule.discriminator(*judged)
+        results.append(near(f"value of the game, {name}", value, 2 * js - np.log(4), 1e-4))
 
     learned, frozen = gaussian(1.0), gaussian(0.0)
-    found += [
+    results += [
         near("mean of the generator", learned[0], MEAN, 0.1),
         near("deviation of the generator", learned[1], STD, 0.1),
         above(
@@ -62,9 +62,9 @@ def checks() -> list[Check]:
     for name in ("saturating", "non_saturating"):
         lost = jax.grad(getattr(loss, name)().generator)(jnp.full(1, -40.0))
         slope[name] = abs(float(lost[0]))
-    found.append(below("slope of log(1 - D) where D sees through", slope["saturating"], 1e-15))
-    found.append(near("slope of -log D there", slope["non_saturating"], 1.0, 1e-6))
-    return found
+    results.append(below("slope of log(1 - D) where D sees through", slope["saturating"], 1e-15))
+    results.append(near("slope of -log D there", slope["non_saturating"], 1.0, 1e-6))
+    return results
 
 
 def gaussian(rate: float) -> np.ndarray:

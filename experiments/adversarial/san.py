@@ -25,9 +25,9 @@ def checks() -> list[Check]:
     real, fake = jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32)
     aim = gap / np.linalg.norm(gap)
 
-    def direction(part: str, key: str, module: Discriminator) -> np.ndarray:
+    def direction(group: str, key: str, module: Discriminator) -> np.ndarray:
         params = fit_judge(module, loss.hinge(), real, fake, 1500, optax.adam(0.01))
-        return np.asarray(params["head"][part][key]).reshape(-1)
+        return np.asarray(params["head"][group][key]).reshape(-1)
 
     san = Discriminator(Identity(), head.normalised(num_classes=1, conditional=False))
     w = direction("direction", "embedding", san)

@@ -26,9 +26,9 @@ BOUND = 0.01
 
 def checks() -> list[Check]:
     """Point masses, two samples on the line, and a generator trained by a clipped critic."""
-    found = []
+    results = []
     line = Discriminator(Identity(), head.unconditional())
-    game, clip = loss.wasserstein(), regularisers.clip(BOUND)
+    terms, clip = loss.wasserstein(), regularisers.clip(BOUND)
     logistic = loss.saturating()
     none = jnp.zeros(8, jnp.int32)
     gaps, slopes, values, flat = [], [], [], []
@@ -38,11 +38,11 @@ def checks() -> list[Check]:
         def judge(params: Any, x: jax.Array) -> jax.Array:
             return line.apply({"params": params}, x, none).logits
 
-        p = fit_judge(line, game, real, fake, 300, optax.rmsprop(1e-3), project=clip.project)
+        p = fit_judge(line, terms, real, fake, 300, optax.rmsprop(1e-3), project=clip.project)
         gaps.append(
-            float(-game.discriminator(judge(p, real), judge(p, fake))) / (BOUND * abs(theta))
+            float(-terms.discriminator(judge(p, real), judge(p, fake))) / (BOUND * abs(theta))
         )
-        slopes.append(float(jax.grad(lambda x, p=p: game.generator(judge(p, x)))(fake).sum()))
+        slopes.append(float(jax.grad(lambda x, p=p: terms.generator(judge(p, x)))(fake).sum()))
         # The minimax game on the same masses: log 2 at any distance, and no slope.
         p = fit_judge(line, logistic, real, fake, 3000, optax.adam(0.3))
         value = -logistic.discriminator(judge(p, real), judge(p, fake))
@@ -50,7 +50,7 @@ def checks() -> list[Check]:
         flat.append(
             abs(float(jax.grad(lambda x, p=p: logistic.generator(judge(p, x)))(fake).sum()))
         )
-    found += [
+    results += [
         below("gap over bound |theta|, from 1", np.abs(np.array(gaps) - 1).max(), 1e-3),
         above(
             "least slope of the generator's loss, over the bound",
@@ -71,15 +71,15 @@ def checks() -> list[Check]:
     labels = jnp.zeros(256, jnp.int32)
 
     def penalty(params: Any, key: jax.Array) -> jax.Array:
-        one, two = jax.random.split(key)
+        key_a, key_b = jax.random.split(key)
         # Any pairing of the two samples: the slope is asked for all over the hull.
-        mixed = jax.random.permutation(one, fake)
+        mixed = jax.random.permutation(key_a, fake)
         given = Case(
             lambda x, y: critic.apply({"params": params}, x, y).logits,
             real,
             mixed,
             labels,
-            jax.random.split(two, 256),
+            jax.random.split(key_b, 256),
             None,
         )
         assert rule.penalty is not None
@@ -87,20 +87,20 @@ def checks() -> list[Check]:
 
     for name, extra in (("with the penalty", penalty), ("without", None)):
         options: Any = {} if extra is None else {"penalty": extra}
-        p = fit_judge(critic, game, real, fake, 1000, optax.adam(2e-3), **options)
+        p = fit_judge(critic, terms, real, fake, 1000, optax.adam(2e-3), **options)
         judged = [critic.apply({"params": p}, x, labels).logits for x in (real, fake)]
-        ratio = float(-game.discriminator(*judged)) / exact
+        ratio = float(-terms.discriminator(*judged)) / exact
         # |slope| = 1 holds up to the penalty's softness: 1 / (2 weight) a unit of density.
-        found.append(
+        results.append(
             near(f"gap over W1, {name}", ratio, 1.0, 0.1)
             if extra
             else above(f"gap over W1, {name}", ratio, 2.0)
         )
 
     learned = trained(1.0)
-    found.append(near("mean of the generator after clipped training", learned, 1.5, 0.15))
-    found.append(above("its error when the critic does not learn", abs(trained(0.0) - 1.5), 0.5))
-    return found
+    results.append(near("mean of the generator after clipped training", learned, 1.5, 0.15))
+    results.append(above("its error when the critic does not learn", abs(trained(0.0) - 1.5), 0.5))
+    return results
 
 
 def trained(rate: float) -> float:

@@ -12,8 +12,8 @@ from experiments.shared.tables import (
     Table,
     conditional,
     distance,
+    distribution,
     drawn,
-    law,
     marginal,
     of_sequence,
     table,
@@ -28,8 +28,8 @@ OTHER = CHAINS[:, ::-1]
 
 def guided(cond: np.ndarray, uncond: np.ndarray) -> np.ndarray:
     """p(x | c)^w / p(x)^(w - 1), normalised."""
-    found = cond**WEIGHT / uncond ** (WEIGHT - 1)
-    return found / found.sum()
+    weighted = cond**WEIGHT / uncond ** (WEIGHT - 1)
+    return weighted / weighted.sum()
 
 
 def posterior() -> np.ndarray:
@@ -42,34 +42,34 @@ def posterior() -> np.ndarray:
 
 def checks() -> list[Check]:
     """The laws at w = 0, 1 and 2, with another language model too; what w does to the class."""
-    found = []
+    results = []
     params = {"net": table(), "lm": table(OTHER)}
     cases = {
-        "w=1": (1.0, law(lambda b: conditional(b, LABEL))),
-        "w=0": (0.0, law(marginal)),
-        "w=2": (WEIGHT, law(lambda b: guided(conditional(b, LABEL), marginal(b)))),
+        "w=1": (1.0, distribution(lambda b: conditional(b, LABEL))),
+        "w=0": (0.0, distribution(marginal)),
+        "w=2": (WEIGHT, distribution(lambda b: guided(conditional(b, LABEL), marginal(b)))),
         "w=2, another network": (
             [dict(name="cfg", weight=WEIGHT, uncond="lm")],
-            law(lambda b: guided(conditional(b, LABEL), marginal(b, OTHER))),
+            distribution(lambda b: guided(conditional(b, LABEL), marginal(b, OTHER))),
         ),
     }
     draws = {}
     for name, (guidance, exact) in cases.items():
         draws[name] = drawn(params, LABEL, guidance=guidance, models={"lm": Table()})
         check = f"{name}: distance to its law, over that of exact draws"
-        found.append(mean_below(check, distance(draws[name], exact), 1.2))
+        results.append(mean_below(check, distance(draws[name], exact), 1.2))
     for name in ("w=2", "w=2, another network"):
         check = f"{name}: distance to its law, without guidance"
-        found.append(control(mean_below(check, distance(draws["w=1"], cases[name][1]), 1.2)))
+        results.append(control(mean_below(check, distance(draws["w=1"], cases[name][1]), 1.2)))
     swapped = distance(draws["w=2"], cases["w=2, another network"][1])
-    found.append(control(mean_below("the other network's law, by the model's own", swapped, 1.2)))
+    results.append(control(mean_below("the other network's law, by the model's own", swapped, 1.2)))
 
     share = posterior()
     rise = [share[draws[name]].mean(1) for name in ("w=0", "w=1", "w=2")]
     for name, low, high in (("0 to 1", *rise[:2]), ("1 to 2", *rise[1:])):
-        found.append(mean_above(f"rise of p(label | x) from w = {name}", high - low, 0.03))
-        found.append(control(mean_above(f"the same backwards, {name}", low - high, 0.03)))
+        results.append(mean_above(f"rise of p(label | x) from w = {name}", high - low, 0.03))
+        results.append(control(mean_above(f"the same backwards, {name}", low - high, 0.03)))
     exact = [float(share @ cases[name][1]) for name in ("w=0", "w=1", "w=2")]
-    found.append(above("the same by enumeration, least", min(np.diff(exact)), 0.03))
-    found.append(below("sum of all sequences", abs(cases["w=2"][1].sum() - 1), 1e-12))
-    return found
+    results.append(above("the same by enumeration, least", min(np.diff(exact)), 0.03))
+    results.append(below("sum of all sequences", abs(cases["w=2"][1].sum() - 1), 1e-12))
+    return results

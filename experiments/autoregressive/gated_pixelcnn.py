@@ -19,15 +19,15 @@ ENTRY = "jaxgen.nn.pixelcnn.GatedPixelCNN"
 
 def checks() -> list[Check]:
     """Enumeration and Jacobians; the controls open the mask, and cut the vertical stack off."""
-    found = []
+    results = []
     for shape in ((3, 3, 1), (1, 3, 3)):
         spec = Spec(shape, 1, levels=2)
         built = method(spec, GatedPixelCNN(1, 2, shape, depth=2, width=6, kernel=3, first=3))
         weights = random_weights(lambda built=built: built.init(jax.random.key(0)).params, 0.8)
-        found.append(near(f"sum over 512 images {shape}", total(built, weights), 1.0, 1e-5))
+        results.append(near(f"sum over 512 images {shape}", total(built, weights), 1.0, 1e-5))
         with mock.patch("jaxgen.nn.pixelcnn.channel_mask", everything):
             off = abs(total(built, weights) - 1)
-        found.append(above(f"distance from 1 without the mask {shape}", off, 0.01))
+        results.append(above(f"distance from 1 without the mask {shape}", off, 0.01))
 
     for shape in ((4, 5, 1), (3, 3, 3)):
         net = GatedPixelCNN(1, 5, shape, depth=3, width=24, kernel=3, first=5, hidden=48)
@@ -39,17 +39,19 @@ def checks() -> list[Check]:
 
         weights = random_weights(init, 0.3)
         earlier, later = reach(net, weights)
-        found.append(above(f"least derivative by an earlier element {shape}", earlier.min(), 1e-12))
-        found.append(below(f"largest by itself or a later one {shape}", later.max(), 0.0))
+        results.append(
+            above(f"least derivative by an earlier element {shape}", earlier.min(), 1e-12)
+        )
+        results.append(below(f"largest by itself or a later one {shape}", later.max(), 0.0))
         # Without the way from the vertical to the horizontal stack the rows above are unseen.
         blind = jax.tree_util.tree_map_with_path(
             lambda path, a: a * (not any(getattr(p, "key", "") == "across" for p in path)), weights
         )
-        found.append(below(f"the same, stacks apart {shape}", reach(net, blind)[0].min(), 0.0))
+        results.append(below(f"the same, stacks apart {shape}", reach(net, blind)[0].min(), 0.0))
         with mock.patch("jaxgen.nn.pixelcnn.channel_mask", everything):
             leak = reach(net, weights)[1].max()
-        found.append(above(f"largest by itself without the mask {shape}", leak, 1e-3))
-    return found
+        results.append(above(f"largest by itself without the mask {shape}", leak, 1e-3))
+    return results
 
 
 def everything(inputs: int, outputs: int, *_: object, **__: object) -> np.ndarray:

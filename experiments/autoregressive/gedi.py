@@ -15,8 +15,8 @@ from experiments.shared.tables import (
     SHARES,
     conditional,
     distance,
+    distribution,
     drawn,
-    law,
     marginal,
     of_sequence,
     table,
@@ -49,58 +49,58 @@ def steered(
 ) -> np.ndarray:
     """p(next) p(LABEL | ., next)^weight, then the filter, by sorting."""
     share = posterior(before, **options)
-    found = marginal(before) * share**weight
-    found /= found.sum()
+    weighted = marginal(before) * share**weight
+    weighted /= weighted.sum()
     if mass < 1:
         order = np.argsort(-share)
-        count = 1 + int((np.cumsum(found[order]) < mass - 1e-6).sum())
-        found = np.where(np.isin(np.arange(3), order[:count]) | (share > sure), found, 0)
-    return found / found.sum()
+        count = 1 + int((np.cumsum(weighted[order]) < mass - 1e-6).sum())
+        weighted = np.where(np.isin(np.arange(3), order[:count]) | (share > sure), weighted, 0)
+    return weighted / weighted.sum()
 
 
 def checks() -> list[Check]:
     """The posterior against Bayes' rule, then the law of sequences in four settings."""
-    found = [*posteriors()]
-    exact = law(lambda b: conditional(b, LABEL))
+    results = [*posteriors()]
+    exact = distribution(lambda b: conditional(b, LABEL))
     plain: dict[str, Any] = dict(
         name="gedi", anti=ANTI, by_length=False, prior=float(SHARES[LABEL])
     )
     settings: dict[str, tuple[dict[str, Any], np.ndarray]] = {
-        "weight 0": (plain | dict(weight=0.0), law(marginal)),
+        "weight 0": (plain | dict(weight=0.0), distribution(marginal)),
         "weight 1: the class itself": (plain, exact),
         "weight 3, by length": (
             plain | dict(weight=3.0, by_length=True, alpha=2.0),
-            law(lambda b: steered(b, 3.0, alpha=2.0, by_length=True)),
+            distribution(lambda b: steered(b, 3.0, alpha=2.0, by_length=True)),
         ),
         "filtered": (
             plain | dict(weight=2.0, mass=0.8, sure=0.7),
-            law(lambda b: steered(b, 2.0, 0.8, 0.7)),
+            distribution(lambda b: steered(b, 2.0, 0.8, 0.7)),
         ),
     }
     params, draws = {"net": table()}, {}
     for name, (section, want) in settings.items():
         draws[name] = drawn(params, LABEL, guidance=[BASE, section])
         check = f"{name}: distance to its law, over that of exact draws"
-        found.append(mean_below(check, distance(draws[name], want), BOUND))
+        results.append(mean_below(check, distance(draws[name], want), BOUND))
         if name != "weight 0":
             without = distance(draws["weight 0"], want)
-            found.append(control(mean_below(f"{name}: without it", without, BOUND)))
+            results.append(control(mean_below(f"{name}: without it", without, BOUND)))
     # The class that a sequence shows, by Bayes' rule.
     joint = np.array(
         [[SHARES[c] * of_sequence(tuple(x), c) for c in (0, 1)] for x in EVERY.tolist()]
     )
     share = joint[:, LABEL] / joint.sum(1)
     rise = share[draws["weight 3, by length"]].mean(1)
-    found.append(mean_above("mean p(label | x) at weight 3", rise, 0.6))
+    results.append(mean_above("mean p(label | x) at weight 3", rise, 0.6))
     base = share[draws["weight 0"]].mean(1)
-    found.append(control(mean_above("mean p(label | x) at weight 0", base, 0.6)))
-    return found
+    results.append(control(mean_above("mean p(label | x) at weight 0", base, 0.6)))
+    return results
 
 
 def posteriors() -> list[Check]:
     """What a step adds to the logits, for every beginning, is ln p(label | x) by Bayes' rule."""
-    own, anti, base = Source(), Source("net", ANTI), Source("net", "null")
-    found, check = [], "mixture times posterior against the class, all beginnings"
+    given, anti, base = Source(), Source("net", ANTI), Source("net", "null")
+    results, check = [], "mixture times posterior against the class, all beginnings"
     for prior, wrap in ((float(SHARES[LABEL]), lambda c: c), (0.5, control)):
         guide = gedi(alone(base), anti=ANTI, by_length=False, prior=prior)
         gap, memory = 0.0, guide.start(len(EVERY))
@@ -108,15 +108,15 @@ def posteriors() -> list[Check]:
             starts = [tuple(x[:n]) for x in EVERY.tolist()]
             exact = np.array([conditional(b, LABEL) for b in starts])
             logits = {
-                own: _log(exact),
+                given: _log(exact),
                 anti: _log([conditional(b, ANTI) for b in starts]),
                 base: _log([marginal(b) for b in starts]),
             }
-            law = jax.nn.softmax(guide.rule(logits, memory, jnp.int32(n)))
-            gap = max(gap, float(np.abs(np.asarray(law) - exact).max()))
+            posterior = jax.nn.softmax(guide.rule(logits, memory, jnp.int32(n)))
+            gap = max(gap, float(np.abs(np.asarray(posterior) - exact).max()))
             memory = guide.after(logits, memory, jnp.asarray(EVERY[:, n]))
-        found.append(wrap(below(f"{check}, prior {prior:g}", gap, 1e-5)))
-    return found
+        results.append(wrap(below(f"{check}, prior {prior:g}", gap, 1e-5)))
+    return results
 
 
 def _log(p: Any) -> jax.Array:

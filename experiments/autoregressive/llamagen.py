@@ -103,13 +103,13 @@ def guidance() -> list[Check]:
     labels = jnp.arange(64) % 2
     assert built.sampler is not None and alone.sampler is not None
     want = quick_jit(alone.sampler().fn)(weights, keys, labels)
-    found = []
+    changed = []
     for scale in (1.0, 3.0):
         drawn = quick_jit(built.sampler(guidance=scale).fn)(weights, keys, labels)
-        found.append(float((drawn != want).mean()))
+        changed.append(float((drawn != want).mean()))
     return [
-        below("tokens that guidance 1 changes", found[0], 0.0),
-        above("tokens that guidance 3 changes", found[1], 0.05),
+        below("tokens that guidance 1 changes", changed[0], 0.0),
+        above("tokens that guidance 3 changes", changed[1], 0.05),
         below("calls at guidance 1 over those at 3", built.sampler().calls / 32, 0.5),
     ]
 

@@ -33,12 +33,12 @@ def masses() -> list[Check]:
     head = LogisticMixture(256, group=3, components=10)
     out = jnp.asarray(4 * np.random.default_rng(0).normal(size=(64, head.outputs)), jnp.float32)
     chosen: list[jax.Array] = []
-    found, before = [], jnp.zeros(64)
+    results, before = [], jnp.zeros(64)
     for name in "RGB":
         log = quick_jit(head.logits)(out, chosen)
         # A channel's masses, over the mass of the channels before it.
         off = jnp.abs(jnp.exp(jax.nn.logsumexp(log, axis=-1) - before) - 1).max()
-        found.append(below(f"sum of 256 masses of {name}, from 1", off, 1e-4))
+        results.append(below(f"sum of 256 masses of {name}, from 1", off, 1e-4))
         chosen.append(jnp.arange(64) * 4)
         before = log[jnp.arange(64), chosen[-1]]
     # Without the open ends, what lies outside [-1, 1] is lost.
@@ -47,24 +47,26 @@ def masses() -> list[Check]:
     edge = 1 + 1 / 255
     inside = jax.nn.sigmoid((edge - mean) / jnp.exp(scale))
     inside = (inside - jax.nn.sigmoid((-edge - mean) / jnp.exp(scale))).mean()
-    found.append(below("mass of a component with its ends cut off", inside, 0.9))
+    results.append(below("mass of a component with its ends cut off", inside, 0.9))
     # Green's law moves with red, by way of the coefficients.
     a, b = (jax.nn.softmax(quick_jit(head.logits)(out, [jnp.full(64, r)])) for r in (0, 255))
-    found.append(above("change of green by red", jnp.abs(a - b).sum(-1).mean(), 0.1))
+    results.append(above("change of green by red", jnp.abs(a - b).sum(-1).mean(), 0.1))
     # One component has one weight: without its coefficients nothing of red is left in green.
-    one = LogisticMixture(256, group=3, components=1)
+    single = LogisticMixture(256, group=3, components=1)
     for name, size in (("one component, with", 1.0), ("one component, without", 0.0)):
-        moved = out[:, : one.outputs].at[:, 7:].set(size)
-        a, b = (jax.nn.softmax(quick_jit(one.logits)(moved, [jnp.full(64, r)])) for r in (0, 255))
+        moved = out[:, : single.outputs].at[:, 7:].set(size)
+        a, b = (
+            jax.nn.softmax(quick_jit(single.logits)(moved, [jnp.full(64, r)])) for r in (0, 255)
+        )
         change = jnp.abs(a - b).sum(-1)
         bound = above if size else below
-        found.append(bound(f"{name} coefficients", change.mean(), 0.1 if size else 1e-3))
-    return found
+        results.append(bound(f"{name} coefficients", change.mean(), 0.1 if size else 1e-3))
+    return results
 
 
 def causality() -> list[Check]:
     """Jacobians at even and at odd sizes; the control leaves the shifts out."""
-    found = []
+    results = []
     for shape in ((5, 6, 1), (4, 4, 3)):
         net = PixelCNNpp(1, 9, shape, outputs=7, **NET)
         size = int(np.prod(shape))
@@ -75,12 +77,12 @@ def causality() -> list[Check]:
 
         weights = random_weights(init, 0.6)
         earlier, later = reach(net, weights)
-        found.append(above(f"least derivative by an earlier pixel {shape}", earlier.min(), 1e-12))
-        found.append(below(f"largest by itself or a later one {shape}", later.max(), 0.0))
+        results.append(above(f"least derivative by an earlier pixel {shape}", earlier.min(), 1e-12))
+        results.append(below(f"largest by itself or a later one {shape}", later.max(), 0.0))
     with mock.patch("jaxgen.nn.pixelcnnpp.right", lambda x: x):
         leak = reach(net, weights)[1].max()
-    found.append(above("largest by itself without the shift to the right", leak, 1e-4))
-    return found
+    results.append(above("largest by itself without the shift to the right", leak, 1e-4))
+    return results
 
 
 def images() -> list[Check]:
@@ -89,8 +91,8 @@ def images() -> list[Check]:
     net = PixelCNNpp(1, 2, spec.shape, **NET)
     built = method(spec, net, head=dict(name="logistic_mixture"))
     weights = random_weights(lambda: built.init(jax.random.key(0)).params, 0.9)
-    found = [near("sum over 512 images of 3 coloured pixels", total(built, weights), 1.0, 1e-4)]
+    results = [near("sum over 512 images of 3 coloured pixels", total(built, weights), 1.0, 1e-4)]
     with mock.patch("jaxgen.nn.pixelcnnpp.right", lambda x: x):
         off = abs(total(built, weights) - 1)
-    found.append(above("distance from 1 without the shift to the right", off, 1e-3))
-    return found
+    results.append(above("distance from 1 without the shift to the right", off, 1e-3))
+    return results

@@ -17,16 +17,16 @@ def checks() -> list[Check]:
     """By hand: entropy 1.2206 nats; information .693, 1.609, 1.609, 2.303."""
     p = jnp.array([0.5, 0.2, 0.2, 0.1])
     logits = jnp.log(p)
-    law = jax.nn.softmax(typical(logits, 0.4))
-    found = [
-        below("typical at .4 against (0, 1/2, 1/2, 0)", gap(law, [0, 0.5, 0.5, 0]), 1e-6),
+    distribution = jax.nn.softmax(typical(logits, 0.4))
+    results = [
+        below("typical at .4 against (0, 1/2, 1/2, 0)", gap(distribution, [0, 0.5, 0.5, 0]), 1e-6),
         # The control: cutting by probability instead of information keeps the mode.
         near("nucleus at .4: the mode", jax.nn.softmax(nucleus(logits, 0.4))[0], 1.0, 1e-6),
         below("change at a mass of 1", gap(typical(logits, 1.0), logits), 0.0),
     ]
     uniform = jnp.zeros(16)
     kept = [float(jnp.isfinite(typical(uniform, mass)).sum()) for mass in (0.1, 0.5, 0.9)]
-    found.append(near("kept of 16 equal ones, least", min(kept), 16, 0))
+    results.append(near("kept of 16 equal ones, least", min(kept), 16, 0))
 
     # Random laws: a smallest set by brute force over all sets of neighbours in |information - H|.
     rng = np.random.default_rng(0)
@@ -39,15 +39,15 @@ def checks() -> list[Check]:
         want = np.isin(np.arange(8), order[:size])
         wrong += int((np.isfinite(typical(jnp.log(p), 0.6)) != want).any())
         mode += int(not want[p.argmax()])
-    found.append(below("of 100 random laws, cut otherwise than by hand", wrong, 0))
-    found.append(above("of them, those that lose their mode", mode, 1))
+    results.append(below("of 100 random laws, cut otherwise than by hand", wrong, 0))
+    results.append(above("of them, those that lose their mode", mode, 1))
 
     draws = jax.random.categorical(jax.random.key(0), typical(logits, 0.41), shape=(50_000,))
     share = np.bincount(np.asarray(draws), minlength=4) / 50_000
     # 4 standard deviations of a share: 4 sqrt(1/4 / 50,000).
-    law = np.array([0.5, 0.2, 0.2, 0]) / 0.9
-    found.append(below("shares of draws against the law", gap(share, law), 0.009))
-    return found
+    distribution = np.array([0.5, 0.2, 0.2, 0]) / 0.9
+    results.append(below("shares of draws against the law", gap(share, distribution), 0.009))
+    return results
 
 
 def gap(a: object, b: object) -> float:

@@ -132,7 +132,7 @@ def peer(net: Llama, params: Any) -> Any:
     for i in range(net.depth):
         q, k, v = np.split(blocks["qkv"]["kernel"][i], 3, axis=1)
         gate, up = np.split(blocks["expand"]["kernel"][i], 2, axis=1)
-        parts = {
+        tensors = {
             "self_attn.q_proj": q.T,
             "self_attn.k_proj": k.T,
             "self_attn.v_proj": v.T,
@@ -143,7 +143,7 @@ def peer(net: Llama, params: Any) -> Any:
             "input_layernorm": blocks["attention_norm"]["scale"][i],
             "post_attention_layernorm": blocks["mlp_norm"]["scale"][i],
         }
-        state |= {f"model.layers.{i}.{k}.weight": tensor(v) for k, v in parts.items()}
+        state |= {f"model.layers.{i}.{k}.weight": tensor(v) for k, v in tensors.items()}
     model.load_state_dict(state)
     angles = tensor(net._angles(net.shape[0] * net.shape[1]))
     both = torch.cat([angles, angles], dim=-1)

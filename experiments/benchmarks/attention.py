@@ -170,8 +170,8 @@ def measure(arguments: argparse.Namespace, platform: str) -> list[dict[str, Any]
             sides = jax_sides(shape, dtype, CANDIDATES[platform], form)
             if form == "heads":
                 sides |= torch_sides(shape, small)
-            found = medians(sides, arguments.rounds, arguments.repeat)
-            for (name, task), seconds in found.items():
+            timings = medians(sides, arguments.rounds, arguments.repeat)
+            for (name, task), seconds in timings.items():
                 flops = 2 * b * h * n * n * d * (2 if task == "forward" else 7)
                 key = choice.shape_class(form, jnp.dtype(dtype), n, n, d, None)
                 rows.append(
@@ -186,9 +186,9 @@ def write(rows: list[dict[str, Any]], kind: str) -> None:
     table = json.loads(TABLE.read_text())
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
-        own = row["task"] == "both" and row["implementation"] != "torch"
+        ours = row["task"] == "both" and row["implementation"] != "torch"
         key = row["key"]
-        if own and (key not in best or row["seconds"] < best[key]["seconds"]):
+        if ours and (key not in best or row["seconds"] < best[key]["seconds"]):
             best[key] = row
     table.setdefault(kind, {}).update({k: row["implementation"] for k, row in best.items()})
     TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")

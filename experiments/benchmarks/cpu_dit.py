@@ -99,12 +99,10 @@ def rows(task: str, size: str, images: int, times: dict[str, Times]) -> list[dic
     table = []
     for name, side in times.items():
         row: dict[str, Any] = {"task": task, "size": size, "side": name}
-        for clock in ("wall", "cpu"):
-            mine, base = getattr(side, clock), getattr(times["jaxgen"], clock)
-            row[f"{clock}_s"] = statistics.median(mine)
-            row[f"{clock}_ratio"] = statistics.median(
-                m / b for m, b in zip(mine, base, strict=True)
-            )
+        for kind in ("wall", "cpu"):
+            mine, base = getattr(side, kind), getattr(times["jaxgen"], kind)
+            row[f"{kind}_s"] = statistics.median(mine)
+            row[f"{kind}_ratio"] = statistics.median(m / b for m, b in zip(mine, base, strict=True))
         row["images_per_s"] = images / row["wall_s"]
         table.append(row)
     return table

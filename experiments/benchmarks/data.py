@@ -76,12 +76,12 @@ def prepare_tfds(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
         VERSION = tensorflow_datasets.core.Version("1.0.0")
 
         def _info(self) -> Any:
-            parts = {
+            columns = {
                 "image": features.Image(shape=(28, 28, 1), encoding_format="png"),
                 "label": features.ClassLabel(num_classes=10),
             }
             return tensorflow_datasets.core.DatasetInfo(
-                builder=self, features=features.FeaturesDict(parts)
+                builder=self, features=features.FeaturesDict(columns)
             )
 
         def _split_generators(self, manager: Any) -> dict[str, Any]:

@@ -63,13 +63,13 @@ def scheduler(solver: str, steps: int) -> Any:
     betas = 1 - kept / np.concatenate([[1.0], kept[:-1]])
     shared = {"trained_betas": betas, "timestep_spacing": "trailing"}
     if solver == "ddpm":
-        found = diffusers.DDPMScheduler(**shared, clip_sample=False, variance_type="fixed_small")
+        chosen = diffusers.DDPMScheduler(**shared, clip_sample=False, variance_type="fixed_small")
     else:
-        found = diffusers.DPMSolverMultistepScheduler(
+        chosen = diffusers.DPMSolverMultistepScheduler(
             **shared, solver_order=2, final_sigmas_type="zero"
         )
-    found.set_timesteps(steps)
-    return found
+    chosen.set_timesteps(steps)
+    return chosen
 
 
 def torch_sampling(

@@ -38,8 +38,8 @@ def run(command: str, *arguments: str) -> dict[str, Any]:
     """What a `jaxgen` command prints as JSON. Raises CalledProcessError if it fails."""
     line = [sys.executable, "-m", "jaxgen", command, "--json", *arguments]
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    timings: dict[str, Any] = json.loads(done.stdout)
+    return timings
 
 
 def train(config: str, workdir: Path, seconds: float, probe: int, *overrides: str) -> dict:

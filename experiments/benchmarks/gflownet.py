@@ -145,27 +145,27 @@ def compare(dims: int, height: int, batch: int, rounds: int, steps: int) -> dict
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
         for name in order:
             seconds[name].append(timed(sides[name][0], many[name]))
-    found: dict[str, Any] = {}
-    for i, clock in enumerate(("wall", "cpu")):
+    timings: dict[str, Any] = {}
+    for i, kind in enumerate(("wall", "cpu")):
         times = {name: [v[i] for v in values] for name, values in seconds.items()}
         for name, values in times.items():
-            found[f"{name}_steps_per_{clock}_second"] = 1 / statistics.median(values)
+            timings[f"{name}_steps_per_{kind}_second"] = 1 / statistics.median(values)
         mine, again, kept = times.values()
         ratios = [min(b, c) / a for a, b, c in zip(mine, again, kept, strict=True)]
-        found[f"ratio_{clock}"], found[f"ratios_{clock}"] = statistics.median(ratios), ratios
-    return found
+        timings[f"ratio_{kind}"], timings[f"ratios_{kind}"] = statistics.median(ratios), ratios
+    return timings
 
 
 def agree(steps: int = 600) -> dict[str, float]:
     """ln Z of a 2 x 6 grid after the same number of steps by both sides, and the true one."""
-    found = {"true": float(hypergrid(dims=2, height=6).log_z or 0.0)}
+    estimates = {"true": float(hypergrid(dims=2, height=6).log_z or 0.0)}
     for name, (run, log_z) in (
         ("jaxgen", ours(2, 6, 16)),
         ("torchgfn", theirs(2, 6, 16, False)),
     ):
         run(steps)
-        found[name] = log_z()
-    return found
+        estimates[name] = log_z()
+    return estimates
 
 
 def main() -> None:
@@ -176,17 +176,17 @@ def main() -> None:
     rows = []
     for size in args.sizes.split(","):
         for batch in map(int, args.batches.split(",")):
-            found = compare(*SIZES[size], batch, args.rounds, args.steps)
-            rows.append({"size": size, "batch": batch, **found})
-            for clock in ("wall", "cpu"):
+            timings = compare(*SIZES[size], batch, args.rounds, args.steps)
+            rows.append({"size": size, "batch": batch, **timings})
+            for kind in ("wall", "cpu"):
                 mine, again, kept = (
-                    found[f"{name}_steps_per_{clock}_second"]
+                    timings[f"{name}_steps_per_{kind}_second"]
                     for name in ("jaxgen", "torchgfn_again", "torchgfn_kept")
                 )
                 print(
-                    f"{size} batch {batch}, {clock}: jaxgen {mine:.1f} steps/s, torchgfn "
+                    f"{size} batch {batch}, {kind}: jaxgen {mine:.1f} steps/s, torchgfn "
                     f"{again:.1f} (again) and {kept:.1f} (kept): "
-                    f"{found[f'ratio_{clock}']:.1f} times",
+                    f"{timings[f'ratio_{kind}']:.1f} times",
                     flush=True,
                 )
     if args.json:

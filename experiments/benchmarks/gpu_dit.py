@@ -135,12 +135,14 @@ def train(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         label, place, fast = torch_side(arguments)
         model = fast(peer.to(place).train())
         sides[label] = dit_peers.torch_training(model, data, device=place, bfloat16=True)
-    found = rows("train", name, size.batch, alternate(sides, arguments.rounds, arguments.repeat, 3))
+    measured = rows(
+        "train", name, size.batch, alternate(sides, arguments.rounds, arguments.repeat, 3)
+    )
     peak = peak_flops(jax.devices()[0])
     work = 3 * 2 * multiply_adds(net, (size.image, size.image, size.channels))
-    for row in found:
+    for row in measured:
         row["mfu"] = work * row["images_per_s"] / peak if peak else None
-    return found
+    return measured
 
 
 def check_same_images(arguments: argparse.Namespace) -> float:
@@ -188,22 +190,22 @@ def profile(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of the packages that matter."""
-    found = {}
+    packages = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+            packages[name] = "none"
+    return packages
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """The results as tables."""
-    about = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    lines = [f"{found['device']}; {about}.", "", f"    {found['command']}", ""]
+    about = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    lines = [f"{report['device']}; {about}.", "", f"    {report['command']}", ""]
     lines += ["| task | network | side | batch | images/s | MFU | jaxgen is faster by |"]
     lines += ["|-|-|-|-:|-:|-:|-:|"]
-    for row in found["rows"]:
+    for row in report["rows"]:
         start = f"| {row['task']} | {row['size']} |"
         if "error" in row:
             lines.append(f"{start} not measured: {row['error']} | | | | |")
@@ -212,9 +214,9 @@ def markdown(found: dict[str, Any]) -> str:
         ratio = "-" if row["side"] == "jaxgen" else f"{row['ratio']:.2f}"
         speed = f"{row['images_per_s']:.4g}"
         lines.append(f"{start} {row['side']} | {row['batch']} | {speed} | {mfu} | {ratio} |")
-    if "profile" in found:
-        lines += ["", f"Training {found['profile_size']}, jaxgen, by its profile:", ""]
-        lines += traces.table(found["profile"])
+    if "profile" in report:
+        lines += ["", f"Training {report['profile_size']}, jaxgen, by its profile:", ""]
+        lines += traces.table(report["profile"])
     return "\n".join(lines) + "\n"
 
 
@@ -235,7 +237,7 @@ def attempt(task: str, name: str, work: Callable[[], list[dict[str, Any]]]) -> l
 def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """All the parts; `note` gets what there is after each."""
     command = f"python -m experiments.benchmarks.gpu_dit {shlex.join(sys.argv[1:])}".strip()
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
         "command": command,
@@ -244,20 +246,20 @@ def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -
     tasks, name = arguments.tasks.split(","), arguments.sample_size
     if "train" in tasks:
         for size in arguments.sizes.split(","):
-            found["rows"] += attempt("train", size, lambda size=size: train(size, arguments))
-            note(found)
+            report["rows"] += attempt("train", size, lambda size=size: train(size, arguments))
+            note(report)
     if "profile" in tasks:
-        found["profile_size"] = name
-        found["profile"] = profile(arguments)
-        note(found)
+        report["profile_size"] = name
+        report["profile"] = profile(arguments)
+        note(report)
     if "sample" in tasks:
         if not arguments.jaxgen_only:
-            found["samplers_differ_by"] = check_same_images(arguments)
+            report["samplers_differ_by"] = check_same_images(arguments)
         for solver in arguments.solvers.split(","):
             work = lambda solver=solver: sample(solver, arguments)
-            found["rows"] += attempt(f"sample, {solver}", name, work)
-            note(found)
-    return found
+            report["rows"] += attempt(f"sample, {solver}", name, work)
+            note(report)
+    return report
 
 
 def main() -> None:
@@ -267,16 +269,16 @@ def main() -> None:
         arguments.sizes = arguments.sample_size = "tiny"
         arguments.rounds, arguments.repeat, arguments.sample_rounds = 2, 1, 1
 
-    def note(found: dict[str, Any]) -> None:
+    def note(report: dict[str, Any]) -> None:
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "gpu_dit.json").write_text(json.dumps(found, indent=2))
-            (arguments.out / "gpu_dit.md").write_text(markdown(found))
-        rows = len(found["rows"])
-        print(f"{rows} rows, profile: {'profile' in found}", file=sys.stderr, flush=True)
+            (arguments.out / "gpu_dit.json").write_text(json.dumps(report, indent=2))
+            (arguments.out / "gpu_dit.md").write_text(markdown(report))
+        rows = len(report["rows"])
+        print(f"{rows} rows, profile: {'profile' in report}", file=sys.stderr, flush=True)
 
-    found = run(arguments, note)
-    print(json.dumps(found) if arguments.json else markdown(found), end="")
+    report = run(arguments, note)
+    print(json.dumps(report) if arguments.json else markdown(report), end="")
 
 
 if __name__ == "__main__":

@@ -123,10 +123,10 @@ def seconds(fn: Callable[[], Any]) -> float:
 
 def measure(rounds: int, batch: int, size: int, width: int, depth: int) -> list[dict[str, Any]]:
     """A row a guidance: seconds guided, seconds of its calls, and their ratio."""
-    found, x = cases(batch, size, width, depth)
+    guided_cases, x = cases(batch, size, width, depth)
     keys = jax.random.split(jax.random.key(3), batch)
     rows = []
-    for name, (guided, calls) in found.items():
+    for name, (guided, calls) in guided_cases.items():
         memory = guided.init(x)
 
         def whole(x: jax.Array, memory: Any = memory, guided: Denoiser = guided) -> Any:

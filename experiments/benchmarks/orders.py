@@ -69,9 +69,9 @@ def row(name: str, options: Mapping[str, Any]) -> str:
     solver = build(linear(), 16)
     measured = weak_order(build) if solver.stochastic else strong_order(build, each=each(options))
     theory = str(solver.order) if solver.order else "none"
-    law = ", in law" if solver.stochastic else ""
+    suffix = ", in law" if solver.stochastic else ""
     text = ", ".join(f"{k}={v!r}" for k, v in options.items())
-    return f"| `{name}({text})` | {theory}{law} | {measured:.2f} | {calls(build)} |"
+    return f"| `{name}({text})` | {theory}{suffix} | {measured:.2f} | {calls(build)} |"
 
 
 def calls(build: Any) -> str:

@@ -43,22 +43,22 @@ def main() -> None:
         if not topology.startswith(args.only):
             continue
         config = f"configs/imagenet256_dit.py:{size}"
-        found = ask(config, [*SHARED, *changes], topology, "train")
-        rows.append({"config": config, "changes": changes, **found})
-        if found["memory_gib"]["peak"] is None:
+        answer = ask(config, [*SHARED, *changes], topology, "train")
+        rows.append({"config": config, "changes": changes, **answer})
+        if answer["memory_gib"]["peak"] is None:
             print(f"| {size} | {topology} | does not fit |", flush=True)
             continue
-        line, memory = found["roofline"], found["memory_gib"]
+        line, memory = answer["roofline"], answer["memory_gib"]
         times = ", ".join(f"{line['ms'][k]:.1f}" for k in ("compute", "memory", "interconnect"))
-        ways = ("overlapped", "serial", "nothing_overlaps")
-        bounds = ", ".join(f"{100 * line['mfu_bound_' + way]:.0f} %" for way in ways)
+        bounds_of = ("overlapped", "serial", "nothing_overlaps")
+        bounds = ", ".join(f"{100 * line['mfu_bound_' + bound]:.0f} %" for bound in bounds_of)
         attention = "xla" if "model.attention=xla" in changes else "auto"
         tokens = 1024 if LARGE in changes else 256
         print(
-            f"| {size}, {tokens} | {topology} | {attention} | {found['useful_flops'] / 1e12:.2f}, "
-            f"{found['compiled_flops'] / 1e12:.2f} | {found['hbm_bytes'] / 1e9:.1f} GB | "
+            f"| {size}, {tokens} | {topology} | {attention} | {answer['useful_flops'] / 1e12:.2f}, "
+            f"{answer['compiled_flops'] / 1e12:.2f} | {answer['hbm_bytes'] / 1e9:.1f} GB | "
             f"{memory['peak']:.2f} of {memory['chip']:.0f} GiB | {times} ms | "
-            f"{bounds} | {found['compile_seconds']:.0f} s |",
+            f"{bounds} | {answer['compile_seconds']:.0f} s |",
             flush=True,
         )
     if args.json:

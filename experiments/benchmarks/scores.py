@@ -67,26 +67,26 @@ def theirs(score: str, real: np.ndarray, made: np.ndarray) -> Any:
 
     a, b = torch.from_numpy(real), torch.from_numpy(made)
     if score == "fid":
-        parts = [metric_fid.fid_features_to_statistics(x) for x in (a, b)]
-        return metric_fid.fid_statistics_to_metric(*parts, False)[metric_fid.KEY_METRIC_FID]
-    found = metric_kid.kid_features_to_metric(
+        statistics_ = [metric_fid.fid_features_to_statistics(x) for x in (a, b)]
+        return metric_fid.fid_statistics_to_metric(*statistics_, False)[metric_fid.KEY_METRIC_FID]
+    metrics = metric_kid.kid_features_to_metric(
         a, b, kid_subsets=100, kid_subset_size=1000, verbose=False, rng_seed=0
     )
-    return found[metric_kid.KEY_METRIC_KID_MEAN]
+    return metrics[metric_kid.KEY_METRIC_KID_MEAN]
 
 
-def one(side: str, score: str, images: int, width: int) -> dict[str, Any]:
+def timed(side: str, score: str, images: int, width: int) -> dict[str, Any]:
     """Run one side's score in this process; seconds, value, and memory beyond the features."""
     real, made = features(images, width, 1), features(images, width, 2)
     run = ours if side == "ours" else theirs
     # Imports, compilation of nothing that has this size, and threads are not what is timed.
     run(score, real[:1100, :16].copy(), made[:1100, :16].copy())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start, clock = time.perf_counter(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     value = run(score, real, made)
     return {
         "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - clock,
+        "cpu_seconds": time.process_time() - cpu_start,
         "gib_beyond": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20,
         "value": value,
     }
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, default=None, metavar=("SIDE", "SCORE"))
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(*args.one, args.images, args.width)))
+        print(json.dumps(timed(*args.one, args.images, args.width)))
         return
     for score in args.scores.split(","):
         sizes = {args.images} if score != "prdc" else {args.peer_images, args.images}
@@ -120,10 +120,10 @@ def main() -> None:
             sides = (
                 ["ours", "theirs"] if images <= args.peer_images or score != "prdc" else ["ours"]
             )
-            found = {side: child(side, score, images, args.width) for side in sides}
-            line = {"score": score, "images": images, "width": args.width, **found}
-            if len(found) == 2:
-                line["times_faster"] = found["theirs"]["seconds"] / found["ours"]["seconds"]
+            timings = {side: child(side, score, images, args.width) for side in sides}
+            line = {"score": score, "images": images, "width": args.width, **timings}
+            if len(timings) == 2:
+                line["times_faster"] = timings["theirs"]["seconds"] / timings["ours"]["seconds"]
             print(json.dumps(line), flush=True)
 
 

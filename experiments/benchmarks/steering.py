@@ -62,9 +62,9 @@ def exact_best(counts: np.ndarray, draws: int = 400_000) -> np.ndarray:
     generator = np.random.default_rng(0)
     which = generator.choice(3, draws, p=WEIGHTS)
     x = MEANS[which] + STDS[which, None] * generator.normal(size=(draws, 2))
-    found = np.sort(np.asarray(-0.5 * ((x - GOAL) ** 2).sum(1)))
+    ordered = np.sort(np.asarray(-0.5 * ((x - GOAL) ** 2).sum(1)))
     rank = np.arange(draws + 1) / draws
-    return np.array([found @ np.diff(rank**n) for n in counts])
+    return np.array([ordered @ np.diff(rank**n) for n in counts])
 
 
 def tilted_mean() -> float:
@@ -102,8 +102,8 @@ def _point(method: str, calls: float, rewards: Any) -> Point:
 
 def searches(keys: jax.Array) -> Iterator[Point]:
     """What the searches reach."""
-    one, powers = chain(), 2 ** np.arange(int(np.log2(MOST)) + 1)
-    trace = jax.jit(best_of(one, reward, count=MOST).traced)(keys)[2]
+    steps, powers = chain(), 2 ** np.arange(int(np.log2(MOST)) + 1)
+    trace = jax.jit(best_of(steps, reward, count=MOST).traced)(keys)[2]
     yield from _curve("best-of-N", STEPS * powers, trace[powers - 1])
 
     # The ancestral steps forget the noise; the flow's law is nearly the data's.
@@ -113,23 +113,23 @@ def searches(keys: jax.Array) -> Iterator[Point]:
     yield from _curve("zero-order search", STEPS * powers, trace[powers - 1])
 
     for width, branches in ((1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (4, 6)):
-        how = over_paths(one, reward, width=width, branches=branches, start=4, stride=1, back=1)
+        how = over_paths(steps, reward, width=width, branches=branches, start=4, stride=1, back=1)
         yield _point("search over paths", how.calls, jax.jit(how.traced)(keys)[1])
 
     # A tree of a smaller budget is the beginning of a larger one.
-    leaves = jax.jit(tree_search(one, reward, budget=STEPS * MOST).grow)(keys)
+    leaves = jax.jit(tree_search(steps, reward, budget=STEPS * MOST).grow)(keys)
     trace = np.maximum.accumulate(np.asarray(leaves.reward), axis=1).T
     yield from _curve("tree search", STEPS * powers, trace[STEPS * powers - 1])
 
 
 def samplers(keys: jax.Array) -> Iterator[Point]:
     """The reward of samples that are meant to have the tilted law."""
-    one = chain()
+    steps = chain()
     for budget in (1, 4, 16, 64):
-        tree = tree_sampling(one, reward, budget=STEPS * budget, strength=STRENGTH)
+        tree = tree_sampling(steps, reward, budget=STEPS * budget, strength=STRENGTH)
         yield _point("tree sampling", tree.calls, reward(jax.jit(tree.fn)(keys)))
     for proposals in (1, 2, 4, 8, 16, 32):
-        how = svdd(one, reward, proposals=proposals, alpha=1 / STRENGTH)
+        how = svdd(steps, reward, proposals=proposals, alpha=1 / STRENGTH)
         yield _point("SVDD", how.calls, reward(jax.jit(how.fn)(keys)))
     for particles in (1, 2, 4, 8):
         yield _feynman_kac(keys, particles)
@@ -137,16 +137,16 @@ def samplers(keys: jax.Array) -> Iterator[Point]:
 
 def _feynman_kac(keys: jax.Array, particles: int) -> Point:
     """A sample from a set of its own, in 32 steps; a particle's two scores are two calls."""
-    way = paths.edm(0.03, 12.0)
-    tilt = gaussian_denoiser(way, jnp.asarray(GOAL), STRENGTH**-0.5)
-    corrector = product(of_all(way), tilt, grids.karras(4 * STEPS, way), (2,), path=way)
+    path = paths.edm(0.03, 12.0)
+    tilt = gaussian_denoiser(path, jnp.asarray(GOAL), STRENGTH**-0.5)
+    corrector = product(of_all(path), tilt, grids.karras(4 * STEPS, path), (2,), path=path)
 
-    def one(key: jax.Array) -> jax.Array:
+    def sample(key: jax.Array) -> jax.Array:
         out = corrector(jax.random.split(key, particles))
         chosen = jax.random.categorical(jax.random.fold_in(key, 9), out.log_weights)
         return take(out.x, chosen)
 
-    x = jax.jit(jax.vmap(one))(fold(keys, 3))
+    x = jax.jit(jax.vmap(sample))(fold(keys, 3))
     return _point("Feynman-Kac", particles * corrector.calls, reward(x))
 
 
@@ -211,9 +211,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     keys = jax.random.split(jax.random.key(0), args.images)
     points: list[Point] = []
-    ways: tuple[Callable[[jax.Array], Iterator[Point]], ...] = (searches, samplers)
-    for way in ways:
-        points += way(keys)
+    studies: tuple[Callable[[jax.Array], Iterator[Point]], ...] = (searches, samplers)
+    for study in studies:
+        points += study(keys)
     rows = [p._asdict() for p in points]
     (args.out / "steering.json").write_text(json.dumps(rows, indent=2) + "\n")
     draw(points, args.out / "steering.png")

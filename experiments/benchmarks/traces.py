@@ -33,9 +33,9 @@ Event = tuple[str, float, float]
 
 def kind(name: str) -> str:
     """The kind of an operation by its name: "loop_add_fusion.3" is element-wise."""
-    for found, pattern in KINDS.items():
+    for label, pattern in KINDS.items():
         if re.search(pattern, name.lower()):
-            return found
+            return label
     return "other"
 
 
@@ -48,8 +48,8 @@ def own_times(events: Iterable[Event]) -> Iterator[tuple[str, float]]:
         if stack:
             stack[-1][2] -= end - start
         stack.append([name, end, end - start])
-    for name, _, own in stack:
-        yield name, own
+    for name, _, seconds in stack:
+        yield name, seconds
 
 
 def covered(events: Iterable[Event]) -> float:
@@ -73,9 +73,9 @@ def summarise(lines: Iterable[list[Event]]) -> dict[str, Any]:
     seconds: dict[str, float] = defaultdict(float)
     operations: dict[str, float] = defaultdict(float)
     for line in lines:
-        for name, own in own_times(line):
-            seconds[kind(name)] += own
-            operations[name] += own
+        for name, spent in own_times(line):
+            seconds[kind(name)] += spent
+            operations[name] += spent
     dearest = sorted(operations.items(), key=lambda item: -item[1])[:10]
     kinds = dict(sorted(seconds.items(), key=lambda item: -item[1]))
     return {"wall": wall, "idle": wall - covered(events), "kinds": kinds, "dearest": dict(dearest)}
@@ -91,8 +91,8 @@ def read(folder: Path) -> list[list[Event]]:
     cards = [p for p in planes if p.name.startswith("/device:")]
     streams = re.compile(r"Stream|XLA Ops")
     if any(streams.match(line.name) for plane in cards for line in plane.lines):
-        found = [line for p in cards for line in p.lines if streams.match(line.name)]
-        return [[_event(e) for e in line.events] for line in found]
+        matching = [line for p in cards for line in p.lines if streams.match(line.name)]
+        return [[_event(e) for e in line.events] for line in matching]
     lines = [line for plane in planes for line in plane.lines]
     return [[_event(e) for e in line.events if "hlo_op" in dict(e.stats)] for line in lines]
 
@@ -114,11 +114,11 @@ def profile(step: Callable[[], Any], repeat: int) -> dict[str, Any]:
         return {"steps": repeat, **summarise(read(Path(folder)))}
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(summary: dict[str, Any]) -> list[str]:
     """The summary as rows of Markdown: kind, milliseconds a step, share of the wall."""
     rows = ["| kind of operation | ms a step | share |", "|-|-:|-:|"]
-    parts = {**found["kinds"], "nothing running": found["idle"]}
-    for name, seconds in parts.items():
-        share = seconds / found["wall"] if found["wall"] else 0.0
-        rows.append(f"| {name} | {1e3 * seconds / found['steps']:.2f} | {share:.1%} |")
+    times = {**summary["kinds"], "nothing running": summary["idle"]}
+    for name, seconds in times.items():
+        share = seconds / summary["wall"] if summary["wall"] else 0.0
+        rows.append(f"| {name} | {1e3 * seconds / summary['steps']:.2f} | {share:.1%} |")
     return rows

@@ -49,14 +49,14 @@ def checks() -> list[Check]:
     x = np.asarray(MEANS[truth] + STD * noise)
     keys = jax.random.split(jax.random.key(1), 1200)
     bayes = np.asarray(((x[:, None] - MEANS) ** 2).sum(-1).argmin(1))
-    found = []
+    results = []
 
     every = classify(exact, params, x, keys, draws=DRAWS, rounds=((DRAWS, 1),), batch=8000)
-    found.append(above("agreement with Bayes", (every.labels == bayes).mean(), 0.99))
+    results.append(above("agreement with Bayes", (every.labels == bayes).mean(), 0.99))
 
     fewer = classify(exact, params, x, keys, draws=DRAWS, confidence=4.0, batch=8000)
-    found.append(above("winner kept by elimination", (fewer.labels == every.labels).mean(), 0.99))
-    found.append(below("calls with elimination over all calls", fewer.calls / every.calls, 0.5))
+    results.append(above("winner kept by elimination", (fewer.labels == every.labels).mean(), 0.99))
+    results.append(below("calls with elimination over all calls", fewer.calls / every.calls, 0.5))
 
     # The spread of a margin over noises, each image against its nearest rival class.
     error, many = exact.label_error, 128
@@ -72,8 +72,8 @@ def checks() -> list[Check]:
         )
         return np.asarray(sum(both)).reshape(-1, many) / 2
 
-    own, rival = pair(label, 1), gap.argmin(1)[label]
-    paired, apart = pair(rival, 1) - own, pair(rival, 2) - own
+    of_label, rival = pair(label, 1), gap.argmin(1)[label]
+    paired, apart = pair(rival, 1) - of_label, pair(rival, 2) - of_label
     ratio = paired.var(1).mean() / apart.var(1).mean()
-    found.append(below("variance of margins, shared over separate noise", ratio, 0.4))
-    return found
+    results.append(below("variance of margins, shared over separate noise", ratio, 0.4))
+    return results

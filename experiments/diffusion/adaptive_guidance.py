@@ -29,7 +29,7 @@ STEPS, WEIGHT, AGREE = 20, 3.0, 0.45
 
 def checks() -> list[Check]:
     """The same samples with fewer calls, counted; and LinearAG on linear scores."""
-    found = []
+    results = []
     cond = of_class(1)
     # The unconditional model is the class's own from t = AGREE down.
     uncond = limit(cond, 0.0, AGREE, cond=of_all())
@@ -47,18 +47,18 @@ def checks() -> list[Check]:
                 if name == "adaptive":
                     calls.append(int(memory[2][2]))
     check = f"largest change of a sample, worst of {SEEDS} seeds"
-    found.append(below(check, max(gaps["adaptive"]), 1e-12))
-    found.append(control(below(check, max(gaps["at once"]), 1e-12)))
+    results.append(below(check, max(gaps["adaptive"]), 1e-12))
+    results.append(control(below(check, max(gaps["at once"]), 1e-12)))
     # t = 1, .95, ..., .5 disagree and .45 is the first to agree: 12 calls of two, then 8 of one.
-    found.append(near("network calls, full guidance", _calls(guided), 2 * STEPS, 0))
-    found.append(near("network calls, most of any seed", max(calls), 12 * 2 + 8, 0))
-    found.append(control(below("network calls, full guidance", _calls(guided), 12 * 2 + 8)))
-    return found + _linear()
+    results.append(near("network calls, full guidance", _calls(guided), 2 * STEPS, 0))
+    results.append(near("network calls, most of any seed", max(calls), 12 * 2 + 8, 0))
+    results.append(control(below("network calls, full guidance", _calls(guided), 12 * 2 + 8)))
+    return results + _linear()
 
 
 def _linear() -> list[Check]:
     """LinearAG on Gaussians, where every eps is affine in x: fitted on 4 paths, tried on others."""
-    found = []
+    results = []
     pair = cfg(gaussian_denoiser(PATH, 1.0, 0.5), gaussian_denoiser(PATH, -0.4, 0.5), WEIGHT)
     skip = [n % 2 == 1 for n in range(STEPS)]
     times = np.asarray(grids.uniform(STEPS, PATH))[:-1]
@@ -73,10 +73,10 @@ def _linear() -> list[Check]:
             gap = jnp.abs(run(*_start(seed))[0] - whole(*_start(seed))[0]).max()
             worst[name] = max(worst[name], float(gap))
     check = f"LinearAG: largest change of a sample, worst of {SEEDS} seeds"
-    found.append(below(check, worst["fit"], 1e-3))
-    found.append(control(below(check, worst["blind"], 1e-3)))
-    found.append(near("LinearAG: network calls", _calls(linear_ag(pair, fit)), 1.5 * STEPS, 0))
-    return found
+    results.append(below(check, worst["fit"], 1e-3))
+    results.append(control(below(check, worst["blind"], 1e-3)))
+    results.append(near("LinearAG: network calls", _calls(linear_ag(pair, fit)), 1.5 * STEPS, 0))
+    return results
 
 
 def _start(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -21,14 +21,14 @@ GOOD, BAD = np.array([1.5, 0.5]), np.array([0.3, -0.9])
 
 def checks() -> list[Check]:
     """Its three parts one by one, then where samples of point masses must end."""
-    found = []
+    results = []
     cond = of_class(2)
     plain = cfg(cond, of_all(), WEIGHT)
     p, q = estimate(cond, 0.6), estimate(plain, 0.6)
 
     # A radius that never binds: all of the code runs, and changes no bit.
     same = estimate(apg(plain, eta=1.0, radius=HUGE), 0.6)
-    found.append(below("change of x0 at eta=1, no momentum, no radius",
+    results.append(below("change of x0 at eta=1, no momentum, no radius",
                        jnp.abs(same.x0 - q.x0).max(), 0.0))  # fmt: skip
 
     def along(x0: jax.Array) -> jax.Array:
@@ -36,30 +36,30 @@ def checks() -> list[Check]:
         return jnp.abs(((x0 - p.x0) * unit).sum(1)).max()
 
     check = "largest guidance along x0 at eta=0"
-    found.append(below(check, along(estimate(apg(plain), 0.6).x0), 1e-5))
-    found.append(control(below(check, along(q.x0), 1e-5)))
+    results.append(below(check, along(estimate(apg(plain), 0.6).x0), 1e-5))
+    results.append(control(below(check, along(q.x0), 1e-5)))
 
     def longest(x0: jax.Array) -> jax.Array:
         return jnp.linalg.norm(x0 - p.x0, axis=1).max() / (WEIGHT - 1)
 
     check = "longest step per weight at radius 0.2"
     short = estimate(apg(plain, eta=1.0, radius=0.2), 0.6)
-    found.append(below(check, longest(short.x0), 0.2 + 1e-6))
-    found.append(control(below(check, longest(q.x0), 0.2 + 1e-6)))
+    results.append(below(check, longest(short.x0), 0.2 + 1e-6))
+    results.append(control(below(check, longest(q.x0), 0.2 + 1e-6)))
 
     # Point masses: x0 of each branch is its point, so a sampler must end at known points.
     guided = cfg(of_point(GOOD), of_point(BAD), WEIGHT)
     d = GOOD - BAD
     across = d - d @ GOOD / (GOOD @ GOOD) * GOOD
     check = "distance to good + (w - 1) across"
-    found.append(below(check, _distance(apg(guided), across), 1e-4))
-    found.append(control(below(check, _distance(guided, across), 1e-4)))
+    results.append(below(check, _distance(apg(guided), across), 1e-4))
+    results.append(control(below(check, _distance(guided, across), 1e-4)))
     momentum = -0.5
     total = d * (1 - momentum**STEPS) / (1 - momentum)
     check = "distance to the sum of a geometric series, momentum -0.5"
     moving = apg(guided, eta=1.0, momentum=momentum)
-    found.append(below(check, _distance(moving, total), 1e-4))
-    found.append(control(below(check, _distance(guided, total), 1e-4)))
+    results.append(below(check, _distance(moving, total), 1e-4))
+    results.append(control(below(check, _distance(guided, total), 1e-4)))
 
     # Saturation: the mean length of samples, as a share of the class's own.
     lengths = {
@@ -67,9 +67,9 @@ def checks() -> list[Check]:
         for name, denoiser in (("class", cond), ("apg", apg(plain)), ("cfg", plain))
     }
     check = "mean length at w=4 over that of the class"
-    found.append(mean_near(check, lengths["apg"] / lengths["class"], 1.0, 0.1))
-    found.append(control(mean_near(check, lengths["cfg"] / lengths["class"], 1.0, 0.1)))
-    return found
+    results.append(mean_near(check, lengths["apg"] / lengths["class"], 1.0, 0.1))
+    results.append(control(mean_near(check, lengths["cfg"] / lengths["class"], 1.0, 0.1)))
+    return results
 
 
 def _distance(denoiser: Denoiser, change: np.ndarray) -> jax.Array:

@@ -21,7 +21,7 @@ SCALE = 0.6
 
 def checks() -> list[Check]:
     """Its equivalence with CFG step by step, its identity, and where samples end."""
-    found = []
+    results = []
     with jax.enable_x64(True):
         for name, path in (("cosine", paths.cosine()), ("linear", paths.linear())):
             gaps = {"cfgpp": 0.0, "cfg": 0.0}
@@ -30,19 +30,21 @@ def checks() -> list[Check]:
                     gap = _gaps(path, t, s, seed)
                     gaps = {k: max(gaps[k], gap[k]) for k in gaps}
             check = f"step against DDIM of CFG at omega_t, {name} path"
-            found.append(below(check, gaps["cfgpp"], 1e-12))
-            found.append(control(below(check, gaps["cfg"], 1e-12)))
+            results.append(below(check, gaps["cfgpp"], 1e-12))
+            results.append(control(below(check, gaps["cfg"], 1e-12)))
 
     cond, uncond = of_class(1), of_all()
     zero, free = samples(cfgpp(cfg(cond, uncond, 0.0))), samples(uncond)
-    found.append(below("lambda=0 against the unconditional model", jnp.abs(zero - free).max(), 0.0))
+    results.append(
+        below("lambda=0 against the unconditional model", jnp.abs(zero - free).max(), 0.0)
+    )
 
     # Point masses: x0 is bad + lambda (good - bad) at every step, so samples end between the two.
     good, bad = jnp.array([1.5, 0.5]), jnp.array([0.3, -0.9])
     end = bad + SCALE * (good - bad)
     out = samples(cfgpp(cfg(of_point(good), of_point(bad), SCALE)), steps=8, count=8)
-    found.append(below("distance to bad + lambda (good - bad)", jnp.abs(out - end).max(), 1e-5))
-    return found
+    results.append(below("distance to bad + lambda (good - bad)", jnp.abs(out - end).max(), 1e-5))
+    return results
 
 
 def _gaps(path: paths.Path, t: float, s: float, seed: int) -> dict[str, float]:

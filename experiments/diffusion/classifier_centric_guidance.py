@@ -46,18 +46,18 @@ def margin(x: Any) -> Any:
 
 def checks() -> list[Check]:
     """Margins against closed forms and rising with w; tails near the boundary, after a flow."""
-    found = []
+    results = []
     cond = mixture_denoiser(PATH, MEANS[1:], np.full(1, STD), np.ones(1))
     uncond = mixture_denoiser(PATH, MEANS, np.full(2, STD), SHARES)
     drawn = {w: samples(cfg(cond, uncond, w), count=COUNT) for w in SCALES}
     margins = {w: margin(x).mean(1) for w, x in drawn.items()}
     centre = {0.0: SHARES @ MEANS, 1.0: MEANS[1]}
     for w in (0.0, 1.0):
-        found.append(mean_near(f"mean margin at w={w:g}", margins[w], margin(centre[w]), 0.15))
+        results.append(mean_near(f"mean margin at w={w:g}", margins[w], margin(centre[w]), 0.15))
     for low, high in zip(SCALES[1:], SCALES[2:], strict=False):
         check = f"rise of the mean margin from w={low:g} to the next"
-        found.append(mean_above(check, margins[high] - margins[low], 0.1))
-        found.append(control(mean_above(check, margins[low] - margins[low], 0.1)))
+        results.append(mean_above(check, margins[high] - margins[low], 0.1))
+        results.append(control(mean_above(check, margins[low] - margins[low], 0.1)))
 
     before, after = [], []
     guided = samples(cfg(cond, uncond, 4.0), count=2 * COUNT)
@@ -69,9 +69,9 @@ def checks() -> list[Check]:
         before.append(tail_distance(held, fresh))
         after.append(tail_distance(flow(held), fresh))
     check = "W2 of the fifth that is nearest to the boundary, over that without the flow"
-    found.append(mean_below(check, np.array(after) / np.array(before), 0.5))
-    found.append(control(mean_below(check, np.array(before) / np.array(before), 0.5)))
-    return found
+    results.append(mean_below(check, np.array(after) / np.array(before), 0.5))
+    results.append(control(mean_below(check, np.array(before) / np.array(before), 0.5)))
+    return results
 
 
 def tail_distance(x: Any, y: Any) -> float:
@@ -93,7 +93,7 @@ def _fit(source: jax.Array, data: np.ndarray, seed: int) -> Any:
         pairs = couple(np.asarray(source)[pick[0]], data[pick[1]], "optimal")
         first.append(pairs[0])
         second.append(pairs[1])
-    batches = [jnp.asarray(np.stack(part), jnp.float32) for part in (first, second)]
+    batches = [jnp.asarray(np.stack(half), jnp.float32) for half in (first, second)]
     params = _train(*batches, jax.random.key(seed))
     return lambda x: _flow(params, x)
 
@@ -106,8 +106,8 @@ def _train(x0: jax.Array, x1: jax.Array, key: jax.Array) -> Any:
 
     def loss(params: Any, number: jax.Array) -> jax.Array:
         batch = x0[number % len(x0)], x1[number % len(x1)]
-        own = jax.random.fold_in(key, number)
-        return pairs_loss(lambda x, s: net.apply(params, x, s), *batch, own)
+        step_key = jax.random.fold_in(key, number)
+        return pairs_loss(lambda x, s: net.apply(params, x, s), *batch, step_key)
 
     return minimise(loss, optimizer, params, jnp.arange(STEPS))[0]
 

@@ -24,43 +24,45 @@ SMOOTHING = 2.0
 
 def checks() -> list[Check]:
     """The oracle, memorisation, the fixed points of smoothing, barycentres, the neighbours."""
-    found = []
+    results = []
     data = jnp.asarray(POINTS)[:, None]
     keys = jax.random.split(jax.random.key(0), 512)
     x = jax.random.normal(jax.random.key(1), (512, 1))
     other = mixture_denoiser(PATH, data, jnp.zeros(3), jnp.full(3, 1 / 3))
     for t in (0.1, 0.5, 0.9):
         gap = closed_form(PATH, data)(keys, x, jnp.float32(t))[0].x0 - other(keys, x, t)[0].x0
-        found.append(below(f"distance to a mixture of points at t={t}", jnp.abs(gap).max(), 1e-4))
+        results.append(below(f"distance to a mixture of points at t={t}", jnp.abs(gap).max(), 1e-4))
 
     # In the limit t -> 0 the smoothed x0 is the mean of the points under N(x, smoothing^2).
     (stable,) = _fixed_points(SMOOTHING)
     check = f"mean distance to the fixed point {stable:.4f}, smoothing {SMOOTHING:g}"
     smooth, plain, few = _ends(SMOOTHING, 512), _ends(0.0, 2), _ends(SMOOTHING, 4)
-    found.append(mean_below(check, np.abs(smooth - stable).mean(1), 0.1))
-    found.append(control(mean_below(check, np.abs(plain - stable).mean(1), 0.1)))
+    results.append(mean_below(check, np.abs(smooth - stable).mean(1), 0.1))
+    results.append(control(mean_below(check, np.abs(plain - stable).mean(1), 0.1)))
     check = "mean distance to the data, no smoothing"
-    found.append(mean_below(check, [_gaps(e, POINTS).mean() for e in plain], 1e-3))
-    found.append(control(mean_below(check, [_gaps(e, POINTS).mean() for e in smooth], 1e-3)))
+    results.append(mean_below(check, [_gaps(e, POINTS).mean() for e in plain], 1e-3))
+    results.append(control(mean_below(check, [_gaps(e, POINTS).mean() for e in smooth], 1e-3)))
 
     # With 4 noises every sample is the mean of 4 points: asymmetric data, so 15 means.
     means = np.unique(np.round(POINTS[np.indices((3,) * 4).reshape(4, -1)].mean(0), 6))
     check = "share of samples at a mean of 4 points that is no point"
-    found.append(mean_above(check, [_new(e, means) for e in few], 0.25))
-    found.append(control(mean_above(check, [_new(e, means) for e in plain], 0.25)))
-    found.append(mean_above("share of samples at a mean of 4 points",
+    results.append(mean_above(check, [_new(e, means) for e in few], 0.25))
+    results.append(control(mean_above(check, [_new(e, means) for e in plain], 0.25)))
+    results.append(mean_above("share of samples at a mean of 4 points",
                             [np.mean(_gaps(e, means) < 2e-3) for e in few], 0.9))  # fmt: skip
 
     # Neighbours alone miss the tail of the softmax at high noise; random others stand for it.
     cloud = jax.random.normal(jax.random.key(2), (300, 2)) * jnp.array([1.0, 0.4]) + 0.7
     whole = closed_form(PATH, cloud, neighbours=300)
-    found.append(below("error with all points as neighbours", _error(whole, cloud, 0), 1e-5))
+    results.append(below("error with all points as neighbours", _error(whole, cloud, 0), 1e-5))
     check = "error of x0 at t=0.8, 10 neighbours and 30 others of 300"
     both = closed_form(PATH, cloud, neighbours=10, others=30)
     alone = closed_form(PATH, cloud, neighbours=40)
-    found.append(mean_below(check, [_error(both, cloud, s) for s in range(SEEDS)], 0.25))
-    found.append(control(mean_below(check, [_error(alone, cloud, s) for s in range(SEEDS)], 0.25)))
-    return found
+    results.append(mean_below(check, [_error(both, cloud, s) for s in range(SEEDS)], 0.25))
+    results.append(
+        control(mean_below(check, [_error(alone, cloud, s) for s in range(SEEDS)], 0.25))
+    )
+    return results
 
 
 def _fixed_points(smoothing: float) -> np.ndarray:
@@ -80,14 +82,14 @@ def _ends(smoothing: float, draws: int) -> np.ndarray:
     """Where samples end [SEEDS, 64]; noises and starting points from each seed."""
     grid = jnp.append(jnp.geomspace(1.0, 1e-4, 60), 0.0)
 
-    def one(key: jax.Array) -> jax.Array:
+    def end(key: jax.Array) -> jax.Array:
         data = jnp.asarray(POINTS)[:, None]
         denoiser = closed_form(PATH, data, smoothing=smoothing, draws=draws, key=key)
         keys = jax.random.split(jax.random.fold_in(key, 1), 64)
         return integrate(solvers.euler(PATH), denoiser, prior(PATH, keys, (1,)), grid, keys)
 
     seeds = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
-    return np.asarray(jax.jit(jax.vmap(one))(seeds))[..., 0]
+    return np.asarray(jax.jit(jax.vmap(end))(seeds))[..., 0]
 
 
 def _gaps(x: np.ndarray, to: np.ndarray) -> np.ndarray:

@@ -37,16 +37,16 @@ class Shares(nn.Module):
         y = embed(told, table, self.conditions, len(x), width=self.width, dtype=jnp.float32)
         shares = nn.softmax(nn.Dense(3)(nn.tanh(nn.Dense(self.width)(y))))
 
-        def one(x: jax.Array, t: jax.Array, share: jax.Array) -> jax.Array:
+        def mixed(x: jax.Array, t: jax.Array, share: jax.Array) -> jax.Array:
             exact = mixture_denoiser(PATH, MEANS, STDS, share)
             return exact(None, x[None], t)[0].x0[0]
 
-        return jax.vmap(one)(x, noise, shares)
+        return jax.vmap(mixed)(x, noise, shares)
 
 
 def checks() -> list[Check]:
     """The class of samples for each label at high and at low coherence, and with labels alone."""
-    found = []
+    results = []
     data = _data()
     levels = _trained(2, data)
     plain = _trained(1, data)
@@ -54,19 +54,19 @@ def checks() -> list[Check]:
 
     aware = _classes(*levels, 2 * wanted)
     check = "share of samples of the class asked for"
-    found.append(mean_above(check, (aware == wanted).mean(1), 0.95))
-    found.append(control(mean_above(check, (_classes(*plain, wanted) == wanted).mean(1), 0.95)))
+    results.append(mean_above(check, (aware == wanted).mean(1), 0.95))
+    results.append(control(mean_above(check, (_classes(*plain, wanted) == wanted).mean(1), 0.95)))
     # At the lowest coherence the label says nothing: the first class as often as in the data.
     low = _classes(*levels, 2 * wanted, guidance=0.0)
     check = "share of the first class at low coherence"
-    found.append(mean_near(check, (low == 0).mean(1), WEIGHTS[0], 0.07))
-    found.append(control(mean_near(check, (aware == 0).mean(1), WEIGHTS[0], 0.07)))
+    results.append(mean_near(check, (low == 0).mean(1), WEIGHTS[0], 0.07))
+    results.append(control(mean_near(check, (aware == 0).mean(1), WEIGHTS[0], 0.07)))
     # Guided away from the marginal: samples that leave the other classes further behind.
     check = "share of the class asked for that could be another's"
     doubt = _doubt(*levels, 2 * wanted, guidance=1.0), _doubt(*levels, 2 * wanted, guidance=2.0)
-    found.append(mean_below(check, doubt[1] / doubt[0], 0.1))
-    found.append(control(mean_below(check, doubt[0] / doubt[0], 0.1)))
-    return found
+    results.append(mean_below(check, doubt[1] / doubt[0], 0.1))
+    results.append(control(mean_below(check, doubt[0] / doubt[0], 0.1)))
+    return results
 
 
 def _data(steps: int = 300, batch: int = 128) -> dict[str, np.ndarray]:

@@ -60,48 +60,50 @@ def right_half(means: np.ndarray, stds: np.ndarray, weights: np.ndarray) -> floa
 
 def checks() -> list[Check]:
     """A product of mixtures, a Gaussian without another, and a mixture of three classes."""
-    found = []
+    results = []
     annealed = solvers.predictor_corrector(PATH, snr=0.35, corrections=10)
     grid = grids.karras(50, PATH)
-    ways = ((annealed, lambda check: check), (solvers.heun(PATH), control))
+    cases = ((annealed, lambda check: check), (solvers.heun(PATH), control))
 
     means, stds, weights = exact_product()
     pair = product(mixture_denoiser(PATH, *FIRST), mixture_denoiser(PATH, *SECOND))
     mean = (weights[:, None] * means).sum(0)
-    for solver, wrap in ways:
+    for solver, wrap in cases:
         out = samples(pair, solver=solver, path=PATH, count=COUNT, grid=grid)
         share, right = (out[..., 0] > 0).mean(1), right_half(means, stds, weights)
-        found.append(wrap(mean_near("product: share of modes on the right", share, right, 0.05)))
-        found.append(wrap(mean_near("product: mean of x", out[..., 0].mean(1), mean[0], 0.08)))
+        results.append(wrap(mean_near("product: share of modes on the right", share, right, 0.05)))
+        results.append(wrap(mean_near("product: mean of x", out[..., 0].mean(1), mean[0], 0.08)))
 
     # N(m, s^2) / N(n, r^2)^a has precision 1 / s^2 - a / r^2.
     (m, s), (n, r), a = (0.5, 0.6), (-0.3, 1.0), 0.4
     precision = 1 / s**2 - a / r**2
     mean, deviation = (m / s**2 - a * n / r**2) / precision, precision**-0.5
     pair = product(gaussian_denoiser(PATH, m, s), gaussian_denoiser(PATH, n, r), -a)
-    for solver, wrap in ways:
+    for solver, wrap in cases:
         out = samples(pair, solver=solver, path=PATH, count=COUNT, grid=grid)[..., 0]
         if wrap is not control:
-            found.append(mean_near("negation: mean of x", out.mean(1), mean, 0.05))
-        found.append(wrap(mean_near("negation: deviation of x", out.std(1), deviation, 0.05)))
+            results.append(mean_near("negation: mean of x", out.mean(1), mean, 0.05))
+        results.append(wrap(mean_near("negation: deviation of x", out.std(1), deviation, 0.05)))
 
     # The mixture of the three classes is the mixture itself; without densities it is not.
     def density(label: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        one = (MEANS[[label]], STDS[[label]], np.ones(1))
-        return lambda x, t: mixture_log_prob(LINEAR, x, t, *one)
+        component = (MEANS[[label]], STDS[[label]], np.ones(1))
+        return lambda x, t: mixture_log_prob(LINEAR, x, t, *component)
 
-    parts, whole = [of_class(k) for k in range(3)], of_all()
+    components, whole = [of_class(k) for k in range(3)], of_all()
     equal = [lambda x, t: jnp.zeros(len(x))] * 3
     known = [density(k) for k in range(3)]
     for densities, wrap in ((known, lambda check: check), (equal, control)):
-        mixed = mixture(parts, densities, list(WEIGHTS))
+        mixed = mixture(components, densities, list(WEIGHTS))
         change = jax.jit(functools.partial(_change, mixed, whole))
         gap = max(change(*points(seed), jnp.float32(t)) for t in TIMES for seed in range(SEEDS))
-        found.append(wrap(below("mixture: largest change of x0", gap, 1e-4)))
-    return found
+        results.append(wrap(below("mixture: largest change of x0", gap, 1e-4)))
+    return results
 
 
-def _change(one: Denoiser, two: Denoiser, keys: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+def _change(
+    first: Denoiser, second: Denoiser, keys: jax.Array, x: jax.Array, t: jax.Array
+) -> jax.Array:
     """The largest difference of two denoisers' x0."""
-    estimates = [d(keys, x, t, d.init(x))[0].x0 for d in (one, two)]
+    estimates = [d(keys, x, t, d.init(x))[0].x0 for d in (first, second)]
     return jnp.abs(estimates[0] - estimates[1]).max()

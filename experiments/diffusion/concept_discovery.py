@@ -16,7 +16,7 @@ from experiments.shared.toys import PATH, SEEDS, of_mean
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core import grids
 from jaxgen.families.diffusion.core.sampler import integrate, prior
-from jaxgen.families.diffusion.guidance.concepts import Found, compose, discovery_loss, fresh
+from jaxgen.families.diffusion.guidance.concepts import Concepts, compose, discovery_loss, fresh
 from jaxgen.method import minimise
 from jaxgen.testing import gaussian_denoiser
 
@@ -38,35 +38,35 @@ def images(key: jax.Array) -> jax.Array:
     return jnp.asarray(MEANS, jnp.float32)[CLASSES] + noise
 
 
-def discover(key: jax.Array, concepts: int, sharpness: float = SHARP) -> tuple[Found, jax.Array]:
+def discover(key: jax.Array, concepts: int, sharpness: float = SHARP) -> tuple[Concepts, jax.Array]:
     """(what is learned, the images): the best of STARTS by its own loss."""
     x0, index = images(key), jnp.arange(len(CLASSES))
 
-    def one(own: jax.Array) -> tuple[Found, jax.Array]:
-        found = learn(own, x0, concepts, sharpness)
+    def attempt(attempt_key: jax.Array) -> tuple[Concepts, jax.Array]:
+        learned = learn(attempt_key, x0, concepts, sharpness)
         keys = jax.random.split(key, len(CLASSES))
-        return found, discovery_loss(found, index, x0, keys, COND, UNCOND, sharpness=sharpness)
+        return learned, discovery_loss(learned, index, x0, keys, COND, UNCOND, sharpness=sharpness)
 
-    found, losses = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 1), STARTS))
-    return jax.tree.map(lambda a: a[losses.argmin()], found), x0
+    learned, losses = jax.vmap(attempt)(jax.random.split(jax.random.fold_in(key, 1), STARTS))
+    return jax.tree.map(lambda a: a[losses.argmin()], learned), x0
 
 
-def learn(key: jax.Array, x0: jax.Array, concepts: int, sharpness: float) -> Found:
+def learn(key: jax.Array, x0: jax.Array, concepts: int, sharpness: float) -> Concepts:
     """STEPS of Adam on all images, from random vectors."""
     index = jnp.arange(len(CLASSES))
     start = fresh(key, len(CLASSES), concepts, WIDTH, 1.0)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
 
-    def loss(found: Found, number: jax.Array) -> jax.Array:
+    def loss(params: Concepts, number: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(key, number), len(CLASSES))
-        return discovery_loss(found, index, x0, keys, COND, UNCOND, sharpness=sharpness)
+        return discovery_loss(params, index, x0, keys, COND, UNCOND, sharpness=sharpness)
 
     return minimise(loss, optimizer, start, jnp.arange(STEPS))[0]
 
 
-def matched(found: Found, seed: int) -> tuple[float, float, tuple[int, ...]]:
+def matched(learned: Concepts, seed: int) -> tuple[float, float, tuple[int, ...]]:
     """(the largest distance of a vector from its mean, accuracy of argmax, the matching)."""
-    vectors, chosen = np.asarray(found.vectors[seed]), np.asarray(found.logits[seed]).argmax(-1)
+    vectors, chosen = np.asarray(learned.vectors[seed]), np.asarray(learned.logits[seed]).argmax(-1)
     far = np.linalg.norm(vectors[:, None] - MEANS, axis=-1)
     best = min(itertools.permutations(range(3)), key=lambda p: far[range(3), p].sum())
     return float(far[range(3), best].max()), float((np.array(best)[chosen] == CLASSES).mean()), best
@@ -74,26 +74,26 @@ def matched(found: Found, seed: int) -> tuple[float, float, tuple[int, ...]]:
 
 def checks() -> list[Check]:
     """Means and classes up to order, one vector alone, and a mixture of two concepts."""
-    found = []
+    outcomes = []
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
     three, x0 = quick_jit(jax.vmap(lambda k: discover(k, 3)))(keys)
-    one, _ = quick_jit(jax.vmap(lambda k: discover(k, 1)))(keys)
+    single, _ = quick_jit(jax.vmap(lambda k: discover(k, 1)))(keys)
     results = [matched(three, seed) for seed in range(SEEDS)]
     check = "largest distance of a concept from its class' mean"
-    found.append(mean_below(check, [far for far, _, _ in results], FAR))
-    alone = np.linalg.norm(np.asarray(one.vectors) - MEANS, axis=-1).max(1)
-    found.append(control(mean_below(f"{check}, a single concept", alone, FAR)))
-    found.append(mean_above("accuracy of the largest weight", [a for _, a, _ in results], 0.95))
+    outcomes.append(mean_below(check, [far for far, _, _ in results], FAR))
+    alone = np.linalg.norm(np.asarray(single.vectors) - MEANS, axis=-1).max(1)
+    outcomes.append(control(mean_below(f"{check}, a single concept", alone, FAR)))
+    outcomes.append(mean_above("accuracy of the largest weight", [a for _, a, _ in results], 0.95))
     start = jax.vmap(lambda k: fresh(k, len(CLASSES), 3, WIDTH, 1.0))(keys)
     guess = [matched(start, seed)[1] for seed in range(SEEDS)]
-    found.append(control(mean_above("accuracy before training", guess, 0.95)))
+    outcomes.append(control(mean_above("accuracy before training", guess, 0.95)))
     # The images' own mean is the least squares' answer for one vector.
-    off = np.linalg.norm(np.asarray(one.vectors[:, 0] - x0.mean(1)), axis=-1)
-    found.append(mean_below("a single concept's distance from the grand mean", off, 0.5))
-    return [*found, *mixtures(three, results)]
+    off = np.linalg.norm(np.asarray(single.vectors[:, 0] - x0.mean(1)), axis=-1)
+    outcomes.append(mean_below("a single concept's distance from the grand mean", off, 0.5))
+    return [*outcomes, *mixtures(three, results)]
 
 
-def mixtures(three: Found, results: list[Any]) -> list[Check]:
+def mixtures(three: Concepts, results: list[Any]) -> list[Check]:
     """Samples of two concepts composed, which no image shows: they lie around their midpoint."""
     grid, count = grids.uniform(24, PATH), 400
 

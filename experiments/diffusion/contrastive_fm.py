@@ -20,20 +20,20 @@ def checks() -> list[Check]:
     plain, moved = (np.array([fit(s, w) for s in range(8)]) for w in (0.0, WEIGHT))
     slope = (TIME - (1 - TIME) * STD**2) / (((1 - TIME) * STD) ** 2 + TIME**2)
     intercept = -MEAN - slope * (1 - TIME) * MEAN
-    found = []
+    results = []
     for column, name, old, shift in ((1, "slope", slope, 0.0), (0, "intercept", intercept, MEAN)):
         new = (old + WEIGHT * shift) / (1 - WEIGHT)
         check = f"{name} at weight {WEIGHT:g}"
-        found.append(mean_near(check, moved[:, column], new, 0.03))
-        found.append(control(mean_near(check, plain[:, column], new, 0.03)))
-        found.append(mean_near(f"{name} at weight 0, flow matching", plain[:, column], old, 0.03))
+        results.append(mean_near(check, moved[:, column], new, 0.03))
+        results.append(control(mean_near(check, plain[:, column], new, 0.03)))
+        results.append(mean_near(f"{name} at weight 0, flow matching", plain[:, column], old, 0.03))
     # The mean velocity is that of the data at any weight: the field is only stretched around it.
     middle = (1 - TIME) * MEAN
     at = moved[:, 0] + moved[:, 1] * middle
-    found.append(mean_near("velocity at the mean of x_t", at, -MEAN, 0.03))
+    results.append(mean_near("velocity at the mean of x_t", at, -MEAN, 0.03))
     stretch = (moved[:, 1] / plain[:, 1]).mean() * (1 - WEIGHT)
-    found.append(below("mean stretch over 1 / (1 - weight), off by", abs(stretch - 1), 0.02))
-    return found
+    results.append(below("mean stretch over 1 / (1 - weight), off by", abs(stretch - 1), 0.02))
+    return results
 
 
 def _fit(seed: int, weight: float) -> jax.Array:

@@ -21,15 +21,15 @@ def checks() -> list[Check]:
     apart, _ = si.gaussian_bridge(bridge, DATA, BASE)
     pairs = [_pairs(seed, TOGETHER) for seed in range(SEEDS)]
     mixed = [_pairs(seed, 0.0) for seed in range(SEEDS)]
-    found = []
+    results = []
 
     # The regression's best line at one time is the closed form; without the coupling it is not.
     t = jnp.float32(0.6)
     expected = float((dependent(jnp.ones((1, 1)), t) - dependent(jnp.zeros((1, 1)), t))[0, 0])
     check = "slope of the best velocity at t=0.6"
-    found.append(mean_near(check, [_slope(bridge, p, s, t) for s, p in enumerate(pairs)],
+    results.append(mean_near(check, [_slope(bridge, p, s, t) for s, p in enumerate(pairs)],
                            expected, 0.03))  # fmt: skip
-    found.append(control(mean_near(check, [_slope(bridge, p, s, t) for s, p in enumerate(mixed)],
+    results.append(control(mean_near(check, [_slope(bridge, p, s, t) for s, p in enumerate(mixed)],
                                    expected, 0.03)))  # fmt: skip
 
     # The ODE and the SDE from the base end in the data's law.
@@ -39,17 +39,19 @@ def checks() -> list[Check]:
                                                          noise=n, ends=ends))  # fmt: skip
         out = np.array([run(p[1], jax.random.split(jax.random.key(s), len(p[1])))[:, 0]
                         for s, p in enumerate(pairs)])  # fmt: skip
-        found.append(mean_near(f"mean at noise {noise:g}", out.mean(1), DATA[0], 0.03))
-        found.append(mean_near(f"deviation at noise {noise:g}", out.std(1), DATA[1], 0.03))
+        results.append(mean_near(f"mean at noise {noise:g}", out.mean(1), DATA[0], 0.03))
+        results.append(mean_near(f"deviation at noise {noise:g}", out.std(1), DATA[1], 0.03))
 
     # Transport cost of the flow, int E |b|^2 dt: the coupling's is lower.
     check = "transport cost of the flow over that of independent pairs"
     costs = [[_cost(bridge, b, p, s) for s, p in enumerate(many)]
              for b, many in ((dependent, pairs), (apart, mixed))]  # fmt: skip
     expected = _exact_cost(TOGETHER) / _exact_cost(0.0)
-    found.append(mean_near(check, np.array(costs[0]) / costs[1], expected, 0.01))
-    found.append(control(mean_near(check, np.array(costs[1]) / np.mean(costs[1]), expected, 0.01)))
-    return found
+    results.append(mean_near(check, np.array(costs[0]) / costs[1], expected, 0.01))
+    results.append(
+        control(mean_near(check, np.array(costs[1]) / np.mean(costs[1]), expected, 0.01))
+    )
+    return results
 
 
 def _pairs(seed: int, together: float) -> tuple[jax.Array, jax.Array]:

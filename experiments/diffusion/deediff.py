@@ -99,8 +99,11 @@ def drawn(params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Samples by all layers, by threshold 0 and by threshold 0.3, [100, 2] each."""
     keys, labels = jax.random.split(jax.random.key(5), 100), jnp.zeros(100, jnp.int32)
     x, grid, euler = jax.random.normal(jax.random.key(6), (100, 2)), GRID, solvers.euler(PATH)
-    ways = NET.denoiser(params, labels), *(early_exit(NET, params, labels, h) for h in (0.0, 0.3))
-    full, never, some = (integrate(euler, way, x, grid, keys) for way in ways)
+    denoisers = (
+        NET.denoiser(params, labels),
+        *(early_exit(NET, params, labels, h) for h in (0.0, 0.3)),
+    )
+    full, never, some = (integrate(euler, denoiser, x, grid, keys) for denoiser in denoisers)
     return full, never, some
 
 
@@ -112,30 +115,30 @@ def checks() -> list[Check]:
     fit = jax.jit(jax.vmap(trained), compiler_options=FAST)(keys, (points(0, STEPS, BATCH), eps, t))
     seen = quick_jit(jax.vmap(measured))(fit, keys, points(1, COUNT))
     seen = {k: np.asarray(v) for k, v in seen.items()}
-    found = []
+    results = []
 
     full, never, some = quick_jit(drawn)(jax.tree.map(lambda a: a[0], fit))
     check = "samples against all layers', threshold 0"
-    found.append(below(check, jnp.abs(never - full).max(), 0.0))
-    found.append(control(below(f"{check}.3", jnp.abs(some - full).max(), 0.0)))
+    results.append(below(check, jnp.abs(never - full).max(), 0.0))
+    results.append(control(below(f"{check}.3", jnp.abs(some - full).max(), 0.0)))
 
     # Over ten times and three exits; by chance where the errors are another exit's or time's.
     check = "correlation of uncertainty and error of exits"
-    found.append(mean_above(check, seen["correlation"], 0.95))
-    found.append(control(mean_above(f"{check}, shuffled", seen["shuffled"], 0.95)))
+    results.append(mean_above(check, seen["correlation"], 0.95))
+    results.append(control(mean_above(f"{check}, shuffled", seen["shuffled"], 0.95)))
 
     check = "mean layers used"
-    found += [near(f"{check} at threshold {h:g}", seen["used"][:, n].mean(), layers, 0.0)
+    results += [near(f"{check} at threshold {h:g}", seen["used"][:, n].mean(), layers, 0.0)
               for n, h, layers in ((0, 0, DEPTH), (-1, 1, 1))]  # fmt: skip
     for n in range(1, len(THRESHOLDS)):
         fewer = seen["used"][:, n] - seen["used"][:, n - 1]
-        found.append(mean_below(f"change of them up to threshold {THRESHOLDS[n]:g}", fewer, -0.2))
+        results.append(mean_below(f"change of them up to threshold {THRESHOLDS[n]:g}", fewer, -0.2))
     for n in (1, 2):
         check = f"what leaving loses over the same depths by chance, threshold {THRESHOLDS[n]:g}"
-        found.append(mean_below(check, seen["against_chance"][:, n], BOUND))
-        found.append(control(mean_below(f"{check}: chance", seen["chance"][:, n], BOUND)))
+        results.append(mean_below(check, seen["against_chance"][:, n], BOUND))
+        results.append(control(mean_below(f"{check}: chance", seen["chance"][:, n], BOUND)))
         check = f"error over all layers', threshold {THRESHOLDS[n]:g}"
-        found.append(mean_below(check, seen["error"][:, n], 1.15))
+        results.append(mean_below(check, seen["error"][:, n], 1.15))
     check = "error over all layers', the first layer alone"
-    found.append(control(mean_below(check, seen["error"][:, -1], 1.15)))
-    return found
+    results.append(control(mean_below(check, seen["error"][:, -1], 1.15)))
+    return results

@@ -92,7 +92,7 @@ def weight_of_guess(seed: int, t: float, is_moved: bool) -> float:
 
 def checks() -> list[Check]:
     """Moments of both formulations' samples; controls run each without its guess."""
-    found = []
+    results = []
     without = {
         # From N(0, I) in x_t itself, where formulation 2's process is not.
         "2": ("from N(0, I)", moved(on_guess), on_guess),
@@ -103,9 +103,9 @@ def checks() -> list[Check]:
         right, off = moments(refiner), moments(broken)
         for name, value in EXACT.items():
             check = f"formulation {number}: {name}"
-            found.append(mean_near(check, right[name], value, BOUND[name]))
+            results.append(mean_near(check, right[name], value, BOUND[name]))
             if number == "2" or "distance" in name:
-                found.append(control(mean_near(f"{check}, {how}", off[name], value, BOUND[name])))
+                results.append(control(mean_near(f"{check}, {how}", off[name], value, BOUND[name])))
 
     # What the training pairs ask of a network: eps of x_t, g is normal and known.
     t = jnp.float32(0.4)
@@ -113,8 +113,8 @@ def checks() -> list[Check]:
     scale = sigma / ((alpha * REST) ** 2 + sigma**2)
     slopes = {m: [weight_of_guess(s, 0.4, m) for s in range(SEEDS)] for m in (True, False)}
     check = "the guess's weight in the best eps at t=0.4, formulation"
-    found.append(mean_near(f"{check} 2", slopes[True], -scale * (1 + alpha), 0.02))
-    found.append(mean_near(f"{check} 1", slopes[False], -scale * alpha, 0.02))
-    found.append(control(mean_near(f"{check} 2, not moved", slopes[False], -scale * (1 + alpha),
+    results.append(mean_near(f"{check} 2", slopes[True], -scale * (1 + alpha), 0.02))
+    results.append(mean_near(f"{check} 1", slopes[False], -scale * alpha, 0.02))
+    results.append(control(mean_near(f"{check} 2, not moved", slopes[False], -scale * (1 + alpha),
                                    0.02)))  # fmt: skip
-    return found
+    return results

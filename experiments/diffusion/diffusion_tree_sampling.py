@@ -37,27 +37,27 @@ def means(values: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
 
 def checks() -> list[Check]:
     """The mean and a mode's share of the tilted law; the weights' sum; the highest reward."""
-    way = SLOPE / np.linalg.norm(SLOPE)
+    direction = SLOPE / np.linalg.norm(SLOPE)
     centres, share = tilted(STRENGTH * SLOPE)
     sampling = tree_sampling(CHAIN, reward, budget=BUDGET, strength=STRENGTH)
     leaves = jax.tree.map(np.asarray, jax.jit(sampling.grow)(KEYS))
-    along, mode = leaves.x @ way, np.asarray(posterior(leaves.x))[..., 2]
+    along, mode = leaves.x @ direction, np.asarray(posterior(leaves.x))[..., 2]
     there = np.isfinite(leaves.log_weights)
-    ways = {
+    cases = {
         "a walk": leaves.log_weights,
         "the first leaf": np.where(there.cumsum(1) * there == 1, 0.0, -np.inf),
         "leaves, all alike": np.where(there, 0.0, -np.inf),
     }
-    found = []
-    for name, log_weights in ways.items():
+    results = []
+    for name, log_weights in cases.items():
         wrap = (lambda check: check) if name == "a walk" else control
         mean, third = means(along, log_weights), means(mode, log_weights)
-        exact = float(share @ centres @ way)
-        found.append(wrap(mean_near(f"{name}: mean along the reward", mean, exact, 0.1)))
-        found.append(wrap(mean_near(f"{name}: share of a mode", third, float(share[2]), 0.05)))
+        exact = float(share @ centres @ direction)
+        results.append(wrap(mean_near(f"{name}: mean along the reward", mean, exact, 0.1)))
+        results.append(wrap(mean_near(f"{name}: share of a mode", third, float(share[2]), 0.05)))
     # The leaves' weights come from the numbers of children, the root's value from its children's.
     off = np.abs(np.exp(leaves.log_weights).sum(1) - 1).max()
-    found.append(below("all walks: largest error of their sum", off, 1e-4))
+    results.append(below("all walks: largest error of their sum", off, 1e-4))
 
     blind = best_of(CHAIN, reward, count=BUDGET // STEPS)
     greedy = tree_search(CHAIN, reward, budget=BUDGET)
@@ -68,5 +68,5 @@ def checks() -> list[Check]:
     check = f"reward after {greedy.calls:g} calls"
     for name, score in scores.items():
         wrap = control if name == "best-of-N" else lambda check: check
-        found.append(wrap(mean_above(f"{name}: {check}", score.reshape(SEEDS, -1).mean(1), 1.42)))
-    return found
+        results.append(wrap(mean_above(f"{name}: {check}", score.reshape(SEEDS, -1).mean(1), 1.42)))
+    return results

@@ -23,18 +23,18 @@ TABLE = {"S/2": (33, 6.06), "B/2": (130, 23.01), "L/2": (458, 80.71), "XL/2": (6
 
 def checks() -> list[Check]:
     """What the paper says of the architecture, on a small one, and its table on the full sizes."""
-    found = []
+    results = []
     model = DiT(num_classes=10, out_channels=3, depth=3, width=64, heads=4, patch=2)
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     noise, labels = jnp.linspace(0, 1, 4), jnp.array([0, 3, 9, 10])
     params = quick_jit(model.init)(jax.random.key(1), x, noise, labels)["params"]
     apply = quick_jit(model.apply)
     out = apply({"params": params}, x, noise, labels)
-    found.append(below("largest output at initialisation", jnp.abs(out).max(), 0.0))
+    results.append(below("largest output at initialisation", jnp.abs(out).max(), 0.0))
 
     patches = patchify(x, 2)
     back = unpatchify(patches, 4, 4, 4, 2)
-    found.append(below("patches and back, largest change", jnp.abs(back - x).max(), 0.0))
+    results.append(below("patches and back, largest change", jnp.abs(back - x).max(), 0.0))
 
     # Identity blocks: with the last layer opened, depth makes no difference.
     key = jax.random.key(2)
@@ -46,10 +46,10 @@ def checks() -> list[Check]:
     flat = model.clone(depth=1)
     first = {**opened, "blocks": jax.tree.map(lambda p: p[:1], opened["blocks"])}
     shallow = quick_jit(flat.apply)({"params": first}, x, noise, labels)
-    found.append(
+    results.append(
         below("three blocks against one at the start", jnp.abs(deep - shallow).max(), 1e-5)
     )
-    found.append(above("the same network's output", jnp.abs(deep).max(), 0.1))
+    results.append(above("the same network's output", jnp.abs(deep).max(), 0.1))
 
     # A dropped label is the null label: the same loss and gradient, to the last bit.
     network = Network(model, path.linear(), "velocity")
@@ -64,13 +64,13 @@ def checks() -> list[Check]:
         return value["labels"]["embedding"]
 
     dropped, null = gradient(1.0, batch), gradient(0.0, {**batch, "label": jnp.full(4, 10)})
-    found.append(below("dropped against null labels", jnp.abs(dropped - null).max(), 0.0))
-    found.append(below("gradient of other labels", jnp.abs(dropped[:10]).max(), 0.0))
+    results.append(below("dropped against null labels", jnp.abs(dropped - null).max(), 0.0))
+    results.append(below("gradient of other labels", jnp.abs(dropped[:10]).max(), 0.0))
 
     for size, (millions, billions) in TABLE.items():
         net = DiT(1000, 8, size)
         count = parameters(net, (32, 32, 4)) / 1e6
-        found.append(near(f"DiT-{size} parameters, millions", count, millions, 0.51))
+        results.append(near(f"DiT-{size} parameters, millions", count, millions, 0.51))
         work = multiply_adds(net, (32, 32, 4)) / 1e9
-        found.append(near(f"DiT-{size} multiply-adds, G", work, billions, 0.005 * billions))
-    return found
+        results.append(near(f"DiT-{size} multiply-adds, G", work, billions, 0.005 * billions))
+    return results

@@ -19,7 +19,7 @@ GOOD, BAD = np.array([1.5, 0.5]), np.array([0.3, -0.9])
 
 def checks() -> list[Check]:
     """Against brute force at single steps, and where samples of point masses must end."""
-    found = []
+    results = []
     cond, uncond = of_class(2), of_all()
 
     def wish(x0: jax.Array, t: jax.Array) -> jax.Array:
@@ -38,12 +38,14 @@ def checks() -> list[Check]:
                 gap = np.abs(estimate(denoiser, t, seed).x0 - best).max()
                 gaps[name] = max(gaps[name], float(gap))
     check = f"x0 against the best of all weights, worst of {SEEDS} seeds and 3 times"
-    found.append(below(check, gaps["dynamic"], 1e-6))
-    found.append(control(below(check, gaps["fixed"], 1e-6)))
+    results.append(below(check, gaps["dynamic"], 1e-6))
+    results.append(control(below(check, gaps["fixed"], 1e-6)))
 
-    one = samples(dynamic_cfg(cfg(cond, uncond), wish, weights=(3.0,)), count=64)
+    single = samples(dynamic_cfg(cfg(cond, uncond), wish, weights=(3.0,)), count=64)
     plain = samples(fixed, count=64)
-    found.append(below("one weight to choose from, against CFG", jnp.abs(one - plain).max(), 0.0))
+    results.append(
+        below("one weight to choose from, against CFG", jnp.abs(single - plain).max(), 0.0)
+    )
 
     # Point masses: x0 is bad + w (good - bad). The goal is at w = 2.2, the nearest candidate 2.
     goal = BAD + 2.2 * (GOOD - BAD)
@@ -55,6 +57,8 @@ def checks() -> list[Check]:
     check = "distance to bad + 2 (good - bad), the candidate nearest to the goal"
     end = BAD + 2 * (GOOD - BAD)
     out = samples(dynamic_cfg(pair, near, weights=CANDIDATES), steps=8, count=8)
-    found.append(below(check, jnp.abs(out - end).max(), 1e-5))
-    found.append(control(below(check, jnp.abs(samples(pair, steps=8, count=8) - end).max(), 1e-5)))
-    return found
+    results.append(below(check, jnp.abs(out - end).max(), 1e-5))
+    results.append(
+        control(below(check, jnp.abs(samples(pair, steps=8, count=8) - end).max(), 1e-5))
+    )
+    return results

@@ -20,7 +20,7 @@ ENTRY = "jaxgen.families.diffusion.solvers.heun"
 def checks() -> list[Check]:
     """Order of Heun, unit variance of F's input and target, ends of the grid, churn's law."""
     p = path.edm()
-    found = []
+    results = []
 
     # Error of the whole sampler against the closed-form flow: about 4 x per halving of the step.
     denoiser = gaussian_denoiser(p, 0.3, 0.5)
@@ -31,8 +31,8 @@ def checks() -> list[Check]:
     for n in (18, 36, 72):
         out = integrate(solvers.heun(p), denoiser, x, grids.karras(n, p), keys)
         errors.append(float(jnp.sqrt(jnp.mean((out - exact) ** 2))))
-    found.append(near("Heun error ratio, 18 to 36 steps", errors[0] / errors[1], 4.0, 1.0))
-    found.append(near("Heun error ratio, 36 to 72 steps", errors[1] / errors[2], 4.0, 1.0))
+    results.append(near("Heun error ratio, 18 to 36 steps", errors[0] / errors[1], 4.0, 1.0))
+    results.append(near("Heun error ratio, 36 to 72 steps", errors[1] / errors[2], 4.0, 1.0))
 
     # Appendix B.6: c_in x and F's target have unit variance at every noise level.
     x0 = 0.5 * jax.random.normal(jax.random.key(1), (400_000,))
@@ -41,19 +41,19 @@ def checks() -> list[Check]:
     for t in p.t_of_sigma(jnp.array([0.002, 0.05, 0.5, 5.0, 80.0])):
         for value in (input_scale("edm", t, p) * p.mix(x0, eps, t), target("edm", x0, eps, t, p)):
             worst = max(worst, abs(float(value.var()) - 1))
-    found.append(below("|variance of c_in x and of F - 1|, worst level", worst, 0.02))
+    results.append(below("|variance of c_in x and of F - 1|, worst level", worst, 0.02))
 
     grid = grids.karras(18, p)
     sigma = np.asarray(p.sigma(grid))
-    found.append(near("first sigma", sigma[0], 80.0, 0.0))
-    found.append(near("last sigma before 0", sigma[-2], 0.002, 1e-8))
+    results.append(near("first sigma", sigma[0], 80.0, 0.0))
+    results.append(near("last sigma before 0", sigma[-2], 0.002, 1e-8))
     calls = solvers.heun(p).calls(denoiser, np.asarray(grid))
-    found.append(near("network calls of 18 steps", calls, 35, 0))
+    results.append(near("network calls of 18 steps", calls, 35, 0))
 
     # Churn adds noise that the steps remove: the law of the samples stays.
     keys = jax.random.split(jax.random.key(3), 40_000)
     churn = solvers.edm(p, 64, s_churn=20.0, s_min=0.01, s_max=50.0)
     out = integrate(churn, denoiser, prior(p, keys, (1,)), grids.karras(64, p), keys)
-    found.append(near("mean with churn", out.mean(), 0.3, 0.02))
-    found.append(near("deviation with churn", out.std(), 0.5, 0.02))
-    return found
+    results.append(near("mean with churn", out.mean(), 0.3, 0.02))
+    results.append(near("deviation with churn", out.std(), 0.5, 0.02))
+    return results

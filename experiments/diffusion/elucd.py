@@ -79,22 +79,22 @@ def cosines(logits: Logits, marginal: float = 1.0) -> list[jax.Array]:
         cosine = (change * wanted).sum(1) / jnp.maximum(norms, 1e-12)
         return jnp.where(unsure, cosine, 0).sum() / unsure.sum()
 
-    found = []
+    results = []
     for seed in range(SEEDS):
         keys, noise = points(seed, COUNT)
-        found.append(mean(keys, PATH.mix(draw(seed)[0], noise, t)))
-    return found
+        results.append(mean(keys, PATH.mix(draw(seed)[0], noise, t)))
+    return results
 
 
 def checks() -> list[Check]:
     """Directions, smoothing, temperatures, calibration, and the identity."""
-    found = []
+    results = []
     check = "cosine with the exact gradient, exact classifier"
-    found.append(mean_above(check, cosines(exact), 0.95))
-    found.append(control(mean_above(check + ", no marginal", cosines(exact, 0.0), 0.95)))
+    results.append(mean_above(check, cosines(exact), 0.95))
+    results.append(control(mean_above(check + ", no marginal", cosines(exact, 0.0), 0.95)))
     check = "cosine with the exact gradient, network of ReLUs"
-    found.append(mean_above(check + " smoothed", cosines(network(softplus(3.0))), 0.95))
-    found.append(control(mean_above(check, cosines(network(jax.nn.relu)), 0.95)))
+    results.append(mean_above(check + " smoothed", cosines(network(softplus(3.0))), 0.95))
+    results.append(control(mean_above(check, cosines(network(jax.nn.relu)), 0.95)))
 
     errors, dull = [], []
     for seed in range(SEEDS):
@@ -103,16 +103,16 @@ def checks() -> list[Check]:
         errors.append(calibration_error(probs, labels))
         dull.append(calibration_error(jax.nn.softmax(0.3 * jnp.log(probs)), labels))
     check = "calibration error of the posterior"
-    found.append(mean_below(check, errors, 0.005))
-    found.append(control(mean_below(check + " at temperature 3.3", dull, 0.005)))
+    results.append(mean_below(check, errors, 0.005))
+    results.append(control(mean_below(check + " at temperature 3.3", dull, 0.005)))
 
     labels = jnp.full(SEEDS * COUNT, LABEL)
     plain = samples(of_all(), count=COUNT)
     share = (posterior(plain).argmax(-1) == LABEL).mean(1)
     guided = samples(elucd(of_all(), labels, exact, weight=4.0, schedule="sine"), count=COUNT)
     check = "share of samples in the class"
-    found.append(mean_above(check, (posterior(guided).argmax(-1) == LABEL).mean(1), 0.5))
-    found.append(control(mean_above(check, share, 0.5)))
+    results.append(mean_above(check, (posterior(guided).argmax(-1) == LABEL).mean(1), 0.5))
+    results.append(control(mean_above(check, share, 0.5)))
     same = samples(elucd(of_all(), labels, exact, weight=0.0), count=COUNT)
-    found.append(below("weight 0 against no guidance", jnp.abs(same - plain).max(), 0.0))
-    return found
+    results.append(below("weight 0 against no guidance", jnp.abs(same - plain).max(), 0.0))
+    return results

@@ -38,54 +38,56 @@ class Lines(nn.Module):
 
 def checks() -> list[Check]:
     """Training in closed form, then sampling of Gaussians whose law is known."""
-    found = []
+    results = []
     slopes = jax.vmap(_slopes)(jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
     for row, name in enumerate(("label 0", "label 1", "no label")):
         error = jnp.abs(slopes[:, row] / _best(row) - 1)
-        found.append(mean_below(f"slope of eps off by, {name}", error, 0.03))
+        results.append(mean_below(f"slope of eps off by, {name}", error, 0.03))
     # Without dropped labels "no label" would have to be one of the classes.
     error = jnp.abs(slopes[:, 2] / _best(0) - 1)
-    found.append(control(mean_below("slope of eps off by, label 0's for none", error, 0.03)))
+    results.append(control(mean_below("slope of eps off by, label 0's for none", error, 0.03)))
 
-    for name, way in PATHS.items():
+    for name, schedule in PATHS.items():
         for steps in (50, 2):
-            grid = grids.uniform(steps, way)
-            x = samples(of_class(2, way), path=way, solver=solvers.ddim(way), grid=grid)
+            grid = grids.uniform(steps, schedule)
+            x = samples(
+                of_class(2, schedule), path=schedule, solver=solvers.ddim(schedule), grid=grid
+            )
             deviation = (x - MEANS[2]).std((1, 2))
             check = f"deviation of DDIM's samples, {name}, {steps} steps"
             check = mean_near(check, deviation, STDS[2], 0.04)
-            found.append(check if steps == 50 else control(check))
+            results.append(check if steps == 50 else control(check))
             if steps == 50:
                 gap = jnp.abs(x.mean(1) - MEANS[2]).max(1)
-                found.append(mean_below(f"mean of DDIM's samples off by, {name}", gap, 0.05))
-    found += _noise(PATHS["linear schedule"])
+                results.append(mean_below(f"mean of DDIM's samples off by, {name}", gap, 0.05))
+    results += _noise(PATHS["linear schedule"])
 
     # Two Gaussians of one deviation: guided by w, a third one with a mean on their line.
-    way, weight = PATHS["cosine schedule"], 3.0
-    good, bad = (gaussian_denoiser(way, m, 0.4) for m in (0.6, -0.2))
-    times, noise = grids.uniform(50, way), jax.random.normal(jax.random.key(1), (256, 2))
-    third = run_solver(solvers.ddim(way), gaussian_denoiser(way, -0.2 + 0.8 * weight, 0.4),
-                       noise, times)  # fmt: skip
+    schedule, weight = PATHS["cosine schedule"], 3.0
+    good, bad = (gaussian_denoiser(schedule, m, 0.4) for m in (0.6, -0.2))
+    times, noise = grids.uniform(50, schedule), jax.random.normal(jax.random.key(1), (256, 2))
+    guided = gaussian_denoiser(schedule, -0.2 + 0.8 * weight, 0.4)
+    third = run_solver(solvers.ddim(schedule), guided, noise, times)
     check = "samples guided by 3, off by"
     for w in (weight, 1.0):
-        x = run_solver(solvers.ddim(way), cfg(good, bad, w), noise, times)
+        x = run_solver(solvers.ddim(schedule), cfg(good, bad, w), noise, times)
         value = below(check, jnp.abs(x - third).max(), 1e-4)
-        found.append(value if w == weight else control(value))
-    return found
+        results.append(value if w == weight else control(value))
+    return results
 
 
 def _data(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x0 [SIZE, 1] of two classes, N(.8, .3^2) with share .25 and N(-.4, .6^2), and labels."""
-    own, noise = jax.random.split(key)
-    label = (jax.random.uniform(own, (SIZE,)) > 0.25).astype(jnp.int32)
+    label_key, noise = jax.random.split(key)
+    label = (jax.random.uniform(label_key, (SIZE,)) > 0.25).astype(jnp.int32)
     z = jax.random.normal(noise, (SIZE, 1))
     return jnp.where(label[:, None] == 0, 0.8 + 0.3 * z, -0.4 + 0.6 * z), label
 
 
 def _best(row: int) -> float:
     """The slope of the best line for eps at TIME: sigma / (alpha^2 var + sigma^2)."""
-    way = PATHS["cosine schedule"]
-    alpha, sigma = (float(f(jnp.float32(TIME))) for f in (way.alpha, way.sigma))
+    schedule = PATHS["cosine schedule"]
+    alpha, sigma = (float(f(jnp.float32(TIME))) for f in (schedule.alpha, schedule.sigma))
     within, between = 0.25 * 0.3**2 + 0.75 * 0.6**2, 0.25 * 0.75 * 1.2**2
     return sigma / (alpha**2 * [0.3**2, 0.6**2, within + between][row] + sigma**2)
 
@@ -96,7 +98,7 @@ def _slopes(key: jax.Array) -> jax.Array:
     model = Lines()
     loss = denoising_loss(Network(model, PATHS["cosine schedule"], "eps"), only(TIME), simple(),
                           num_classes=2, label_dropout=DROPPED)  # fmt: skip
-    batch = {"image": image, "label": label, "index": jnp.arange(SIZE), "part": jnp.int32(0)}
+    batch = {"image": image, "label": label, "index": jnp.arange(SIZE), "microbatch": jnp.int32(0)}
     start = model.init(key, image[:1], jnp.zeros(1), label[:1])["params"]
     flat, back = ravel_pytree(start)
 
@@ -107,16 +109,19 @@ def _slopes(key: jax.Array) -> jax.Array:
     return back(flat - step)["slope"]
 
 
-def _noise(way: path.Path) -> list[Check]:
+def _noise(schedule: path.Path) -> list[Check]:
     """A step's noise at eta = 1 against DDPM's beta-tilde, from the cumulated alphas alone."""
-    found, x = [], jnp.full((4000, 5), 0.3)
-    late, early = (float(way.alpha(jnp.float32(t))) ** 2 for t in (0.5, 0.48))
+    results, x = [], jnp.full((4000, 5), 0.3)
+    late, early = (float(schedule.alpha(jnp.float32(t))) ** 2 for t in (0.5, 0.48))
     posterior = (1 - early) / (1 - late) * (1 - late / early)
     for eta in (1.0, 0.5):
         step = run_solver(
-            solvers.ddim(way, eta=eta), gaussian_denoiser(way, 0.0, 0.0), x, jnp.array([0.5, 0.48])
+            solvers.ddim(schedule, eta=eta),
+            gaussian_denoiser(schedule, 0.0, 0.0),
+            x,
+            jnp.array([0.5, 0.48]),
         )
         check = f"variance of a step over DDPM's, eta={eta:g}"
         check = mean_near(check, step.var(0) / posterior, 1.0, 0.05)
-        found.append(check if eta == 1 else control(check))
-    return found
+        results.append(check if eta == 1 else control(check))
+    return results

@@ -49,23 +49,23 @@ def linear() -> list[Check]:
     prior = gaussian_denoiser(PATH, MEAN, STD)
     precision = 1 / STD**2 + 1 / NOISE**2
     mean = (MEAN * WAY.sum() / STD**2 + SEEN / NOISE**2) / precision
-    found = []
-    ways = {
+    results = []
+    cases = {
         "event": equals(prior, along, SEEN, noise=NOISE),
         "constraint alone": universal(prior, fit),
     }
-    for name, guided in ways.items():
+    for name, guided in cases.items():
         wrap = (lambda check: check) if name == "event" else control
         x = np.asarray(samples(guided, solver=solvers.heun(PATH)))
         out = x @ WAY
-        found.append(wrap(mean_near(f"Gaussian, {name}: mean", out.mean(1), mean, 0.03)))
-        found.append(
+        results.append(wrap(mean_near(f"Gaussian, {name}: mean", out.mean(1), mean, 0.03)))
+        results.append(
             wrap(mean_near(f"Gaussian, {name}: deviation", out.std(1), precision**-0.5, 0.03))
         )
         if name == "event":
             other = (x @ np.array([0.8, 0.6])).std(1)
-            found.append(mean_near("Gaussian, event: deviation across", other, STD, 0.05))
-    return found
+            results.append(mean_near("Gaussian, event: deviation across", other, STD, 0.05))
+    return results
 
 
 def tail() -> list[Check]:
@@ -73,15 +73,15 @@ def tail() -> list[Check]:
     centre, edge = MEAN * WAY.sum(), 1.0
     z = (edge - centre) / STD
     ratio = math.exp(-z * z / 2) / math.sqrt(2 * math.pi) / (0.5 * math.erfc(z / math.sqrt(2)))
-    found = []
+    results = []
     for weight, wrap in ((1.0, lambda check: check), (0.0, control)):
         guided = above(gaussian_denoiser(PATH, MEAN, STD), along, edge, weight=weight)
         out = np.asarray(samples(guided, solver=solvers.heun(PATH))) @ WAY
         name = f"tail of a Gaussian, weight {weight:g}"
-        found.append(wrap(mean_near(f"{name}: mean", out.mean(1), centre + STD * ratio, 0.05)))
+        results.append(wrap(mean_near(f"{name}: mean", out.mean(1), centre + STD * ratio, 0.05)))
         deviation = STD * math.sqrt(1 + z * ratio - ratio**2)
-        found.append(wrap(mean_near(f"{name}: deviation", out.std(1), deviation, 0.06)))
-    return found
+        results.append(wrap(mean_near(f"{name}: deviation", out.std(1), deviation, 0.06)))
+    return results
 
 
 def rejected() -> list[Check]:
@@ -100,17 +100,17 @@ def rejected() -> list[Check]:
     edge = float(np.quantile(far, 0.8))
     kept = data[far > edge]
     prior = mixture_denoiser(PATH, NEAR_MEANS, NEAR_STDS, WEIGHTS)
-    found = []
+    results = []
     for weight, wrap in ((1.0, lambda check: check), (0.0, control)):
         guided = above(prior, distance, edge, weight=weight)
         x = np.asarray(samples(guided, solver=solvers.heun(PATH)))
         inside = (np.sqrt(((x - CENTRE) ** 2).sum(-1)) > edge).mean(1)
         name = f"mixture, weight {weight:g}"
-        found.append(wrap(mean_above(f"{name}: in the event", inside, 0.95)))
+        results.append(wrap(mean_above(f"{name}: in the event", inside, 0.95)))
         for axis in (0, 1):
             mean, check = kept[:, axis].mean(), f"{name}: mean, axis {axis}"
-            found.append(wrap(mean_near(check, x[..., axis].mean(1), mean, 0.04)))
-    return found
+            results.append(wrap(mean_near(check, x[..., axis].mean(1), mean, 0.04)))
+    return results
 
 
 def probability() -> list[Check]:
@@ -125,9 +125,9 @@ def probability() -> list[Check]:
     normal = jax.random.normal(keys[1], (2, len(keys), 2))
     data = jnp.asarray(MEANS)[which] + jnp.asarray(STDS)[which, None] * normal[0]
     x = PATH.mix(data, normal[1], t)
-    found = jnp.exp(log_probability(of_all(), lambda y: y[:, 0], 1.0, keys, x, t))
+    results = jnp.exp(log_probability(of_all(), lambda y: y[:, 0], 1.0, keys, x, t))
     guess = of_all()(keys, x, t)[0].x0[:, 0] > 1.0
-    out = [mean_near("P(x_1 > 1)", np.asarray(found).reshape(SEEDS, -1).mean(1), exact, 0.02)]
+    out = [mean_near("P(x_1 > 1)", np.asarray(results).reshape(SEEDS, -1).mean(1), exact, 0.02)]
     name = "P(x_1 > 1), of the estimates alone"
     return [
         *out,

@@ -45,7 +45,7 @@ def exact(mixtures: list[Mixture], powers: list[float]) -> tuple[float, float, f
     return float(share @ (x > 0)), float(share @ x), float(np.log(mass.sum()))
 
 
-def found(corrector: Corrector, weighted: bool) -> np.ndarray:
+def reweighted(corrector: Corrector, weighted: bool) -> np.ndarray:
     """(P(x_1 > 0), mean of x_1, log-normaliser) [seeds, 3]; unweighted: as if all weighed 1."""
     rows = []
     run = jax.jit(corrector.fn)
@@ -77,14 +77,14 @@ def checks() -> list[Check]:
     out = []
     for name, make, denoisers, powers, mixtures in cases:
         right, mean, log = exact(mixtures, powers)
-        steered = found(make(*denoisers), True)
+        steered = reweighted(make(*denoisers), True)
         check, shown = f"{name}: P(x_1 > 0)", f"{name}: mean of x_1"
         out.append(mean_near(check, steered[:, 0], right, 0.04))
         out.append(mean_near(shown, steered[:, 1], mean, 0.1))
         # The weights' integral is of first order in the step: 300 steps leave up to 0.1 nat.
         out.append(mean_near(f"{name}: ln of its integral", steered[:, 2], log, 0.18))
         if len(denoisers) == 1:
-            plain = found(make(*denoisers, threshold=0), False)
+            plain = reweighted(make(*denoisers, threshold=0), False)
             out.append(control(mean_near(check, plain[:, 0], right, 0.04)))
             out.append(control(mean_near(shown, plain[:, 1], mean, 0.1)))
     return out

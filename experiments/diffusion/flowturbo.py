@@ -32,18 +32,18 @@ FAST = {"xla_backend_optimization_level": 1}
 
 def checks() -> list[Check]:
     """Orders on a Gaussian's flow; then a refiner trained on the mixture's exact velocity."""
-    found = []
+    results = []
     check = "order of the pseudo-corrector at a call a step"
-    found.append(near(check, _order(solvers.flowturbo(PATH, 128)), 2, 0.15))
-    found.append(control(near(check, _order(solvers.euler(PATH)), 2, 0.15)))
+    results.append(near(check, _order(solvers.flowturbo(PATH, 128)), 2, 0.15))
+    results.append(control(near(check, _order(solvers.euler(PATH)), 2, 0.15)))
 
     model, grid = of_all(), np.asarray(GRID)
     blocks = functools.partial(solvers.flowturbo, PATH, STEPS, heun=1)
     turbo = blocks(refine=LAST)
     cheap = refine(model, lambda x, v, t: 0 * x, PATH, GRID, last=LAST, cost=COST)
     # 2 of Heun, 4 of the pseudo-corrector, one step free, 4 of the refiner.
-    found.append(near("cost, 10 steps", turbo.calls(cheap, grid), 2 + 4 + 4 * COST, 1e-9))
-    found.append(near("cost of all by the model", blocks().calls(model, grid), 11, 1e-9))
+    results.append(near("cost, 10 steps", turbo.calls(cheap, grid), 2 + 4 + 4 * COST, 1e-9))
+    results.append(near("cost of all by the model", blocks().calls(model, grid), 11, 1e-9))
 
     keys = jax.random.split(jax.random.key(8), 500)
     x = jax.random.normal(jax.random.key(7), (500, 2))
@@ -64,17 +64,17 @@ def checks() -> list[Check]:
     }
     full = _error(along[model][-1], exact)
     check = "error at the end over that of calling the model"
-    found.append(mean_below(check, errors(fit, 1.0) / full, 2.5))
-    found.append(control(mean_below(check, errors(fit, 0.0) / full, 2.5)))
+    results.append(mean_below(check, errors(fit, 1.0) / full, 2.5))
+    results.append(control(mean_below(check, errors(fit, 0.0) / full, 2.5)))
 
     # r = 0 is the velocity before, again: from the step without a call on, a straight line.
     def bend(states: jax.Array) -> jax.Array:
         return jnp.abs(jnp.diff(states[STEPS - LAST - 2 :], n=2, axis=0)).max()
 
     check = "bend of the path where r = 0"
-    found.append(below(check, bend(along[cheap]), 1e-5))
-    found.append(control(below(check, bend(along[model]), 1e-5)))
-    return found
+    results.append(below(check, bend(along[cheap]), 1e-5))
+    results.append(control(below(check, bend(along[model]), 1e-5)))
+    return results
 
 
 def _order(solver: Solver) -> float:

@@ -43,7 +43,7 @@ def by_label(labels: jax.Array) -> Denoiser:
 
 def checks() -> list[Check]:
     """The reference class against an independent search, accuracy at equal calls, identity."""
-    found = []
+    results = []
     cond = gaussian_denoiser(PATH, MEANS[LABEL], STDS[LABEL])
     wrong, right = 0, 0
     for seed in range(SEEDS):
@@ -57,8 +57,8 @@ def checks() -> list[Check]:
         wrong += int((chosen != cost.argmin(1)).sum())
         right += int((np.full(len(x0), (LABEL + 1) % 3) != cost.argmin(1)).sum())
     check = f"reference classes that are not the nearest other mode, {SEEDS} seeds"
-    found.append(below(check, wrong, 0))
-    found.append(control(below(check, right, 0)))
+    results.append(below(check, wrong, 0))
+    results.append(control(below(check, right, 0)))
 
     # Equal calls: guidance takes two a step.
     def guided(weight: float) -> Denoiser:
@@ -72,13 +72,15 @@ def checks() -> list[Check]:
         "plain": (logits(plain, zero).argmax(-1) == LABEL).mean(1),
     }
     grid = np.asarray(grids.uniform(STEPS, PATH))
-    found.append(near("network calls", solvers.euler(PATH).calls(guided(1.0), grid), 2 * STEPS, 0))
+    results.append(
+        near("network calls", solvers.euler(PATH).calls(guided(1.0), grid), 2 * STEPS, 0)
+    )
     check = f"share of samples in the class, {2 * STEPS} calls"
-    found.append(mean_above(check, share["guided"], BOUND))
-    found.append(control(mean_above(check, share["plain"], BOUND)))
+    results.append(mean_above(check, share["guided"], BOUND))
+    results.append(control(mean_above(check, share["plain"], BOUND)))
     same = samples(guided(0.0), steps=2 * STEPS)
-    found.append(below("weight 0 against no guidance", jnp.abs(same - plain).max(), 0.0))
-    return found
+    results.append(below("weight 0 against no guidance", jnp.abs(same - plain).max(), 0.0))
+    return results
 
 
 # Without guidance .80 to .82 in seeds 0-4, with it 1.00.

@@ -24,7 +24,7 @@ MEAN, STD, SIZE, SEEDS = 0.7, 0.5, 512, 6
 
 def checks() -> list[Check]:
     """The assignment against SciPy's, then the velocity of Gaussian data under either pairing."""
-    found = []
+    results = []
     gaps, same = [], []
     for seed in range(SEEDS):
         a, b = (jax.random.normal(k, (96, 5)) for k in jax.random.split(jax.random.key(seed)))
@@ -33,8 +33,8 @@ def checks() -> list[Check]:
         ours = np.asarray(cost)[np.arange(96), np.asarray(jax.jit(assignment)(cost))].sum()
         gaps.append(ours / np.asarray(cost)[linear_sum_assignment(np.asarray(cost))].sum() - 1)
         same.append(jnp.abs(jnp.sort(jax.jit(nearest_pairs)(a, b), 0) - jnp.sort(b, 0)).max())
-    found.append(below("cost over SciPy's - 1, 96 pairs, worst seed", max(gaps), 1e-5))
-    found.append(below("change of the noise's law by the pairing", max(same), 0.0))
+    results.append(below("cost over SciPy's - 1, 96 pairs, worst seed", max(gaps), 1e-5))
+    results.append(below("change of the noise's law by the pairing", max(same), 0.0))
 
     # The limit of many pairs is x0 = mean + std eps, where u = eps - x0 is a function of x_t; the
     # independent pairing's velocity is the conditional mean.
@@ -43,15 +43,15 @@ def checks() -> list[Check]:
         mixed = (t - (1 - t) * STD**2) / (((1 - t) * STD) ** 2 + t**2)
         near, far = (_slopes(t, coupling) for coupling in (optimal(), INDEPENDENT))
         check = f"slope of the velocity at t={t:g}"
-        found.append(mean_near(check, near, straight, bound))
-        found.append(control(mean_near(check, far, straight, bound)))
-        found.append(mean_near(check + ", independent pairs", far, mixed, 0.1))
+        results.append(mean_near(check, near, straight, bound))
+        results.append(control(mean_near(check, far, straight, bound)))
+        results.append(mean_near(check + ", independent pairs", far, mixed, 0.1))
 
     # One Euler step from noise: x0 = eps - u(eps), whose deviation is |1 - slope|.
     check = "deviation of one-step samples is off by"
-    found.append(mean_below(check, np.abs(np.abs(1 - near) - STD), 0.06))
-    found.append(control(mean_below(check, np.abs(np.abs(1 - far) - STD), 0.06)))
-    return found
+    results.append(mean_below(check, np.abs(np.abs(1 - near) - STD), 0.06))
+    results.append(control(mean_below(check, np.abs(np.abs(1 - far) - STD), 0.06)))
+    return results
 
 
 def _slopes(t: float, coupling: Coupling) -> np.ndarray:

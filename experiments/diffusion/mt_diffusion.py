@@ -70,54 +70,56 @@ def drawn(params: Any, noise: jax.Array, keys: jax.Array) -> tuple[Any, Any]:
     return JOINT.read(logits, z0, keys), JOINT.read(apart, z0, keys)
 
 
-def law(x: Any, y: Any) -> dict[str, np.ndarray]:
+def statistics(x: Any, y: Any) -> dict[str, np.ndarray]:
     """[SEEDS] each: agreement with Bayes' classifier, and each class's share, mean and deviation.
 
     Means as their distance to the exact ones; deviations over the exact ones.
     """
-    found = {"agreement": np.asarray((posterior(x).argmax(-1) == y).mean(1))}
+    results = {"agreement": np.asarray((posterior(x).argmax(-1) == y).mean(1))}
     x, y = np.asarray(x), np.asarray(y)
     for k in range(3):
-        own = [a[b == k] for a, b in zip(x, y, strict=True)]
-        found[f"share {k}"] = np.array([len(a) for a in own]) / COUNT
-        found[f"mean {k}"] = np.array([np.linalg.norm(a.mean(0) - MEANS[k]) for a in own])
-        found[f"deviation {k}"] = np.array([a.std(0).mean() for a in own]) / STDS[k]
-    return found
+        of_class = [a[b == k] for a, b in zip(x, y, strict=True)]
+        results[f"share {k}"] = np.array([len(a) for a in of_class]) / COUNT
+        results[f"mean {k}"] = np.array([np.linalg.norm(a.mean(0) - MEANS[k]) for a in of_class])
+        results[f"deviation {k}"] = np.array([a.std(0).mean() for a in of_class]) / STDS[k]
+    return results
 
 
 def checks() -> list[Check]:
     """The label's head against the exact posterior, then the joint law of samples."""
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
     params = jax.jit(jax.vmap(trained), compiler_options=FAST)(keys, data(0, STEPS, BATCH))
-    found = []
+    results = []
     head, blind = quick_jit(jax.vmap(divergence))(params, *data(1, COUNT)[:3])
     for n, t in enumerate(TIMES):
         check = f"KL(p(y | z_t) || head) at t={t:g}, nats"
-        found.append(mean_below(check, head[:, n], 0.03))
-        found.append(control(mean_below(f"{check}: p(y) in the head's place", blind[:, n], 0.03)))
+        results.append(mean_below(check, head[:, n], 0.03))
+        results.append(control(mean_below(f"{check}: p(y) in the head's place", blind[:, n], 0.03)))
 
     noise = jax.random.normal(jax.random.key(3), (SEEDS, COUNT, 2))
-    own = jax.random.split(jax.random.key(4), (SEEDS, COUNT))
-    joint, apart = jax.jit(jax.vmap(drawn), compiler_options=FAST)(params, noise, own)
-    seen, without = law(*joint), law(*apart)
+    keys_ = jax.random.split(jax.random.key(4), (SEEDS, COUNT))
+    joint, apart = jax.jit(jax.vmap(drawn), compiler_options=FAST)(params, noise, keys_)
+    seen, without = statistics(*joint), statistics(*apart)
     check = "agreement of samples' labels with Bayes' classifier of their images"
-    found.append(mean_above(check, seen["agreement"], 0.97))
-    found.append(control(mean_above(f"{check}: labels apart", without["agreement"], 0.97)))
+    results.append(mean_above(check, seen["agreement"], 0.97))
+    results.append(control(mean_above(f"{check}: labels apart", without["agreement"], 0.97)))
     for k in range(3):
-        found.append(mean_near(f"share of class {k}", seen[f"share {k}"], WEIGHTS[k], 0.04))
+        results.append(mean_near(f"share of class {k}", seen[f"share {k}"], WEIGHTS[k], 0.04))
         check = f"distance of class {k}'s mean"
-        found.append(mean_below(check, seen[f"mean {k}"], 0.15))
-        found.append(control(mean_below(f"{check}: labels apart", without[f"mean {k}"], 0.15)))
+        results.append(mean_below(check, seen[f"mean {k}"], 0.15))
+        results.append(control(mean_below(f"{check}: labels apart", without[f"mean {k}"], 0.15)))
 
     # The exact denoiser and the exact posterior in the place of the network's two heads.
     z0 = samples(mixture_denoiser(PATH, Z_MEANS, STDS, WEIGHTS), solver=solvers.heun(PATH))
     flat = responsibilities(PATH, z0.reshape(-1, 2), jnp.float32(0), Z_MEANS, STDS, WEIGHTS)
     logits = jnp.log(flat).reshape(SEEDS, COUNT, 3)
-    seen = law(*jax.vmap(JOINT.read)(logits, z0, own))
-    without = law(*jax.vmap(JOINT.read)(jnp.broadcast_to(jnp.log(WEIGHTS), logits.shape), z0, own))
+    seen = statistics(*jax.vmap(JOINT.read)(logits, z0, keys_))
+    without = statistics(
+        *jax.vmap(JOINT.read)(jnp.broadcast_to(jnp.log(WEIGHTS), logits.shape), z0, keys_)
+    )
     for k in range(3):
         check = f"exact heads: deviation of class {k} over the data's"
-        found.append(mean_near(check, seen[f"deviation {k}"], 1.0, 0.06))
-        found.append(control(mean_near(f"{check}, labels apart", without[f"deviation {k}"],
+        results.append(mean_near(check, seen[f"deviation {k}"], 1.0, 0.06))
+        results.append(control(mean_near(f"{check}, labels apart", without[f"deviation {k}"],
                                        1.0, 0.06)))  # fmt: skip
-    return found
+    return results

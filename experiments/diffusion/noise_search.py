@@ -44,10 +44,10 @@ def largest(count: int) -> float:
     return float((z * count * density * below ** (count - 1)).sum() * (z[1] - z[0]))
 
 
-def spread(found: Search) -> tuple[np.ndarray, np.ndarray]:
+def spread(results: Search) -> tuple[np.ndarray, np.ndarray]:
     """Mean best rewards [seeds], in deviations of one sample's, and the traces' smallest rise."""
     keys = jnp.concatenate([jax.random.split(jax.random.key(s), COUNT) for s in range(SEEDS)])
-    _, score, trace = jax.jit(found.traced)(keys)
+    _, score, trace = jax.jit(results.traced)(keys)
     zero = jnp.zeros((1, 2))
     unit = generate(keys[:1], jnp.asarray(SLOPE, jnp.float32)[None]) - generate(keys[:1], zero)
     centre, scale = reward(generate(keys[:1], zero))[0], jnp.linalg.norm(unit)
@@ -59,24 +59,26 @@ def checks() -> list[Check]:
     """Order statistics, rising rewards, and more than best-of-N for the same budget."""
     data, grid = gaussian_denoiser(PATH, MEAN, STD), grids.uniform(STEPS, PATH)
     flow = as_chain(solvers.euler(PATH), data, grid, (2,), PATH)
-    found = []
+    results = []
     random, _ = spread(best_of(flow, reward, count=ATTEMPTS))
-    one, _ = spread(best_of(flow, reward, count=1))
+    single, _ = spread(best_of(flow, reward, count=1))
     check = f"best of {ATTEMPTS}: mean reward in deviations"
-    found.append(mean_near(check, random, largest(ATTEMPTS), 0.06))
-    found.append(control(mean_near(check, one, largest(ATTEMPTS), 0.06)))
+    results.append(mean_near(check, random, largest(ATTEMPTS), 0.06))
+    results.append(control(mean_near(check, single, largest(ATTEMPTS), 0.06)))
 
     options = {"rounds": ROUNDS, "neighbours": NEIGHBOURS}
     local = zero_order(flow, reward, radius=0.4, **options)
     climbed, trace = spread(local)
-    found.append(below("zero-order: largest fall of the reward", -np.diff(trace, axis=0).min(), 0))
+    results.append(
+        below("zero-order: largest fall of the reward", -np.diff(trace, axis=0).min(), 0)
+    )
     # As many samples, all independent: radius = 1 is random search.
     check, bound = "zero-order: mean reward in deviations", largest(1 + ROUNDS * NEIGHBOURS) + 0.5
-    found.append(mean_above(check, climbed, bound))
+    results.append(mean_above(check, climbed, bound))
     blind, _ = spread(zero_order(flow, reward, radius=1.0, **options))
-    found.append(control(mean_above(check, blind, bound)))
-    found.append(mean_near("radius 1: as best of 61", blind, largest(61), 0.06))
-    return found + of_paths()
+    results.append(control(mean_above(check, blind, bound)))
+    results.append(mean_near("radius 1: as best of 61", blind, largest(61), 0.06))
+    return results + of_paths()
 
 
 def of_paths() -> list[Check]:
@@ -88,10 +90,10 @@ def of_paths() -> list[Check]:
     many = over_paths(chain, reward, width=2, branches=4, start=4, stride=1, back=1)
     blind = best_of(chain, reward, count=round(many.calls / STEPS))
     keys = jax.random.split(jax.random.key(0), SEEDS * COUNT)
-    found = []
-    ways = {"paths": many, f"best of {blind.evaluations}": blind}
-    for name, way in ways.items():
-        wrap = (lambda check: check) if way is many else control
-        score = np.asarray(jax.jit(way.traced)(keys)[1]).reshape(SEEDS, COUNT).mean(1)
-        found.append(wrap(mean_above(f"{name}: reward after {many.calls:g} calls", score, 0.42)))
-    return found
+    results = []
+    searches = {"paths": many, f"best of {blind.evaluations}": blind}
+    for name, search in searches.items():
+        wrap = (lambda check: check) if search is many else control
+        score = np.asarray(jax.jit(search.traced)(keys)[1]).reshape(SEEDS, COUNT).mean(1)
+        results.append(wrap(mean_above(f"{name}: reward after {many.calls:g} calls", score, 0.42)))
+    return results

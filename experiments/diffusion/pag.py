@@ -43,17 +43,17 @@ def tokens() -> Denoiser:
     return dataclasses.replace(of(COV), perturb=lambda layers: of(ALONE))
 
 
-def law(scale: float) -> tuple[np.ndarray, np.ndarray]:
+def distribution(scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of guided samples."""
 
     def velocity(t: float) -> Affine:
-        found = Affine(np.zeros((2, 2)), np.zeros(2))
+        results = Affine(np.zeros((2, 2)), np.zeros(2))
         for cov, share in ((COV, 1 + scale), (ALONE, -scale)):
             eps = eps_of(MEAN, cov, t)
             gain = (1 - t) * cov @ eps.matrix / t
             x0 = Affine(gain, MEAN - (1 - t) * gain @ MEAN)
-            found = found + (eps + x0 * -1) * share
-        return found
+            results = results + (eps + x0 * -1) * share
+        return results
 
     return euler_law(velocity, np.asarray(grids.uniform(STEPS, PATH), np.float64), 2)
 
@@ -72,18 +72,18 @@ def across(denoiser: Denoiser) -> float:
 
 def checks() -> list[Check]:
     """What a perturbed DiT sees, and the law that guidance away from separate tokens samples."""
-    found = []
+    results = []
     model = DiT(1, 1, depth=2, width=16, heads=2, patch=PATCH)
     inputs = (jnp.zeros((1, SIZE, SIZE, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
     params = random_weights(lambda: model.init(jax.random.key(0), *inputs), 0.3)["params"]
     network = Network(model, PATH, "velocity").denoiser(params, inputs[2])
     assert network.perturb is not None
     check = "change of a patch by another, all layers perturbed"
-    found.append(below(check, across(network.perturb((0, 1))), 0.0))
-    found.append(control(below(check + ": none", across(network), 0.0)))
+    results.append(below(check, across(network.perturb((0, 1))), 0.0))
+    results.append(control(below(check + ": none", across(network), 0.0)))
 
     cond = tokens()
-    mean, cov = law(SCALE)
+    mean, cov = distribution(SCALE)
     for name, denoiser, wrap in (
         ("PAG", pag(cond, layers=(0,), scale=SCALE), lambda c: c),
         ("no guidance", cond, control),
@@ -91,9 +91,11 @@ def checks() -> list[Check]:
         out = np.asarray(samples(denoiser, steps=STEPS))
         centred = out - mean
         between = (centred[..., 0] * centred[..., 1]).mean(1)
-        found.append(wrap(mean_near(f"{name}: covariance of the tokens", between, cov[0, 1], 0.03)))
-    found.append(above("covariance that it adds", cov[0, 1] - law(0.0)[1][0, 1], 0.1))
-    found.append(below("change of the mean", np.abs(mean - law(0.0)[0]).max(), 0.01))
+        results.append(
+            wrap(mean_near(f"{name}: covariance of the tokens", between, cov[0, 1], 0.03))
+        )
+    results.append(above("covariance that it adds", cov[0, 1] - distribution(0.0)[1][0, 1], 0.1))
+    results.append(below("change of the mean", np.abs(mean - distribution(0.0)[0]).max(), 0.01))
     same = estimate(pag(cond, layers=(0,), scale=0.0), 0.6).x0
-    found.append(below("scale 0: change", jnp.abs(same - estimate(cond, 0.6).x0).max(), 0.0))
-    return found
+    results.append(below("scale 0: change", jnp.abs(same - estimate(cond, 0.6).x0).max(), 0.0))
+    return results

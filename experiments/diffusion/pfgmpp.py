@@ -17,39 +17,41 @@ SIZE, EXTRA, COUNT, SEEDS = 3, 5.0, 10_000, 5
 
 def checks() -> list[Check]:
     """Radii against SciPy's law, the limit of many dimensions, the density, and the flow."""
-    found = []
+    results = []
     keys = [jax.random.split(jax.random.key(s), COUNT) for s in range(SEEDS)]
     draw = jax.jit(lambda k: radius(k, SIZE, EXTRA))
     gauss = [jnp.linalg.norm(jax.random.normal(jax.random.key(s), (COUNT, SIZE)), axis=1)
              for s in range(SEEDS)]  # fmt: skip
     check = "Kolmogorov distance of the radii to beta prime"
-    law = stats.betaprime(SIZE / 2, EXTRA / 2, scale=EXTRA).cdf
-    found.append(mean_below(check, [_distance(draw(k), law) for k in keys], 0.02))
-    found.append(control(mean_below(check, [_distance(g, law) for g in gauss], 0.02)))
+    distribution = stats.betaprime(SIZE / 2, EXTRA / 2, scale=EXTRA).cdf
+    results.append(mean_below(check, [_distance(draw(k), distribution) for k in keys], 0.02))
+    results.append(control(mean_below(check, [_distance(g, distribution) for g in gauss], 0.02)))
     normal = stats.chi2(SIZE).cdf
     check = "Kolmogorov distance to a Gaussian's radii"
     wide = jax.jit(lambda k: radius(k, SIZE, 1e6))
-    found.append(mean_below(check + ", D = 1e6", [_distance(wide(k), normal) for k in keys], 0.02))
-    found.append(control(mean_below(check + ", D = 5",
+    results.append(
+        mean_below(check + ", D = 1e6", [_distance(wide(k), normal) for k in keys], 0.02)
+    )
+    results.append(control(mean_below(check + ", D = 5",
                                     [_distance(draw(k), normal) for k in keys], 0.02)))  # fmt: skip
 
     # Directions: the second moment of every coordinate is D / (D - 2), and coordinates do not mix.
     noise = jax.jit(lambda k: kernel_noise(k, (SIZE,), 20.0))
     many = np.array([noise(k) for k in keys])
-    found.append(mean_near("variance of the first coordinate, D = 20", many[..., 0].var(1),
+    results.append(mean_near("variance of the first coordinate, D = 20", many[..., 0].var(1),
                            20 / 18, 0.06))  # fmt: skip
-    found.append(mean_near("mean product of two coordinates", (many[..., 0] * many[..., 1]).mean(1),
-                           0.0, 0.06))  # fmt: skip
+    product = (many[..., 0] * many[..., 1]).mean(1)
+    results.append(mean_near("mean product of two coordinates", product, 0.0, 0.06))
     # The density: a multivariate t of D degrees of freedom, up to a constant.
     gap = jax.random.normal(jax.random.key(1), (50, SIZE)) * 2
     student = stats.multivariate_t(np.zeros(SIZE), 0.49 * np.eye(SIZE), df=EXTRA)
     apart = np.asarray(log_kernel(gap, jnp.float32(0.7), EXTRA)) - student.logpdf(np.asarray(gap))
-    found.append(below("spread of ln kernel - ln Student's t", np.ptp(apart), 1e-4))
+    results.append(below("spread of ln kernel - ln Student's t", np.ptp(apart), 1e-4))
 
     # One point: the flow is a straight line into it. Two points: Bayes' rule as in the kernel.
-    one = jnp.array([[0.4, -0.3, 1.0]])
-    ends = _flow(one, 80.0 * noise(keys[0][:200]))
-    found.append(below("distance to a single data point", jnp.abs(ends - one).max(), 1e-4))
+    single = jnp.array([[0.4, -0.3, 1.0]])
+    ends = _flow(single, 80.0 * noise(keys[0][:200]))
+    results.append(below("distance to a single data point", jnp.abs(ends - single).max(), 1e-4))
     two = jnp.array([[-1.0, 0.2, 0.0], [1.5, 0.5, 0.3]])
     check = "mean error of the share at the second of two points"
     picked = jax.random.bernoulli(jax.random.key(3), 0.5, (COUNT,)).astype(int)
@@ -60,17 +62,17 @@ def checks() -> list[Check]:
         wrong = (posterior_mean(x, jnp.float32(1.2), two, 1e6) - two[0])[:, 0] / 2.5
         near.append(_miscalibration(share, picked))
         far.append(_miscalibration(wrong, picked))
-    found.append(mean_below(check, near, 0.03))
-    found.append(control(mean_below(check, far, 0.03)))
-    return found
+    results.append(mean_below(check, near, 0.03))
+    results.append(control(mean_below(check, far, 0.03)))
+    return results
 
 
 draw_noise = jax.jit(lambda k: kernel_noise(k, (SIZE,), EXTRA))
 
 
-def _distance(radii: jax.Array, law: object) -> float:
+def _distance(radii: jax.Array, distribution: object) -> float:
     """Kolmogorov's distance of squared radii to a law."""
-    return float(stats.kstest(np.asarray(radii, np.float64) ** 2, law).statistic)
+    return float(stats.kstest(np.asarray(radii, np.float64) ** 2, distribution).statistic)
 
 
 def _miscalibration(share: jax.Array, picked: jax.Array) -> float:

@@ -70,7 +70,7 @@ def taught(key: jax.Array) -> tuple[Any, Any]:
 
     frozen = fit(supervised, NET.init(key, jnp.zeros((1, 2))), key)
 
-    def one(low: jax.Array, high: jax.Array, key: jax.Array) -> Any:
+    def trained_on(low: jax.Array, high: jax.Array, key: jax.Array) -> Any:
         def loss(changes: Any, key: jax.Array) -> jax.Array:
             expert = adapted(frozen, changes)
             return transfer(
@@ -86,7 +86,7 @@ def taught(key: jax.Array) -> tuple[Any, Any]:
         return fit(loss, adapters(frozen, RANK, key), key)
 
     low, high = jnp.asarray(ENDS, jnp.float32).T
-    return frozen, jax.vmap(one)(low, high, jax.random.split(key, len(ENDS)))
+    return frozen, jax.vmap(trained_on)(low, high, jax.random.split(key, len(ENDS)))
 
 
 def divergence(params: Any, key: jax.Array, t: jax.Array) -> jax.Array:
@@ -102,31 +102,33 @@ def all_seeds(keys: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array]:
     """(classifier, its experts, their divergences [seeds, 5], the classifier's [seeds, 5])."""
     middles = jnp.asarray([(low + high) / 2 for low, high in ENDS])
 
-    def one(key: jax.Array) -> Any:
+    def of_seed(key: jax.Array) -> Any:
         frozen, changes = taught(key)
         experts, fresh = jax.vmap(lambda c: adapted(frozen, c))(changes), jax.random.fold_in(key, 9)
-        own = jax.vmap(lambda p, t: divergence(p, fresh, t))(experts, middles)
+        gaps = jax.vmap(lambda p, t: divergence(p, fresh, t))(experts, middles)
         plain = jax.vmap(lambda t: divergence(frozen, fresh, t))(middles)
-        return frozen, experts, own, plain
+        return frozen, experts, gaps, plain
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(of_seed)(keys)
 
 
 def checks() -> list[Check]:
     """Experts against the exact posterior in every range, then samples that they guide."""
-    found = []
-    frozen, experts, own, plain = all_seeds(jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
+    results = []
+    frozen, experts, gaps, plain = all_seeds(jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
     for n, (low, high) in enumerate(ENDS):
         check = f"KL(exact posterior || expert) in the middle of [{low:g}, {high:g}), nats"
-        found.append(mean_below(check, own[:, n], BOUND))
+        results.append(mean_below(check, gaps[:, n], BOUND))
         if n:
-            found.append(control(mean_below(f"{check}: clean classifier", plain[:, n], BOUND)))
+            results.append(control(mean_below(f"{check}: clean classifier", plain[:, n], BOUND)))
 
     clean = jax.tree.map(lambda a: a[0], frozen)
     same = adapted(clean, adapters(clean, RANK, jax.random.key(0)))
     gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), same, clean)
-    found.append(below("change of the classifier before training", max(jax.tree.leaves(gap)), 0.0))
-    return [*found, *guided(clean, experts)]
+    results.append(
+        below("change of the classifier before training", max(jax.tree.leaves(gap)), 0.0)
+    )
+    return [*results, *guided(clean, experts)]
 
 
 def draw(denoiser: Denoiser) -> jax.Array:
@@ -144,13 +146,13 @@ def draw(denoiser: Denoiser) -> jax.Array:
 def guided(clean: Any, experts: Any) -> list[Check]:
     """The share of samples in the class, by the first seed's experts, and by the clean network."""
     first = [jax.tree.map(lambda a, n=n: a[0, n], experts) for n in range(len(ENDS))]
-    ways = {
+    cases = {
         "experts": by_noise([lambda x, t, p=p: NET.apply(p, x) for p in first], EDGES),
         "the clean classifier": lambda x, t: NET.apply(clean, x),
     }
     labels = jnp.full(SEEDS * 1000, LABEL)
     share = {}
-    for name, logits in ways.items():
+    for name, logits in cases.items():
         drawn = draw(classifier(of_all(), PATH, log_prob(logits, labels)))
         share[name] = np.asarray((posterior(drawn).argmax(-1) == LABEL).mean(1))
     check = "share of samples in the class"

@@ -58,7 +58,7 @@ def checks() -> list[Check]:
         )  # fmt: skip
         return jax.jit(chain)(keys)
 
-    found = []
+    results = []
     full, of_prior = SPEED / BLUR**2, exact(False)
     cases = [
         ("all terms", full, SPEED, exact(True), False),
@@ -71,8 +71,8 @@ def checks() -> list[Check]:
         h = np.asarray(draw(prior, condition)).reshape(SEEDS, COUNT, 2)
         for axis in (0, 1):
             check = f"{name}: mean of h_{axis + 1}"
-            found.append(wrap(mean_near(check, h[..., axis].mean(1), mean[axis], 0.07)))
+            results.append(wrap(mean_near(check, h[..., axis].mean(1), mean[axis], 0.07)))
         # The condition hardly changes the other feature's deviation.
         check = f"{name}: deviation of h_1"
-        found.append(wrap(mean_near(check, h[..., 0].std(1), deviation[0], 0.07)))
-    return found
+        results.append(wrap(mean_near(check, h[..., 0].std(1), deviation[0], 0.07)))
+    return results

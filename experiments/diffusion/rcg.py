@@ -60,14 +60,14 @@ def distances(x: np.ndarray) -> np.ndarray:
         return SCALE**2 / np.sqrt(np.linalg.det(wide)) * np.exp(-0.5 * square)
 
     pairs = smoothed(CENTRES[:, None] - CENTRES, COVARIANCES[:, None] + COVARIANCES)
-    found = []
-    for own in x.astype(np.float64):
-        count = len(own)
-        square = ((own[:, None] - own) ** 2).sum(-1)
+    results = []
+    for codes_of_seed in x.astype(np.float64):
+        count = len(codes_of_seed)
+        square = ((codes_of_seed[:, None] - codes_of_seed) ** 2).sum(-1)
         within = (np.exp(-square / (2 * SCALE**2)).sum() - count) / (count * (count - 1))
-        across = (smoothed(own[:, None] - CENTRES, COVARIANCES) @ SHARES).mean()
-        found.append(within - 2 * across + SHARES @ pairs @ SHARES)
-    return np.array(found)
+        across = (smoothed(codes_of_seed[:, None] - CENTRES, COVARIANCES) @ SHARES).mean()
+        results.append(within - 2 * across + SHARES @ pairs @ SHARES)
+    return np.array(results)
 
 
 def codes(describe: Description, params: Any) -> list[Check]:
@@ -77,15 +77,15 @@ def codes(describe: Description, params: Any) -> list[Check]:
     drawn = jax.vmap(lambda p: describe.draw(p, describe.frozen, keys, labels))
     draw = jax.jit(drawn, compiler_options=IN_HASTE)
     untrained = jax.vmap(describe.init)(jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
-    found = []
-    for name, own, wrap in (("", params, lambda c: c), (", untrained", untrained, control)):
+    results = []
+    for name, weights, wrap in (("", params, lambda c: c), (", untrained", untrained, control)):
         # The nearest code has the largest product, since all are of one length.
-        which = (np.asarray(draw(own)) @ CODES.T).argmax(-1)
+        which = (np.asarray(draw(weights)) @ CODES.T).argmax(-1)
         often = np.stack([(which == k).mean(1) for k in range(8)], axis=1)
         apart = np.abs(often - SHARES).sum(1) / 2
         name = f"total variation of the codes' frequencies{name}"
-        found.append(wrap(mean_below(name, apart, 0.06)))
-    return found
+        results.append(wrap(mean_below(name, apart, 0.06)))
+    return results
 
 
 def asked(describe: Description) -> Description:
@@ -102,23 +102,23 @@ def asked(describe: Description) -> Description:
 
 def modes(given: np.ndarray, nothing: np.ndarray) -> list[Check]:
     """Samples given a mode's code lie in it and are spread as it is; told nothing, they are not."""
-    found = []
+    results = []
     for name, x, wrap in (
         ("given its code", given, lambda c: c),
         ("told nothing", nothing, control),
     ):
         nearest = np.asarray(mode_of(x))
         inside = (nearest == MODES).mean(1)
-        found.append(wrap(mean_above(f"share of samples in the mode, {name}", inside, 0.95)))
+        results.append(wrap(mean_above(f"share of samples in the mode, {name}", inside, 0.95)))
         turned = np.einsum("snia,sna->sni", _WAYS[nearest], x - CENTRES[nearest])
-        for axis, way in enumerate(("along", "across")):
+        for axis, direction in enumerate(("along", "across")):
             spread = [
                 np.mean([t[m == k, axis].std() for k in range(8)])
                 for t, m in zip(turned, nearest, strict=True)
             ]
-            check = mean_near(f"deviation {way} a mode, {name}", spread, STRETCH[axis], 0.03)
-            found.append(wrap(check))
-    return found
+            check = mean_near(f"deviation {direction} a mode, {name}", spread, STRETCH[axis], 0.03)
+            results.append(wrap(check))
+    return results
 
 
 def checks() -> list[Check]:
@@ -129,13 +129,15 @@ def checks() -> list[Check]:
     labels = np.concatenate([MODES, np.full(COUNT, NOTHING), np.full(COUNT, DRAWN)])
     x = samples(method, params, labels, describe=asked(describe))
     given, nothing, whole = np.split(x, 3, axis=1)
-    found = codes(describe, params["describe"]) + modes(given, nothing)
+    results = codes(describe, params["describe"]) + modes(given, nothing)
     sizes = [sum(a.size for a in jax.tree.leaves(p)) / SEEDS for p in (params, of_plain)]
-    found.append(below("parameters of both networks over the plain one's", sizes[0] / sizes[1], 1))
+    results.append(
+        below("parameters of both networks over the plain one's", sizes[0] / sizes[1], 1)
+    )
     check = "squared MMD to the law"
     exact = drawn(np.random.default_rng(2), (SEEDS, COUNT))
-    found.append(mean_below(f"{check}, its own samples", distances(exact), 0.001))
-    found.append(mean_below(check, distances(whole), 0.003))
+    results.append(mean_below(f"{check}, its own samples", distances(exact), 0.001))
+    results.append(mean_below(check, distances(whole), 0.003))
     alone = distances(samples(plain, of_plain))
-    found.append(control(mean_below(f"{check}, the plain model", alone, 0.003)))
-    return found
+    results.append(control(mean_below(f"{check}, the plain model", alone, 0.003)))
+    return results

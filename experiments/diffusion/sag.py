@@ -58,7 +58,7 @@ def drawn(denoiser: Denoiser) -> np.ndarray:
     return np.asarray(run(keys)).reshape(SEEDS, COUNT, -1)
 
 
-def law(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distribution(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of guided samples, by matrices: blurring is one."""
     places = np.arange(len(MEAN))
     soft = np.exp(-0.5 * ((places[:, None] - places) / BLUR) ** 2)
@@ -81,7 +81,7 @@ def law(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def checks() -> list[Check]:
     """Which pixels change, the law of guided samples, and the identities."""
-    found = []
+    results = []
     cond = planted()
     options: dict[str, Any] = dict(scale=SCALE, blur=BLUR)
     masked, everywhere = sag(cond, layer="middle", **options), sag(cond, **options)
@@ -94,26 +94,26 @@ def checks() -> list[Check]:
         return float(jnp.abs(denoiser(keys, x, t)[0].eps - plain)[:, where].max())
 
     check = "largest change of eps where the map is low"
-    found.append(below(check, moved(masked, ~MASK), 0.0))
-    found.append(control(below(check + ", without the map", moved(everywhere, ~MASK), 0.0)))
-    found.append(above("and where it is high", moved(masked, MASK), 0.1))
+    results.append(below(check, moved(masked, ~MASK), 0.0))
+    results.append(control(below(check + ", without the map", moved(everywhere, ~MASK), 0.0)))
+    results.append(above("and where it is high", moved(masked, MASK), 0.1))
     high = sag(cond, layer="middle", threshold=2.0)
-    found.append(below("change at a threshold that nothing exceeds", moved(high, ALL), 0.0))
-    found.append(below("change at scale 0", moved(sag(cond, scale=0.0), ALL), 0.0))
+    results.append(below("change at a threshold that nothing exceeds", moved(high, ALL), 0.0))
+    results.append(below("change at scale 0", moved(sag(cond, scale=0.0), ALL), 0.0))
     flat = jnp.full((2, len(MEAN)), 0.7)
-    found.append(below("blur of a constant", jnp.abs(blurred(flat, BLUR) - flat).max(), 1e-6))
+    results.append(below("blur of a constant", jnp.abs(blurred(flat, BLUR) - flat).max(), 1e-6))
 
     # Contrast: the attended pixels against their neighbours.
     unguided = drawn(cond)
     for name, denoiser, mask in (("SAG", masked, MASK), ("blur guidance", everywhere, ALL)):
-        mean, cov = law(mask)
+        mean, cov = distribution(mask)
         edge = np.array([0, -1.0, 1.0, 0, 0, 0])
         out = drawn(denoiser)
         for sampled, wrap in ((out, lambda c: c), (unguided, control)):
             along = sampled @ edge
-            found.append(
+            results.append(
                 wrap(mean_near(f"{name}: mean of the edge", along.mean(1), edge @ mean, 0.06))
             )
             deviation = (edge @ cov @ edge) ** 0.5
-            found.append(wrap(mean_near(f"{name}: its deviation", along.std(1), deviation, 0.05)))
-    return found
+            results.append(wrap(mean_near(f"{name}: its deviation", along.std(1), deviation, 0.05)))
+    return results

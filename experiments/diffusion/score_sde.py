@@ -19,7 +19,7 @@ ENTRY = "jaxgen.families.diffusion.core.likelihood.flow_log_prob"
 def checks() -> list[Check]:
     """On an asymmetric mixture with its exact score, under the VP and VE SDEs."""
     means, stds, weights = ASYMMETRIC
-    found = []
+    results = []
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 64)
         mode = jax.random.choice(jax.random.key(1), 3, (64,), p=jnp.asarray(weights))
@@ -31,7 +31,7 @@ def checks() -> list[Check]:
             value = flow_log_prob(denoiser, p, x, keys, steps=128, trace="exact")
             exact = mixture_log_prob(p, x, jnp.float64(0), means, stds, weights)
             gap = jnp.abs(value - exact).max()
-            found.append(below(f"{name}: |ODE log-likelihood - closed form|, nats", gap, 1e-3))
+            results.append(below(f"{name}: |ODE log-likelihood - closed form|, nats", gap, 1e-3))
 
     # The divergence is what makes it a density: without it, the prior's value alone is off.
     p = path.vp_linear()
@@ -41,7 +41,7 @@ def checks() -> list[Check]:
     end = integrate(solvers.heun(p), denoiser, x, grid, keys)
     alone = -0.5 * (end**2 + jnp.log(2 * jnp.pi)).sum(1)
     exact = mixture_log_prob(p, x, jnp.float32(0), means, stds, weights)
-    found.append(above("error without the divergence, nats", jnp.abs(alone - exact).mean(), 0.5))
+    results.append(above("error without the divergence, nats", jnp.abs(alone - exact).mean(), 0.5))
 
     mean = (weights[:, None] * means).sum(0)
     centred = means - mean
@@ -56,7 +56,7 @@ def checks() -> list[Check]:
         times = jnp.array([1.0, 0.0]) if solver.times is None else grids.log_snr(250, p)
         run = jax.jit(lambda k, s=solver, g=times: integrate(s, denoiser, prior(p, k, (2,)), g, k))
         x = run(keys)
-        found.append(below(f"{name}: mean off by", jnp.abs(x.mean(0) - mean).max(), 0.03))
+        results.append(below(f"{name}: mean off by", jnp.abs(x.mean(0) - mean).max(), 0.03))
         gap = jnp.abs(jnp.cov(x.T) - covariance).max()
-        found.append(below(f"{name}: covariance off by", gap, 0.05))
-    return found
+        results.append(below(f"{name}: covariance off by", gap, 0.05))
+    return results

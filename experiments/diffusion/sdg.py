@@ -39,7 +39,7 @@ def clean(axis: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 def checks() -> list[Check]:
     """Mean and deviation against the posterior; two guidances add up; weight 0 is the prior."""
-    found = []
+    results = []
     prior = gaussian_denoiser(PATH, MEAN, STD)
     precision = 1 / STD**2 + 1 / NOISE**2
     means = [(MEAN / STD**2 + y / NOISE**2) / precision for y in SEEN]
@@ -50,11 +50,11 @@ def checks() -> list[Check]:
         for axis in (0, 1):
             value = out[..., axis]
             name = f"posterior mean, guidance {axis + 1} of 2"
-            found.append(wrap(mean_near(name, value.mean(1), means[axis], 0.04)))
-        found.append(wrap(mean_near("posterior deviation", value.std(1), deviation, 0.04)))
-    one = samples(sdg(prior, PATH, likelihood(0)), solver=solvers.heun(PATH))
-    found.append(mean_near("mean where nothing was seen", one[..., 1].mean(1), MEAN, 0.06))
+            results.append(wrap(mean_near(name, value.mean(1), means[axis], 0.04)))
+        results.append(wrap(mean_near("posterior deviation", value.std(1), deviation, 0.04)))
+    half = samples(sdg(prior, PATH, likelihood(0)), solver=solvers.heun(PATH))
+    results.append(mean_near("mean where nothing was seen", half[..., 1].mean(1), MEAN, 0.06))
     same = samples(sdg(prior, PATH, likelihood(0), weight=0.0))
     gap = jnp.abs(same - samples(prior)).max()
-    found.append(below("weight 0 against the prior", gap, 0.0))
-    return found
+    results.append(below("weight 0 against the prior", gap, 0.0))
+    return results

@@ -27,18 +27,18 @@ def checks() -> list[Check]:
     inside = lambda x: np.isin(np.asarray(mode_of(x)), OTHERS).mean(1)
     moved, stayed = samples(method, params, describe=other), samples(method, params)
     name = "share of samples in the second database's modes"
-    found = [
+    results = [
         mean_above(f"{name}, which is used", inside(moved), 0.95),
         control(mean_above(f"{name}, the first is used", inside(stayed), 0.95)),
     ]
     plain = samples(*trained(None))
-    found.append(control(mean_above(f"{name}, told nothing", inside(plain), 0.95)))
+    results.append(control(mean_above(f"{name}, told nothing", inside(plain), 0.95)))
 
     queries = drawn(rng, (200,))
     exact = ((queries[:, None] - first[None]).astype(np.float64) ** 2).sum(-1)
     index = np.asarray(nearest(jnp.asarray(queries), jnp.asarray(first), 4, block=60))
     gap = np.take_along_axis(exact, index, 1) - np.sort(exact, axis=1)[:, :4]
-    found.append(
+    results.append(
         below("neighbours by blocks: largest excess distance over all pairs'", gap.max(), 1e-6)
     )
-    return found
+    return results

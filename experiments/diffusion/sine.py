@@ -25,12 +25,12 @@ NULL = (np.array([0.1, 0.0]), np.array([1.0, 0.9]))
 WEIGHT, SHARE, ABOVE, STEPS = 1.5, 0.7, 0.4, 32
 
 
-def law(share: float, above: float, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distribution(share: float, above: float, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of edited samples."""
 
     def mixed(t: float) -> Affine:
-        own = share if t >= above else 0.0
-        good = velocity(SOURCE, t) * own + velocity(EDIT, t) * (1 - own)
+        weight = share if t >= above else 0.0
+        good = velocity(SOURCE, t) * weight + velocity(EDIT, t) * (1 - weight)
         return velocity(NULL, t) * (1 - WEIGHT) + good * WEIGHT
 
     return euler_law(mixed, grid, 2)
@@ -38,7 +38,7 @@ def law(share: float, above: float, grid: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def checks() -> list[Check]:
     """The law of edits, how near the layout stays, calls, and the identity."""
-    found = []
+    results = []
     tuned, base, null = exact(SOURCE), exact(EDIT), exact(NULL)
     grid = np.asarray(grids.uniform(STEPS, PATH))
 
@@ -46,24 +46,26 @@ def checks() -> list[Check]:
         return sine(base, null, tuned, weight=WEIGHT, share=share, above=above)
 
     plain = cfg(base, null, WEIGHT)
-    mean, cov = law(SHARE, ABOVE, grid.astype(np.float64))
-    ways = {
+    mean, cov = distribution(SHARE, ABOVE, grid.astype(np.float64))
+    cases = {
         "SINE": (edited(SHARE), lambda c: c),
         "without the fine-tuned model": (plain, control),
         "with it at all times": (edited(SHARE, 0.0), control),
     }
-    for name, (denoiser, wrap) in ways.items():
+    for name, (denoiser, wrap) in cases.items():
         out = np.asarray(samples(denoiser, steps=STEPS))
-        found.append(wrap(mean_near(f"{name}: mean layout", out[..., 0].mean(1), mean[0], 0.05)))
+        results.append(wrap(mean_near(f"{name}: mean layout", out[..., 0].mean(1), mean[0], 0.05)))
         if name != "with it at all times":
             std = cov[0, 0] ** 0.5
-            found.append(wrap(mean_near(f"{name}: its deviation", out[..., 0].std(1), std, 0.03)))
+            results.append(wrap(mean_near(f"{name}: its deviation", out[..., 0].std(1), std, 0.03)))
         if name != "without the fine-tuned model":
-            found.append(wrap(mean_near(f"{name}: mean edit", out[..., 1].mean(1), mean[1], 0.04)))
+            results.append(
+                wrap(mean_near(f"{name}: mean edit", out[..., 1].mean(1), mean[1], 0.04))
+            )
     same = samples(edited(0.0), steps=STEPS, count=100)
     gap = jnp.abs(same - samples(plain, steps=STEPS, count=100)).max()
-    found.append(below("share 0 against guidance without it", gap, 0.0))
+    results.append(below("share 0 against guidance without it", gap, 0.0))
     high = int((grid[:-1] >= ABOVE).sum())
     calls = solvers.euler(PATH).calls(edited(SHARE), grid)
-    found.append(near("network calls", calls, 2 * STEPS + high, 0))
-    return found
+    results.append(near("network calls", calls, 2 * STEPS + high, 0))
+    return results

@@ -85,14 +85,14 @@ def line(number: int) -> tuple[np.ndarray, float]:
 
 def fitted() -> list[Check]:
     """SVDD-MC: values fitted to rollouts, their errors, and what decoding by them samples."""
-    found = []
-    one = chain(gaussian_denoiser(PATH, MEAN, STD))
-    way = SLOPE / np.linalg.norm(SLOPE)
+    results = []
+    unimodal = chain(gaussian_denoiser(PATH, MEAN, STD))
+    direction = SLOPE / np.linalg.norm(SLOPE)
     mean, variance = own_law()
-    exact = float((mean + variance * SLOPE / ALPHA) @ way)
+    exact = float((mean + variance * SLOPE / ALPHA) @ direction)
     asked, count = (32, 48, 56), 200
     # The states to ask at, apart from those fitted to.
-    x, _ = rollouts(one, reward, jax.random.split(jax.random.key(99), COUNT))
+    x, _ = rollouts(unimodal, reward, jax.random.split(jax.random.key(99), COUNT))
     right = np.stack([np.asarray(x[n - 1]) @ line(n)[0] + line(n)[1] for n in asked])
 
     def decoded(seed: jax.Array, shuffle: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -101,56 +101,58 @@ def fitted() -> list[Check]:
         def given(x: jax.Array) -> jax.Array:
             return jnp.where(shuffle, jnp.roll(reward(x), 1), reward(x))
 
-        values = regression(one, given, alpha=ALPHA, count=4096, updates=500, width=16, depth=1)
+        values = regression(
+            unimodal, given, alpha=ALPHA, count=4096, updates=500, width=16, depth=1
+        )
         value = values.value(values.fit(jax.random.key(seed))[0])
         at = jnp.stack([value((x[n - 1], ()), jnp.int32(n)) for n in asked])
-        how = svdd(one, reward, proposals=PROPOSALS, alpha=ALPHA, value=value)
-        return at, how.fn(jax.random.split(jax.random.key(seed), count)) @ way
+        how = svdd(unimodal, reward, proposals=PROPOSALS, alpha=ALPHA, value=value)
+        return at, how.fn(jax.random.split(jax.random.key(seed), count)) @ direction
 
     seeds = jnp.tile(jnp.arange(SEEDS), 2)
     found_at, found_along = jax.jit(jax.vmap(decoded))(seeds, jnp.arange(2 * SEEDS) >= SEEDS)
-    for part, name, wrap in (
+    for column, name, wrap in (
         (slice(0, SEEDS), "fitted values", lambda check: check),
         (slice(SEEDS, None), "values of shuffled pairs", control),
     ):
-        at, along = np.asarray(found_at[part]), np.asarray(found_along[part])
+        at, along = np.asarray(found_at[column]), np.asarray(found_along[column])
         # .20 at the first of the three, where states say least; shuffled ones know nothing.
         error = np.sqrt(((at - right) ** 2).mean(-1)) / right.std(-1)
-        found.append(wrap(mean_below(f"Gaussian, {name}: error", error.max(1), 0.3)))
+        results.append(wrap(mean_below(f"Gaussian, {name}: error", error.max(1), 0.3)))
         # Short by .07 (standard error .02), of which .025 is from as few proposals.
-        found.append(wrap(mean_near(f"Gaussian, {name}: mean", along.mean(1), exact, 0.1)))
+        results.append(wrap(mean_near(f"Gaussian, {name}: mean", along.mean(1), exact, 0.1)))
         if wrap is not control:
             check = f"Gaussian, {name}: deviation"
-            found.append(mean_near(check, along.std(1), variance**0.5, 0.06))
-    return found
+            results.append(mean_near(check, along.std(1), variance**0.5, 0.06))
+    return results
 
 
 def checks() -> list[Check]:
     """A Gaussian, where estimated values are exact up to a constant; a mixture, where not."""
-    found = fitted()
-    one = chain(gaussian_denoiser(PATH, MEAN, STD))
-    way = SLOPE / np.linalg.norm(SLOPE)
+    results = fitted()
+    unimodal = chain(gaussian_denoiser(PATH, MEAN, STD))
+    direction = SLOPE / np.linalg.norm(SLOPE)
     mean, variance = own_law()
-    exact = float((mean + variance * SLOPE / ALPHA) @ way)
-    budget = svdd(one, reward, proposals=PROPOSALS, alpha=ALPHA).calls
+    exact = float((mean + variance * SLOPE / ALPHA) @ direction)
+    budget = svdd(unimodal, reward, proposals=PROPOSALS, alpha=ALPHA).calls
     # For the same number of network calls, all of the choice at the end.
-    best = best_of(one, reward, count=round(budget / STEPS))
-    ways = {
-        "SVDD": svdd(one, reward, proposals=PROPOSALS, alpha=ALPHA).fn,
+    best = best_of(unimodal, reward, count=round(budget / STEPS))
+    cases = {
+        "SVDD": svdd(unimodal, reward, proposals=PROPOSALS, alpha=ALPHA).fn,
         "best-of-N of as many calls": best.fn,
     }
-    for name, fn in ways.items():
-        along = drawn(fn) @ way
+    for name, fn in cases.items():
+        along = drawn(fn) @ direction
         wrap = control if name.startswith("best") else lambda check: check
-        found.append(wrap(mean_near(f"Gaussian, {name}: mean", along.mean(1), exact, 0.06)))
-        found.append(
+        results.append(wrap(mean_near(f"Gaussian, {name}: mean", along.mean(1), exact, 0.06)))
+        results.append(
             wrap(mean_near(f"Gaussian, {name}: deviation", along.std(1), variance**0.5, 0.04))
         )
 
     many = chain(mixture_denoiser(PATH, MEANS, STDS, WEIGHTS))
     centres, share = tilted(SLOPE / ALPHA)
-    check, target = "mixture: mean along the reward", float(share @ centres @ way)
+    check, target = "mixture: mean along the reward", float(share @ centres @ direction)
     for proposals, wrap in ((PROPOSALS, lambda c: c), (1, control)):
-        out = drawn(svdd(many, reward, proposals=proposals, alpha=ALPHA).fn) @ way
-        found.append(wrap(mean_near(check, out.mean(1), target, 0.08)))
-    return found
+        out = drawn(svdd(many, reward, proposals=proposals, alpha=ALPHA).fn) @ direction
+        results.append(wrap(mean_near(check, out.mean(1), target, 0.08)))
+    return results

@@ -31,19 +31,19 @@ def small() -> Denoiser:
 
 def checks() -> list[Check]:
     """Both ends, the calls, then statistics of samples with small models first, last and alone."""
-    found = []
+    results = []
     large, cheap = of_all(), small()
 
-    def drawn(*parts: tuple[Denoiser, float]) -> jax.Array:
-        return samples(stitch(parts, GRID), grid=GRID)
+    def drawn(*models: tuple[Denoiser, float]) -> jax.Array:
+        return samples(stitch(models, GRID), grid=GRID)
 
     alone, tiny = samples(large, grid=GRID), samples(cheap, grid=GRID)
     check = "samples that differ from the large model's"
-    found.append(below(check, (drawn((cheap, 0.0), (large, 1.0)) != alone).sum(), 0))
+    results.append(below(check, (drawn((cheap, 0.0), (large, 1.0)) != alone).sum(), 0))
     first = drawn((cheap, 0.4), (large, 0.6))
-    found.append(control(below(check, (first != alone).sum(), 0)))
+    results.append(control(below(check, (first != alone).sum(), 0)))
     check = "samples that differ from the small model's"
-    found.append(below(check, (drawn((cheap, 1.0), (large, 0.0)) != tiny).sum(), 0))
+    results.append(below(check, (drawn((cheap, 1.0), (large, 0.0)) != tiny).sum(), 0))
 
     # Euler calls once a step, Heun also at the end of each but the last.
     mixed, grid = stitch([(cheap, 0.4), (large, 0.6)], GRID), np.asarray(GRID)
@@ -52,20 +52,20 @@ def checks() -> list[Check]:
         ("Heun", solvers.heun(PATH), 31, 48),
     ):
         calls = solver.calls(mixed, grid)
-        found.append(near(f"cost, {name}", calls, PRICE * early + late, 1e-9))
+        results.append(near(f"cost, {name}", calls, PRICE * early + late, 1e-9))
 
     for name, x in (("", first), ("small", tiny), ("last", drawn((large, 0.6), (cheap, 0.4)))):
         spread, share = _statistics(x)
         check = mean_near("deviation within the sharpest class", spread, STDS[2], 0.02)
-        found.append(control(check) if name else check)
+        results.append(control(check) if name else check)
         if not name:
-            found.append(mean_near("share of the first class", share, WEIGHTS[0], 0.03))
-    return found
+            results.append(mean_near("share of the first class", share, WEIGHTS[0], 0.03))
+    return results
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(deviation around the mean of class 2 per coordinate, share of class 0), [seeds] each."""
     share = posterior(x)
     square = ((x - MEANS[2]) ** 2).mean(-1)
-    own = jnp.sqrt((share[..., 2] * square).sum(1) / share[..., 2].sum(1))
-    return own, share[..., 0].mean(1)
+    deviation = jnp.sqrt((share[..., 2] * square).sum(1) / share[..., 2].sum(1))
+    return deviation, share[..., 0].mean(1)

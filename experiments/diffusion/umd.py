@@ -68,9 +68,11 @@ def as_dit(params: Any) -> tuple[Any, Any]:
     """Parameters of NET whose decoder changes nothing on the way in, and DiT's for them."""
     eye = {"kernel": jnp.eye(32), "bias": jnp.zeros(32)}
     decoder = params["decoder"] | {"embed": eye, "condition": eye}
-    own = {k: a for k, a in params.items() if k != "decoder"}
-    own["blocks"] = jax.tree.map(lambda *a: jnp.concatenate(a), params["blocks"], decoder["blocks"])
-    return params | {"decoder": decoder}, own
+    encoder = {k: a for k, a in params.items() if k != "decoder"}
+    encoder["blocks"] = jax.tree.map(
+        lambda *a: jnp.concatenate(a), params["blocks"], decoder["blocks"]
+    )
+    return params | {"decoder": decoder}, encoder
 
 
 class Shifted(MaskedDiT):
@@ -97,7 +99,7 @@ def by_hand(params: Any, batch: Any) -> tuple[float, float]:
     square = (np.asarray(out, np.float64) - np.asarray(x, np.float64)) ** 2
     # [B, row of patches, row in a patch, column of patches, column in a patch].
     patches = square.reshape(-1, 2, 2, 2, 2).mean((2, 4)).reshape(-1, 4)
-    hidden = [np.delete(own, at) for own, at in zip(patches, np.asarray(visible), strict=True)]
+    hidden = [np.delete(patch, at) for patch, at in zip(patches, np.asarray(visible), strict=True)]
     return float(np.mean(hidden)), float(patches.mean())
 
 
@@ -120,9 +122,9 @@ def unexplained(key: jax.Array, reconstruction: jax.Array) -> jax.Array:
     own_loss = loss(representation=1.0, reconstruction=reconstruction)
 
     def on_fresh(params: Any, number: jax.Array) -> jax.Array:
-        own = jax.random.fold_in(key, number)
-        batch = batch_of(images(jax.random.fold_in(own, 1), BATCH))
-        return own_loss({"net": params}, batch, own, {"times": ()})[0]
+        step_key = jax.random.fold_in(key, number)
+        batch = batch_of(images(jax.random.fold_in(step_key, 1), BATCH))
+        return own_loss({"net": params}, batch, step_key, {"times": ()})[0]
 
     x, count = images(jax.random.fold_in(key, STEPS), 512), 512
     labels, noise = jnp.full(count, SPEC.null_label), jnp.zeros(count)
@@ -147,16 +149,16 @@ def work(net: MaskedDiT, shape: tuple[int, ...], kept: int) -> tuple[float, floa
     def encode(variables: Any, visible: Any) -> Any:
         return net.apply(variables, *inputs, visible, method="features")
 
-    found = count(jax.make_jaxpr(encode)(variables, patches).jaxpr)
+    results = count(jax.make_jaxpr(encode)(variables, patches).jaxpr)
     w = net.width
     condition = 256 * w + w * w + net.depth * 6 * w * w
     token = net.patch**2 * shape[2] * w + net.depth * (4 + 2 * net.mlp_ratio) * w * w
-    return found - condition, kept * token + net.depth * 2 * kept**2 * w
+    return results - condition, kept * token + net.depth * 2 * kept**2 * w
 
 
 def checks() -> list[Check]:
     """Both losses by other means, images of rank one filled in, and what the encoder costs."""
-    rng, found = np.random.default_rng(1), []
+    rng, results = np.random.default_rng(1), []
     batch = batch_of(jnp.asarray(rng.normal(size=(8, *SPEC.shape)), jnp.float32))
     params = live(NET)
 
@@ -167,32 +169,34 @@ def checks() -> list[Check]:
     )
     check = "DiT's denoising loss"
     none = value(loss(representation=0.0, kept=4), joined, batch)
-    found.append(near(check, none, dit, 1e-6 * dit))
+    results.append(near(check, none, dit, 1e-6 * dit))
     some = value(loss(representation=0.0, kept=3), joined, batch)
-    found.append(control(near(f"{check}, a patch masked", some, dit, 1e-6 * dit)))
+    results.append(control(near(f"{check}, a patch masked", some, dit, 1e-6 * dit)))
 
     hidden, every = by_hand(params, batch)
     step = value(loss(representation=1.0), params, batch)
     check = "a masked autoencoder's loss, by hand"
-    found.append(near(check, step, hidden, 1e-6 * hidden))
-    found.append(control(near(f"{check}, visible patches too", step, every, 1e-6 * hidden)))
+    results.append(near(check, step, hidden, 1e-6 * hidden))
+    results.append(control(near(f"{check}, visible patches too", step, every, 1e-6 * hidden)))
     check = "change of it with the output in visible patches"
     seen, other = (
         value(loss(Shifted(**SIZES, **DEPTHS, masked=masked), 1.0), params, batch)
         for masked in (False, True)
     )
-    found.append(below(check, abs(seen - step), 0.0))
-    found.append(control(below(f"{check}: in masked ones", abs(other - step), 0.0)))
+    results.append(below(check, abs(seen - step), 0.0))
+    results.append(control(below(f"{check}: in masked ones", abs(other - step), 0.0)))
 
     keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(SEEDS)), 2)
     weights = jnp.repeat(jnp.array([1.0, 0.0]), SEEDS)
     taught, untaught = quick_jit(jax.vmap(unexplained))(keys, weights).reshape(2, SEEDS)
     check = "energy of masked patches not filled in"
-    found.append(mean_below(check, taught, 0.05))
-    found.append(control(mean_below(f"{check}, untaught", untaught, 0.05)))
+    results.append(mean_below(check, taught, 0.05))
+    results.append(control(mean_below(f"{check}, untaught", untaught, 0.05)))
 
     larger = NET.clone(width=64, depth=3)
     for kept in (64, 40, 16):
         counted, formula = work(larger, (16, 16, 1), kept)
-        found.append(near(f"encoder's multiply-adds, {kept} of 64 patches", counted, formula, 0.5))
-    return found
+        results.append(
+            near(f"encoder's multiply-adds, {kept} of 64 patches", counted, formula, 0.5)
+        )
+    return results

@@ -20,7 +20,7 @@ ENTRY = "jaxgen.families.discrete.discrete_interpolants"
 TOKENS, VALUES, SAMPLES = 4, 3, 20_000
 
 
-def law() -> tuple[np.ndarray, np.ndarray]:
+def distribution() -> tuple[np.ndarray, np.ndarray]:
     """All strings of 4 tokens of 3 values, and a joint distribution that no product is near."""
     states = np.array(list(itertools.product(range(VALUES), repeat=TOKENS)))
     rng = np.random.default_rng(0)
@@ -32,18 +32,18 @@ def law() -> tuple[np.ndarray, np.ndarray]:
 class Posterior:
     """p(token | what is not masked), enumerated; `timed`, by Bayes' rule at the time it is told."""
 
-    def __init__(self, way: Schedule, timed: bool) -> None:
-        """way: the share of masks at a time."""
-        self.way, self.timed = way, timed
+    def __init__(self, schedule: Schedule, timed: bool) -> None:
+        """schedule: the share of masks at a time."""
+        self.schedule, self.timed = schedule, timed
 
     def apply(self, variables: Any, x: jax.Array, labels: jax.Array, **options: Any) -> jax.Array:
         """Logits [B, N, V]."""
-        states, weights = law()
+        states, weights = distribution()
         masked = x[:, None] == VALUES
         fits = masked | (x[:, None] == jnp.asarray(states))
         log = jnp.where(fits, 0.0, -jnp.inf)
         if self.timed:
-            share = self.way.share(options["noise"])[:, None, None]
+            share = self.schedule.share(options["noise"])[:, None, None]
             log = jnp.where(fits, jnp.where(masked, jnp.log(share), jnp.log1p(-share)), -jnp.inf)
             # At t = 1 nothing is unmasked: ln 0 stands for no element.
             log = jnp.where(fits & ~masked & (share >= 1), -1e9, log)
@@ -52,10 +52,10 @@ class Posterior:
         return jnp.log(jnp.einsum("bs,snv->bnv", posterior, hot) + 1e-30)
 
 
-def core(way: Schedule, timed: bool) -> Core:
+def core(schedule: Schedule, timed: bool) -> Core:
     """The exact model of the law."""
     spec = Spec(shape=(1, TOKENS), num_classes=1, levels=VALUES, tokens=True)
-    return Core(spec, Posterior(way, timed), Tokens(VALUES), way, "mask", timed)
+    return Core(spec, Posterior(schedule, timed), Tokens(VALUES), schedule, "mask", timed)
 
 
 def distance(model: Core, **options: Any) -> float:
@@ -73,20 +73,20 @@ def distance(model: Core, **options: Any) -> float:
     keys = jax.random.split(jax.random.key(1), SAMPLES)
     made = jax.jit(sampler.fn)({"net": {}}, keys, jnp.zeros(SAMPLES, jnp.int32))
     code = np.asarray(made).reshape(SAMPLES, TOKENS) @ VALUES ** np.arange(TOKENS)[::-1]
-    found = np.bincount(code, minlength=VALUES**TOKENS) / SAMPLES
-    return 0.5 * float(np.abs(found - law()[1]).sum())
+    shares = np.bincount(code, minlength=VALUES**TOKENS) / SAMPLES
+    return 0.5 * float(np.abs(shares - distribution()[1]).sum())
 
 
 def checks() -> list[Check]:
     """Exact posterior: small steps give the joint, one step does not; time need not be told."""
-    _, weights = law()
+    _, weights = distribution()
     # Mean distance of this many exact draws: below it nothing can be asked.
     floor = float(np.sqrt(2 * weights * (1 - weights) / (np.pi * SAMPLES)).sum() / 2)
-    found = [below("the floor of this many draws", floor, 0.02)]
-    for name, way in (("linear", linear()), ("cosine", cosine())):
-        euler = distance(core(way, False), solver="euler", steps=256)
-        found.append(below(f"TV, velocity in 256 steps, {name}", euler, 0.02))
-    found.append(
+    results = [below("the floor of this many draws", floor, 0.02)]
+    for name, schedule in (("linear", linear()), ("cosine", cosine())):
+        euler = distance(core(schedule, False), solver="euler", steps=256)
+        results.append(below(f"TV, velocity in 256 steps, {name}", euler, 0.02))
+    results.append(
         below(
             "TV, 4 steps in random order",
             distance(core(linear(), False), solver="random", steps=4),
@@ -94,32 +94,34 @@ def checks() -> list[Check]:
         )
     )
     # The control: all at once, so that tokens do not see each other.
-    found.append(
+    results.append(
         above("TV, one step", distance(core(linear(), False), solver="euler", steps=1), 0.3)
     )
 
     # The share of masks is the schedule's.
     keys = jax.random.split(jax.random.key(2), 20_000)
-    for name, way in (("linear", linear()), ("cosine", cosine()), ("arccos", arccos())):
-        model = core(way, False)
+    for name, schedule in (("linear", linear()), ("cosine", cosine()), ("arccos", arccos())):
+        model = core(schedule, False)
         draws = jax.vmap(lambda k: jax.random.uniform(k, (TOKENS,)))(keys)
-        x = model.noised(keys, jnp.zeros((len(keys), TOKENS), jnp.int32), draws < way.share(0.3))
+        x = model.noised(
+            keys, jnp.zeros((len(keys), TOKENS), jnp.int32), draws < schedule.share(0.3)
+        )
         expected = {
             "linear": 0.3,
             "cosine": np.sin(0.15 * np.pi),
             "arccos": np.arccos(0.7) * 2 / np.pi,
         }
-        found.append(
+        results.append(
             near(f"share of masks at t = .3, {name}", (x == VALUES).mean(), expected[name], 0.006)
         )
 
     # Told the time or not, the posterior is the same.
-    states, _ = law()
+    states, _ = distribution()
     x = jnp.where(jnp.arange(TOKENS) % 2 == 0, jnp.asarray(states), VALUES)
     t = jnp.full(len(x), 0.4)
     labels = jnp.zeros(len(x), jnp.int32)
     told, seen = (
         jnp.exp(core(linear(), timed).logits({}, x, labels, t)) for timed in (True, False)
     )
-    found.append(below("explicit against implicit time", jnp.abs(told - seen).max(), 1e-5))
-    return found
+    results.append(below("explicit against implicit time", jnp.abs(told - seen).max(), 1e-5))
+    return results

@@ -51,8 +51,8 @@ def checks() -> list[Check]:
     new = initialised(x)
     norm = new["params"]["step0_0"]["norm"]
     y = (squeeze(x) + norm["shift"]) * jnp.exp(norm["log_scale"])
-    found = masses()
-    (total, error), (wrong, spread) = found[1.0], found[0.0]
+    results = masses()
+    (total, error), (wrong, spread) = results[1.0], results[0.0]
     return [
         below("inverse(forward(x)) - x", inverse, 1e-4),
         below("log-determinant - that of the Jacobian", determinant, 1e-4),

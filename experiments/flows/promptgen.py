@@ -13,7 +13,7 @@ import optax
 
 from experiments.shared.check import Check, control, mean_near, near
 from jaxgen.nn.realnvp import RealNVP
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.promptgen import PromptGen, moment_energy
 
 PAPER = "Generative Visual Prompt: Unifying Distributional Control of Pre-Trained Generative Models"
@@ -78,19 +78,19 @@ def fitted(beta: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     rate = optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
     energies = (far, off, lambda x: -often(x)[:, 0])
 
-    def one(key: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(key: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
         weighed = list(zip(weights, energies, strict=True))
         prompt = PromptGen(Weighed(flow(), share), (2,), generate, weighed)
         start, drawing = prompt.init(key), jax.random.fold_in(key, 1)
-        params, _ = fit(prompt.loss, rate, start, drawing, steps=STEPS, batch=BATCH)
-        own = jax.random.split(jax.random.fold_in(key, 2), COUNT)
-        return prompt.latents(start, own)[0], prompt.latents(params, own)[0]
+        params, _ = minimise_expected(prompt.loss, rate, start, drawing, steps=STEPS, batch=BATCH)
+        latent_keys = jax.random.split(jax.random.fold_in(key, 2), COUNT)
+        return prompt.latents(start, latent_keys)[0], prompt.latents(params, latent_keys)[0]
 
     keys = jnp.tile(jax.random.split(jax.random.key(0), SEEDS), 3)
     weights = jnp.array([[*WEIGHTS, 0.0], [*WEIGHTS, 0.0], [0.0, 0.0, float(beta)]])
     shares = jnp.repeat(jnp.array([1.0, 0.0, 1.0]), SEEDS)
-    found = jax.jit(jax.vmap(one))(keys, jnp.repeat(weights, SEEDS, 0), shares)
-    before, after = (np.asarray(z).reshape(3, SEEDS, COUNT, 2) for z in found)
+    results = jax.jit(jax.vmap(run))(keys, jnp.repeat(weights, SEEDS, 0), shares)
+    before, after = (np.asarray(z).reshape(3, SEEDS, COUNT, 2) for z in results)
     return before, after
 
 
@@ -121,21 +121,21 @@ def known_betas() -> list[Check]:
     """A coin of 9 in 10 wants -ln 9; a Gaussian's mean 0.3 + 0.49 beta."""
     coin = jnp.where(jnp.arange(DRAWS) < 0.9 * DRAWS, 1.0, 0.0)[:, None]
     beta = moment_energy(lambda x: x, coin, [0.5])[0][0]
-    found = [near("beta that makes nine in ten one in two", beta, -math.log(9), 1e-3)]
+    results = [near("beta that makes nine in ten one in two", beta, -math.log(9), 1e-3)]
     betas = []
     for seed in range(SEEDS):
         x = 0.3 + 0.7 * jax.random.normal(jax.random.key(seed), (DRAWS, 1))
         betas.append(float(moment_energy(lambda x: x, x, [0.8])[0][0]))
-    return [*found, mean_near("beta that moves a Gaussian's mean", betas, 0.5 / 0.49, 0.05)]
+    return [*results, mean_near("beta that moves a Gaussian's mean", betas, 0.5 / 0.49, 0.05)]
 
 
 def checks() -> list[Check]:
     """Moments of the posterior; beta of a Gaussian's mean and of a coin; a de-biased generator."""
-    found = known_betas()
-    own = generate(jax.random.normal(jax.random.key(9), (DRAWS, 2)))
-    (beta,), _ = moment_energy(often, own, [0.5])
+    results = known_betas()
+    images = generate(jax.random.normal(jax.random.key(9), (DRAWS, 2)))
+    (beta,), _ = moment_energy(often, images, [0.5])
     wanted = balance()
-    found.append(near("beta from samples", beta, wanted, 0.2))
+    results.append(near("beta from samples", beta, wanted, 0.2))
     before, (full, weightless, fair) = fitted(beta)
     mean, covariance = exact()
     for name, z, wrap in (
@@ -147,14 +147,16 @@ def checks() -> list[Check]:
         if name != "no log-determinant":
             for axis in (0, 1):
                 check = f"{name}: mean of z_{axis + 1}"
-                found.append(wrap(mean_near(check, z[..., axis].mean(1), mean[axis], 0.04)))
-        for one, two in ((0, 0), (0, 1), (1, 1)):
-            check = f"{name}: covariance {one + 1}{two + 1}"
-            found.append(wrap(mean_near(check, spread[:, one, two], covariance[one, two], 0.04)))
+                results.append(wrap(mean_near(check, z[..., axis].mean(1), mean[axis], 0.04)))
+        for row, column in ((0, 0), (0, 1), (1, 1)):
+            check = f"{name}: covariance {row + 1}{column + 1}"
+            results.append(
+                wrap(mean_near(check, spread[:, row, column], covariance[row, column], 0.04))
+            )
     for name, z, wrap in (("de-biased", fair, lambda c: c), ("untrained", before[2], control)):
         x = generate(z)
         rate = np.asarray(often(x.reshape(-1, 3))).reshape(SEEDS, COUNT).mean(1)
-        found.append(wrap(mean_near(f"{name}: share of the attribute", rate, 0.5, 0.05)))
+        results.append(wrap(mean_near(f"{name}: share of the attribute", rate, 0.5, 0.05)))
         check, exactly = f"{name}: mean of x_1", on_grid(wanted)[1]
-        found.append(wrap(mean_near(check, x[..., 0].mean(1), exactly, 0.1)))
-    return found
+        results.append(wrap(mean_near(check, x[..., 0].mean(1), exactly, 0.1)))
+    return results

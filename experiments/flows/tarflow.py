@@ -34,12 +34,12 @@ def checks() -> list[Check]:
     x = jax.random.normal(jax.random.key(5), (64, *SHAPE))
     labels = jnp.zeros(64, jnp.int32)
     mean = x * CLEAN**2 / (CLEAN**2 + NOISE**2)
-    found = denoise(Gaussian(), {}, x, labels, NOISE)
+    results = denoise(Gaussian(), {}, x, labels, NOISE)
     wrong = denoise(Gaussian(), {}, x, labels, 0.5 * NOISE)
     return [
         below("inverse(forward(x)) - x", inverse, 1e-4),
         below("log-determinant - that of the Jacobian", determinant, 1e-4),
         above("control: without the sum of alpha it is off by", size, 1e-2),
-        below("denoised - Tweedie's mean", np.abs(found - mean).max(), 1e-5),
+        below("denoised - Tweedie's mean", np.abs(results - mean).max(), 1e-5),
         above("control: with half the noise it is off by", np.abs(wrong - mean).max(), 1e-2),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.shared.check import Check, control, mean_near
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.translator import TR0N, Translator
 
 PAPER = "TR0N: Translator Networks for 0-Shot Plug-and-Play Conditional Generation"
@@ -32,9 +32,9 @@ def auxiliary(x: Any) -> Any:
     return (x[:, :1] ** 2 + 0.8 * x[:, :1]) + 0.5 * x[:, 1:]
 
 
-def distance(c: jax.Array, found: jax.Array) -> jax.Array:
+def distance(c: jax.Array, images: jax.Array) -> jax.Array:
     """Half of the squared error."""
-    return ((c - found) ** 2).sum(-1) / 2
+    return ((c - images) ** 2).sum(-1) / 2
 
 
 def moments(z: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -60,9 +60,11 @@ def drawn(components: int, cases: Sequence[tuple[float, int]]) -> np.ndarray:
     rate = optax.adam(optax.cosine_decay_schedule(1e-2, TRAINING))
     c = jnp.full((COUNT, 1), WANTED)
 
-    def one(key: jax.Array) -> list[jax.Array]:
-        own = jax.random.fold_in(key, 1)
-        params, _ = fit(model.loss, rate, model.init(key), own, steps=TRAINING, batch=BATCH)
+    def run(key: jax.Array) -> list[jax.Array]:
+        run_key = jax.random.fold_in(key, 1)
+        params, _ = minimise_expected(
+            model.loss, rate, model.init(key), run_key, steps=TRAINING, batch=BATCH
+        )
         keys = jax.random.split(jax.random.fold_in(key, 2), COUNT)
 
         def latents(strength: float, steps: int) -> jax.Array:
@@ -71,9 +73,9 @@ def drawn(components: int, cases: Sequence[tuple[float, int]]) -> np.ndarray:
 
         return [latents(*case) for case in cases]
 
-    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
+    results = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), SEEDS))
     same = np.full(COUNT, 1 / COUNT)
-    return np.stack([[moments(z, same) for z in np.asarray(a)] for a in found])
+    return np.stack([[moments(z, same) for z in np.asarray(a)] for a in results])
 
 
 NAMES = ("share of the right mode", "its mean of z_1", "its mean of z_2", "its deviation of z_1")
@@ -81,7 +83,7 @@ NAMES = ("share of the right mode", "its mean of z_1", "its mean of z_2", "its d
 
 def checks() -> list[Check]:
     """Moments of the posterior after Langevin's steps, and what is missed without a part."""
-    want, found = exact(), []
+    want, results = exact(), []
     refined, forgotten = drawn(4, [(STRENGTH, STEPS), (0.0, STEPS)])
     for name, values, numbers, wrap in (
         ("TR0N", refined, (0, 1, 2, 3), lambda check: check),
@@ -90,8 +92,8 @@ def checks() -> list[Check]:
     ):
         for number in numbers:
             check = f"{name}: {NAMES[number]}"
-            found.append(wrap(mean_near(check, values[:, number], want[number], 0.06)))
+            results.append(wrap(mean_near(check, values[:, number], want[number], 0.06)))
     # One Gaussian cannot stand in both places.
     (single,) = drawn(1, [(STRENGTH, 0)])
     check = f"one component, no steps: {NAMES[0]}"
-    return [*found, control(mean_near(check, single[:, 0], want[0], 0.06))]
+    return [*results, control(mean_near(check, single[:, 0], want[0], 0.06))]

@@ -25,23 +25,25 @@ def checks() -> list[Check]:
     """L1 distance of the exact terminating distribution from exp(-E) / Z on an 8 x 8 grid."""
     grid = additive(dims=2, height=8, spread=0.7, seed=1)
     untrained = distance(grid, fl_gflownet, 0)
-    parts: dict[str, Any] = dict(truncate=PART)
-    local = distance(grid, fl_gflownet, STEPS, loss="detailed_balance", **parts)
-    found = [
+    truncated: dict[str, Any] = dict(truncate=PART)
+    local = distance(grid, fl_gflownet, STEPS, loss="detailed_balance", **truncated)
+    results = [
         above("L1 untrained (uniform policy)", untrained, 0.5),
         below("L1, FL-DB", distance(grid, fl_gflownet, STEPS), 0.05),
         below(f"L1, FL-DB on parts of {PART} transitions", local, 0.05),
         below(
             f"L1, FL-SubTB on parts of {PART} transitions",
-            distance(grid, fl_gflownet, STEPS, loss="subtrajectory_balance", **parts),
+            distance(grid, fl_gflownet, STEPS, loss="subtrajectory_balance", **truncated),
             0.05,
         ),
         # The control: without whole trajectories TB has next to no loss.
         above(
-            "L1, TB on the same parts", distance(grid, gflownet, STEPS, epsilon=0.0, **parts), 0.3
+            "L1, TB on the same parts",
+            distance(grid, gflownet, STEPS, epsilon=0.0, **truncated),
+            0.3,
         ),
     ]
-    return found
+    return results
 
 
 def distance(grid: Hypergrid, family: Any, steps: int, **options: Any) -> float:

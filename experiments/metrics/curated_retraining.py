@@ -21,54 +21,54 @@ SAMPLES, GENERATIONS, SEEDS = 40_000, 12, 6
 
 def checks() -> list[Check]:
     """One round for several K, the reward along the way, and where it all ends."""
-    found = []
+    results = []
     for k in (2, 3, 5):
         expected = exact_update(REAL, k)
         # Summed over 5 classes at 40,000 samples, E |p^ - p| is at most sqrt(5 / 40,000) = 0.011,
         # by Cauchy and Schwarz.
         check = f"one round, K = {k}: total distance to the closed form"
-        found.append(mean_below(check, _distances(k, expected), 0.012))
-        found.append(control(mean_below(check, _distances(k, REAL), 0.012)))
+        results.append(mean_below(check, _distances(k, expected), 0.012))
+        results.append(control(mean_below(check, _distances(k, REAL), 0.012)))
     tilted = REAL * np.exp(REWARD) / (REAL @ np.exp(REWARD))
     # At 4,000 samples sqrt(5 / 4,000) = 0.035 is the most, and some 1 / K remains.
     check = "one round, K = 100: total distance to p e^r"
-    found.append(mean_below(check, _distances(100, tilted, 4_000), 0.05))
-    found.append(control(mean_below(check, _distances(2, tilted, 4_000), 0.05)))
+    results.append(mean_below(check, _distances(100, tilted, 4_000), 0.05))
+    results.append(control(mean_below(check, _distances(2, tilted, 4_000), 0.05)))
 
     # Expected reward over exact rounds, and over sampled ones of 40,000.
     exact = [REAL]
     for _ in range(GENERATIONS):
         exact.append(exact_update(exact[-1], 2))
     gains = np.diff([p @ REWARD for p in exact])
-    found.append(above("least gain of the expected reward in an exact round", gains.min(), 1e-6))
+    results.append(above("least gain of the expected reward in an exact round", gains.min(), 1e-6))
     paths = [_path(s) for s in range(SEEDS)]
     check = "gain of the expected reward over 12 rounds"
     gain = float((exact[-1] - REAL) @ REWARD)
-    found.append(mean_above(check, [(p[-1] - p[0]) @ REWARD for p in paths], 0.9 * gain))
+    results.append(mean_above(check, [(p[-1] - p[0]) @ REWARD for p in paths], 0.9 * gain))
     plain = [_path(s, curated=False) for s in range(SEEDS)]
-    found.append(control(mean_above(check, [(p[-1] - p[0]) @ REWARD for p in plain], 0.9 * gain)))
+    results.append(control(mean_above(check, [(p[-1] - p[0]) @ REWARD for p in plain], 0.9 * gain)))
     check = "share of rounds in which it rises"
-    found.append(mean_above(check, [_rises(p) for p in paths], 0.95))
-    found.append(control(mean_above(check, [_rises(p) for p in plain], 0.95)))
+    results.append(mean_above(check, [_rises(p) for p in paths], 0.95))
+    results.append(control(mean_above(check, [_rises(p) for p in plain], 0.95)))
 
     # Without real data only the best class is left; with them, at least their share of each.
     lasting = _limit(0.0)
-    found.append(above("mass of the best class after 400 exact rounds", lasting.max(), 0.999))
+    results.append(above("mass of the best class after 400 exact rounds", lasting.max(), 0.999))
     share = 0.25
     least = float((_limit(share) / REAL).min())
     check = "least mass over the real law's in the limit, a quarter real"
-    found.append(above(check, least, share))
-    found.append(control(above(check, float((lasting / REAL).min()), share)))
+    results.append(above(check, least, share))
+    results.append(control(above(check, float((lasting / REAL).min()), share)))
     mixed = [_path(s, real=SAMPLES // 3) for s in range(SEEDS)]
     check = "sampled, a quarter real: total distance to the exact rounds"
     mixture = REAL
     for _ in range(GENERATIONS):
         mixture = share * REAL + (1 - share) * exact_update(mixture, 2)
     off = [np.abs(p[-1] - mixture).sum() for p in mixed]
-    found.append(mean_below(check, off, 0.02))
+    results.append(mean_below(check, off, 0.02))
     alone = [np.abs(p[-1] - mixture).sum() for p in paths]
-    found.append(control(mean_below(check, alone, 0.02)))
-    return found
+    results.append(control(mean_below(check, alone, 0.02)))
+    return results
 
 
 def exact_update(p: np.ndarray, k: int) -> np.ndarray:

@@ -45,17 +45,19 @@ def checks() -> list[Check]:
         for name, samples in made.items():
             shares.setdefault(name, []).append(copied_share(train, fresh, samples))
             zs.setdefault(name, []).append(copying_statistic(train, fresh, samples, cells=1))
-    found = [mean_near("share of copies among fresh draws", shares["fresh"], 0.0, 0.01)]
+    results = [mean_near("share of copies among fresh draws", shares["fresh"], 0.0, 0.01)]
     for name, text in (("half", "half of them copies"), ("shaken", "copies shaken by 0.001")):
-        found.append(mean_near(f"share of copies, {text}", shares[name], 0.5, 0.03))
-        found.append(control(mean_near(f"share of copies, {text}", shares["fresh"], 0.5, 0.03)))
-        found.append(mean_below(f"C_T, {text}", zs[name], -5.0))
-    found.append(control(mean_below("C_T, fresh draws", zs["fresh"], -5.0)))
+        results.append(mean_near(f"share of copies, {text}", shares[name], 0.5, 0.03))
+        results.append(control(mean_near(f"share of copies, {text}", shares["fresh"], 0.5, 0.03)))
+        results.append(mean_below(f"C_T, {text}", zs[name], -5.0))
+    results.append(control(mean_below("C_T, fresh draws", zs["fresh"], -5.0)))
     # Where the rest is blurred, its distances are too long, and outweigh the copies' in C_T.
     # Each half holds 2.5 copies of a training point, so that e^-2.5 of them are alone in theirs.
     check, caught = "share of copies, a quarter, the rest blurred", 0.25 * (1 - np.exp(-2.5))
-    found.append(mean_near(check, shares["hidden"], caught, 0.015))
-    found.append(control(mean_near(check, shares["blurred"], caught, 0.015)))
-    found.append(control(mean_below("C_T, a quarter copies, the rest blurred", zs["hidden"], -5.0)))
-    found.append(mean_above("C_T, all blurred", zs["blurred"], 5.0))
-    return found
+    results.append(mean_near(check, shares["hidden"], caught, 0.015))
+    results.append(control(mean_near(check, shares["blurred"], caught, 0.015)))
+    results.append(
+        control(mean_below("C_T, a quarter copies, the rest blurred", zs["hidden"], -5.0))
+    )
+    results.append(mean_above("C_T, all blurred", zs["blurred"], 5.0))
+    return results

@@ -52,20 +52,20 @@ def checks() -> list[Check]:
     d, shift, scale = 6, np.array([1.0, -0.5, 0, 0, 2, 0]), 1.7
     exact = gaussian_distance(np.zeros(d), np.eye(d), shift, scale**2 * np.eye(d))
     error = abs(exact - (shift @ shift + d * (1 - scale) ** 2))
-    found = [below("|FD of Gaussians - (|m|^2 + d (1 - s)^2)|", error, 1e-12)]
+    results = [below("|FD of Gaussians - (|m|^2 + d (1 - s)^2)|", error, 1e-12)]
 
     chance = np.random.default_rng(0)
     real, far = draw(chance), draw(chance, off=60.0)
     both = precision(manifold(real, k=5), far) + recall(manifold(far, k=5), real)
-    found.append(below("precision and recall of disjoint supports", both, 0))
+    results.append(below("precision and recall of disjoint supports", both, 0))
     near_by = draw(chance)
     both = precision(manifold(real, k=5), near_by) + recall(manifold(near_by, k=5), real)
-    found.append(control(below("precision and recall of one law", both, 0)))
-    found.append(
+    results.append(control(below("precision and recall of one law", both, 0)))
+    results.append(
         near("Vendi score of 40 orthogonal items", vendi_score(spectrum(np.eye(40))), 40, 1e-9)
     )
     alike = np.eye(40) + 1
-    found.append(control(near("Vendi score of 40 items that overlap",
+    results.append(control(near("Vendi score of 40 items that overlap",
                               vendi_score(spectrum(alike)), 40, 1e-9)))  # fmt: skip
 
     copied, fresh, ranks = [], [], []
@@ -77,19 +77,19 @@ def checks() -> list[Check]:
         rows = [ranked(train, test, draw(chance, off)) for off in OFF]
         ranks.append([spearmanr(OFF, [row[name] for row in rows])[0] for name in rows[0]])
         names = list(rows[0])
-    found.append(mean_near("authentic share of a copied training set", copied, 0.0, 0.0))
+    results.append(mean_near("authentic share of a copied training set", copied, 0.0, 0.0))
     # Nearest neighbours on a plane are mutual with probability 6 pi / (8 pi + 3 sqrt 3) = .6215.
     check, mutual = "authentic share of fresh draws on a plane", 0.6215
-    found.append(mean_near(check, fresh, 1 - mutual, 0.06))
-    found.append(control(mean_near(check, copied, 1 - mutual, 0.06)))
+    results.append(mean_near(check, fresh, 1 - mutual, 0.06))
+    results.append(control(mean_near(check, copied, 1 - mutual, 0.06)))
     # Seen: 1 in every run for most; precision's neighbours confuse the best two now and then.
     for name, column in zip(names, np.array(ranks).T, strict=True):
-        found.append(mean_above(f"rank correlation of {name} with the truth", column, 0.8))
+        results.append(mean_above(f"rank correlation of {name} with the truth", column, 0.8))
     # Vendi needs no reference, and so knows nothing of how far samples are off.
     blind = []
     for seed in range(SEEDS):
         chance = np.random.default_rng(seed)
         values = [vendi_score(spectrum(draw(chance, off), kernel="rbf", sigma=1.0)) for off in OFF]
         blind.append(-spearmanr(OFF, values)[0])
-    found.append(control(mean_above("rank correlation of Vendi with the truth", blind, 0.8)))
-    return found
+    results.append(control(mean_above("rank correlation of Vendi with the truth", blind, 0.8)))
+    return results

@@ -40,7 +40,7 @@ CLASSIFIED = (
 
 def checks() -> list[Check]:
     """Shares of the pulls, what is estimated, and greed in the place of optimism."""
-    found = []
+    results = []
     reference = _normal(*REFERENCE)(0, 100_000)
     arms = [_normal(*arm) for arm in ARMS]
     ours = [select(arms, reference, ROUNDS, batch=2, seed=s) for s in range(SEEDS)]
@@ -48,24 +48,24 @@ def checks() -> list[Check]:
 
     # Measured over 20 seeds: 0.93, standard error 0.005; greedy 0.25 and 0.1.
     check = "FD-UCB: share of 300 rounds with the best arm"
-    found.append(mean_above(check, [each.shares[0] for each in ours], 0.8))
-    found.append(control(mean_above(check, [each.shares[0] for each in greedy], 0.8)))
+    results.append(mean_above(check, [each.shares[0] for each in ours], 0.8))
+    results.append(control(mean_above(check, [each.shares[0] for each in greedy], 0.8)))
     check = "share of seeds that end with a wrong arm"
-    found.append(mean_below(check, [float(each.best != 0) for each in ours], 0.05))
-    found.append(control(mean_below(check, [float(each.best != 0) for each in greedy], 0.05)))
+    results.append(mean_below(check, [float(each.best != 0) for each in ours], 0.05))
+    results.append(control(mean_below(check, [float(each.best != 0) for each in greedy], 0.05)))
 
     true = [gaussian_distance(m, np.diag(v), REFERENCE[0], np.diag(REFERENCE[1])) for m, v in ARMS]
     # Measured over 20 seeds: 1.11, standard error 0.045; two images say 28 and 3.
     check = "Frechet distance of the best arm over its true one"
-    found.append(mean_near(check, [each.estimates[0] / true[0] for each in ours], 1.0, 0.3))
+    results.append(mean_near(check, [each.estimates[0] / true[0] for each in ours], 1.0, 0.3))
     first = (moments(arms[0](s, 2)) for s in range(SEEDS))
     given = (REFERENCE[0], np.diag(REFERENCE[1]))
     early = [gaussian_distance(m.mean, m.covariance, *given) / true[0] for m in first]
-    found.append(control(mean_near(check, early, 1.0, 0.3)))
+    results.append(control(mean_near(check, early, 1.0, 0.3)))
     check = "the best arm's optimistic distance less its true one, at most over seeds"
-    found.append(below(check, max(each.optimistic[0] for each in ours) - true[0], 0.0))
+    results.append(below(check, max(each.optimistic[0] for each in ours) - true[0], 0.0))
     estimated = max(each.estimates[0] for each in greedy) - true[0]
-    found.append(control(below(check, estimated, 0.0)))
+    results.append(control(below(check, estimated, 0.0)))
 
     # Measured over 8 seeds: 0.89, standard error 0.008.
     scores = [_inception(*arm) for arm in CLASSIFIED]
@@ -73,13 +73,13 @@ def checks() -> list[Check]:
     chosen = [select_by_inception_score(arms, ROUNDS, batch=32, seed=s) for s in range(8)]
     check = "IS-UCB: share of 300 rounds with the best arm"
     best = int(np.argmax(scores))
-    found.append(mean_above(check, [each.shares[best] for each in chosen], 0.8))
+    results.append(mean_above(check, [each.shares[best] for each in chosen], 0.8))
     other = [each.shares[(best + 1) % 3] for each in chosen]
-    found.append(control(mean_above(check, other, 0.8)))
+    results.append(control(mean_above(check, other, 0.8)))
     check = "ln IS of the best arm less its true one"
     off = [-each.estimates[best] - np.log(scores[best]) for each in chosen]
-    found.append(mean_near(check, off, 0.0, 0.01))
-    return found
+    results.append(mean_near(check, off, 0.0, 0.01))
+    return results
 
 
 def _normal(mean: np.ndarray, variance: np.ndarray) -> Generator:
@@ -96,11 +96,11 @@ def _greedy(arms: list[Generator], reference: np.ndarray, seed: int) -> Selectio
     """The mechanism removed: the arm with the least estimate."""
     bound = functools.partial(frechet_bound, moments(reference))
 
-    def update(found, features):
-        return moments(features) if found is None else merge([found, moments(features)])
+    def update(results, features):
+        return moments(features) if results is None else merge([results, moments(features)])
 
-    def greed(found) -> Bound:
-        estimate = bound(found).estimate
+    def greed(results) -> Bound:
+        estimate = bound(results).estimate
         return Bound(estimate, estimate)
 
     return play(arms, update, greed, ROUNDS, batch=2, seed=seed)

@@ -58,10 +58,10 @@ def distances(pictures: jax.Array, starts: jax.Array, steps: int = 40) -> jax.Ar
         last, _ = minimise(lambda c, _: loss(c, picture), momentum, corners, jnp.arange(steps))
         return loss(last, picture)
 
-    found = jax.vmap(lambda p, c: jax.vmap(lambda one: descend(p, one))(c).min())(
+    squared = jax.vmap(lambda p, c: jax.vmap(lambda start: descend(p, start))(c).min())(
         pictures, starts[order]
     )
-    return jnp.sqrt(found)
+    return jnp.sqrt(squared)
 
 
 def scores(made: np.ndarray, reached: np.ndarray, seed: int) -> tuple[float, float]:
@@ -83,18 +83,18 @@ def checks() -> list[Check]:
     for seed in range(SEEDS):
         chance = np.random.default_rng(seed)
         real = triangles(seed, COUNT)
-        one = np.repeat(real[:1], COUNT, axis=0)
+        single = np.repeat(real[:1], COUNT, axis=0)
         noise = chance.random((COUNT, SIDE * SIDE)).astype(np.float32)
         rows["real"].append(
             scores(np.asarray(render(jnp.asarray(real))), triangles(3000, 200), seed)
         )
-        rows["one"].append(scores(np.asarray(render(jnp.asarray(one))), one[:1], seed))
-        rows["noise"].append((scores(noise, one[:1], seed)[0], 0.0))
+        rows["one"].append(scores(np.asarray(render(jnp.asarray(single))), single[:1], seed))
+        rows["noise"].append((scores(noise, single[:1], seed)[0], 0.0))
     p, r = (
         {k: np.array(v)[:, 0] for k, v in rows.items()},
         {k: np.array(v)[:, 1] for k, v in rows.items()},
     )
-    found = [
+    results = [
         mean_above("precision of real triangles", p["real"], 0.9),
         mean_above("recall of a generator of all triangles", r["real"], 0.9),
         mean_above("precision of one triangle", p["one"], 0.9),
@@ -103,7 +103,7 @@ def checks() -> list[Check]:
         control(below("precision of triangles, as of noise", p["real"].max(), 0.0)),
     ]
     both = [f_score(*pair) for pair in rows["real"]], [f_score(*pair) for pair in rows["one"]]
-    found.append(mean_above("F1 of all triangles minus that of one", np.subtract(*both), 0.7))
+    results.append(mean_above("F1 of all triangles minus that of one", np.subtract(*both), 0.7))
 
     # Runs of a method whose score is exponential: the best of n has the mean 1 / n.
     pools = np.random.default_rng(0).exponential(size=(200, 60))
@@ -112,12 +112,12 @@ def checks() -> list[Check]:
     # Standard errors .009, .0023 and .001.
     for n, values in zip(counts, curves.T, strict=True):
         check, bound = f"expected best of {n} exponential runs", 0.12 / n
-        found.append(mean_near(check, values, 1 / n, bound))
+        results.append(mean_near(check, values, 1 / n, bound))
         if n > 1:
-            found.append(control(mean_near(check, pools.mean(1), 1 / n, bound)))
+            results.append(control(mean_near(check, pools.mean(1), 1 / n, bound)))
     # A steady method wins at small budgets and an uneven one at large ones: one number hides it.
     steady, uneven = np.linspace(0.9, 1.1, 50), np.linspace(0.5, 2.5, 50)
     ahead = expected_best(uneven, (1, 20)).mean - expected_best(steady, (1, 20)).mean
-    found.append(near("sign of the lead of a steady method, best of 1", np.sign(ahead[0]), 1, 0))
-    found.append(near("sign of its lead, best of 20", np.sign(ahead[1]), -1, 0))
-    return found
+    results.append(near("sign of the lead of a steady method, best of 1", np.sign(ahead[0]), 1, 0))
+    results.append(near("sign of its lead, best of 20", np.sign(ahead[1]), -1, 0))
+    return results

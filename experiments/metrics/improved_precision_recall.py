@@ -40,37 +40,37 @@ def checks() -> list[Check]:
         wide.append(pair(real, mode + 2.0 * (made - mode)))
         cut.append(pair(real, mode + 0.5 * (made - mode)))
     p, r = np.array(same).T
-    found = [
+    results = [
         mean_above("precision of fresh draws", p, 0.9),
         mean_above("recall of fresh draws", r, 0.9),
     ]
     # The mode of 30 % is missing: nothing made is wrong, and 30 % of the data are not covered.
     p_one, r_one = np.array(dropped).T
-    found.append(mean_above("precision without the narrow mode", p_one, 0.9))
+    results.append(mean_above("precision without the narrow mode", p_one, 0.9))
     check = "recall lost without the narrow mode"
-    found.append(mean_near(check, r - r_one, SHARE, 0.03))
-    found.append(control(mean_near(check, p - p_one, SHARE, 0.03)))
+    results.append(mean_near(check, r - r_one, SHARE, 0.03))
+    results.append(control(mean_near(check, p - p_one, SHARE, 0.03)))
     p_noise, _ = np.array(noise).T
-    found.append(below("precision of noise far and wide", p_noise.max(), 0.0))
-    found.append(control(below("precision of fresh draws, as of noise", p.max(), 0.0)))
+    results.append(below("precision of noise far and wide", p_noise.max(), 0.0))
+    results.append(control(below("precision of fresh draws, as of noise", p.max(), 0.0)))
     # Samples twice as far from their mode as the data, and truncated to a quarter of that.
     (p_wide, r_wide), (p_cut, r_cut) = np.array(wide).T, np.array(cut).T
-    found.append(mean_above("precision gained by truncation", p_cut - p_wide, 0.15))
-    found.append(mean_above("recall lost by truncation", r_wide - r_cut, 0.1))
+    results.append(mean_above("precision gained by truncation", p_cut - p_wide, 0.15))
+    results.append(mean_above("recall lost by truncation", r_wide - r_cut, 0.1))
 
     chance = np.random.default_rng(SEEDS)
     balls = pruned(manifold(draw(chance, 300), k=3))
     points = 1.3 * draw(chance, 300)
     inside = np.array([precision(balls, point[None]) for point in points])
     check = "samples whose realism says other than the manifold"
-    found.append(below(check, ((realism(balls, points) >= 1) != inside).sum(), 0))
-    found.append(control(below(check, ((realism(balls, points) >= 0.5) != inside).sum(), 0)))
-    found.append(
+    results.append(below(check, ((realism(balls, points) >= 1) != inside).sum(), 0))
+    results.append(control(below(check, ((realism(balls, points) >= 0.5) != inside).sum(), 0)))
+    results.append(
         near("share of samples inside (0 or 1 would show nothing)", inside.mean(), 0.5, 0.45)
     )
     # Along a way out of the data, realism falls as 1 / distance far away.
     ray = np.zeros((2, DIMENSION))
     ray[:, 0] = -1e4, -2e4
     out = realism(balls, ray)
-    found.append(near("realism at twice the distance, far away", out[1] / out[0], 0.5, 1e-2))
-    return found
+    results.append(near("realism at twice the distance, far away", out[1] / out[0], 0.5, 1e-2))
+    return results

@@ -45,35 +45,35 @@ def exact() -> float:
 def checks() -> list[Check]:
     """The identity, the information of a mixture that is known, the cap of splits, and gaming."""
     sums = score_sums(classify(draw(0, 500)))
-    parts = entropies(sums)
-    error = abs(np.log(inception_score(sums)) - (parts.marginal - parts.conditional))
-    found = [below("|log IS - (H(y) - E H(y|x))|", error, 1e-12)]
+    entropy = entropies(sums)
+    error = abs(np.log(inception_score(sums)) - (entropy.marginal - entropy.conditional))
+    results = [below("|log IS - (H(y) - E H(y|x))|", error, 1e-12)]
     # Seen: standard error .002 nats.
     check, truth = "label information of 10000 points in nats", exact()
     whole = [label_information(score_sums(classify(draw(seed, 10_000)))) for seed in range(SEEDS)]
-    found.append(mean_near(check, whole, truth, 0.02))
+    results.append(mean_near(check, whole, truth, 0.02))
     split = [
         np.log(inception_score_splits(classify(draw(seed, 10_000)), splits=2000, seed=seed)[0])
         for seed in range(SEEDS)
     ]
-    found.append(control(mean_near(f"{check}, in splits of 5", split, truth, 0.02)))
+    results.append(control(mean_near(f"{check}, in splits of 5", split, truth, 0.02)))
 
     # A perfect generator of 50 certain classes: 50 of the whole, at most n in splits of n.
     classes, size = 50, 10
     certain = np.eye(classes)[np.repeat(np.arange(classes), 20)]
-    found.append(near("IS of 50 certain classes", inception_score(score_sums(certain)), 50, 1e-9))
+    results.append(near("IS of 50 certain classes", inception_score(score_sums(certain)), 50, 1e-9))
     capped = [
         inception_score_splits(certain, splits=len(certain) // size, seed=seed)[0]
         for seed in range(SEEDS)
     ]
-    found.append(mean_below(f"its mean over splits of {size}", capped, size))
+    results.append(mean_below(f"its mean over splits of {size}", capped, size))
     whole = [inception_score_splits(certain, splits=1, seed=seed)[0] for seed in range(SEEDS)]
-    found.append(control(mean_below("its mean over one split", whole, size)))
+    results.append(control(mean_below("its mean over one split", whole, size)))
 
     # Four images, one a class, score above the data themselves.
     gamed = inception_score(score_sums(classify(np.array([-9.0, -0.9, 2.2, 11.0]))))
     data = [inception_score(score_sums(classify(draw(seed, 10_000)))) for seed in range(SEEDS)]
-    found.append(
+    results.append(
         mean_above("IS of four images minus that of the data", gamed - np.array(data), 0.05)
     )
-    return found
+    return results

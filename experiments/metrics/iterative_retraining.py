@@ -22,44 +22,44 @@ def checks() -> list[Check]:
     Chains are seeds, in columns. Standard errors are 0.006 for variances alone, whose law has a
     long tail, and 0.002 with real data; the differences from the closed forms were within two.
     """
-    found = []
+    results = []
     alone, alone_mean = _gaussian(real=0, synthetic=N, key=0)
     lost = (1 - 1 / N) ** GENERATIONS  # 0.545
     start = 1 - 1 / N  # of the first fit
     check = "variance after 30 generations alone, n = 50"
-    found.append(mean_near(check, alone, start * lost, 0.03))
-    found.append(control(mean_near(check, alone, start, 0.03)))
+    results.append(mean_near(check, alone, start * lost, 0.03))
+    results.append(control(mean_near(check, alone, start, 0.03)))
     # The mean wanders by v_t / n a generation: what variance is lost, it has gained.
-    found.append(mean_near("square of the mean's error then", alone_mean, 1 - start * lost, 0.04))
+    results.append(mean_near("square of the mean's error then", alone_mean, 1 - start * lost, 0.04))
 
     mixed = {}
     for share, (real, synthetic) in {"80": (N, 12), "50": (N, N), "33": (N, 2 * N)}.items():
         variance, square = mixed[share] = _gaussian(real, synthetic, key=int(share))
         expected = _expected(real, synthetic)
         check = f"{share} % real: variance after 30 generations"
-        found.append(mean_near(check, variance, expected[0], 0.008))
-        found.append(control(mean_near(check, alone, expected[0], 0.008)))
+        results.append(mean_near(check, variance, expected[0], 0.008))
+        results.append(control(mean_near(check, alone, expected[0], 0.008)))
         check = f"{share} % real: square of the mean's error then"
-        found.append(mean_near(check, square, expected[1], 0.0015))
-        found.append(control(mean_near(check, alone_mean, expected[1], 0.0015)))
+        results.append(mean_near(check, square, expected[1], 0.0015))
+        results.append(control(mean_near(check, alone_mean, expected[1], 0.0015)))
     check = "variance after 30 generations with half of the data real"
-    found.append(mean_above(check, mixed["50"][0], 0.95))
-    found.append(control(mean_above(check, alone, 0.95)))
+    results.append(mean_above(check, mixed["50"][0], 0.95))
+    results.append(control(mean_above(check, alone, 0.95)))
 
     # Classes drift as genes do (Wright 1931): 1 - sum p^2 falls by 1 / n a generation.
     first = float(1 - (CLASSES**2).sum()) * (1 - 1 / N)
     variety, left = _classes(real=0, synthetic=N, key=1)
     check = "chance that two draws of classes differ, after 30 generations alone"
-    found.append(mean_near(check, variety, first * lost, 0.02))
-    found.append(control(mean_near(check, variety, first, 0.02)))
+    results.append(mean_near(check, variety, first * lost, 0.02))
+    results.append(control(mean_near(check, variety, first, 0.02)))
     kept, all_left = _classes(real=N, synthetic=N, key=2)
     check = "share of classes that are still drawn, half of the data real"
-    found.append(mean_above(check, all_left, 0.95))
-    found.append(control(mean_above(check, left, 0.95)))
+    results.append(mean_above(check, all_left, 0.95))
+    results.append(control(mean_above(check, left, 0.95)))
     check = "chance that two draws differ, half of the data real"
-    found.append(mean_above(check, kept, 0.95 * first))
-    found.append(control(mean_above(check, variety, 0.95 * first)))
-    return found
+    results.append(mean_above(check, kept, 0.95 * first))
+    results.append(control(mean_above(check, variety, 0.95 * first)))
+    return results
 
 
 def _gaussian(real: int, synthetic: int, key: int) -> tuple[np.ndarray, np.ndarray]:

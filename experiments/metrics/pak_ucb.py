@@ -31,7 +31,7 @@ def mean_score(arm: int, x: np.ndarray) -> np.ndarray:
 
 def checks() -> list[Check]:
     """Regret, choices at new contexts, and features that approach the kernel."""
-    found = []
+    results = []
     exact = kernel_ridge(2, gaussian_kernel(LENGTH), alpha=0.1)
     fourier = [fourier_ridge(2, 128, LENGTH, alpha=0.1, seed=s) for s in range(SEEDS)]
     blind = kernel_ridge(2, lambda x, y: np.ones((len(x), len(y))), alpha=0.1)
@@ -45,35 +45,35 @@ def checks() -> list[Check]:
     for name, each in runs.items():
         # Sublinear regret: a round costs ever less. Blind, it costs what it cost at first.
         check = f"{name}: regret a round in the last third"
-        found.append(mean_below(check, [_regret(c, s, 2) for s, c in enumerate(each)], 0.01))
+        results.append(mean_below(check, [_regret(c, s, 2) for s, c in enumerate(each)], 0.01))
         late = [_regret(c, s, 2) for s, c in enumerate(agnostic)]
-        found.append(control(mean_below(check, late, 0.01)))
+        results.append(control(mean_below(check, late, 0.01)))
         check = f"{name}: share of right choices in the second half"
-        found.append(mean_above(check, [_right(c, s) for s, c in enumerate(each)], 0.9))
-        found.append(
+        results.append(mean_above(check, [_right(c, s) for s, c in enumerate(each)], 0.9))
+        results.append(
             control(mean_above(check, [_right(c, s) for s, c in enumerate(agnostic)], 0.9))
         )
         check = f"{name}: root mean square error of the better arm's prediction"
         errors = [_error(c, r) for c, r in zip(each, regressors[name], strict=True)]
-        found.append(mean_below(check, errors, 0.08))
+        results.append(mean_below(check, errors, 0.08))
         blind_errors = [_error(c, blind) for c in agnostic]
-        found.append(control(mean_below(check, blind_errors, 0.08)))
+        results.append(control(mean_below(check, blind_errors, 0.08)))
 
     # Linear regret without the prompt.
     check = "prompt-agnostic: regret of the last third over that of the first"
     ratios = [_regret(c, s, 2) / _regret(c, s, 0) for s, c in enumerate(agnostic)]
-    found.append(mean_near(check, ratios, 1.0, 0.4))
+    results.append(mean_near(check, ratios, 1.0, 0.4))
     ours = [_regret(c, s, 2) / _regret(c, s, 0) for s, c in enumerate(runs["RFF-UCB"])]
-    found.append(control(mean_near(check, ours, 1.0, 0.4)))
+    results.append(control(mean_near(check, ours, 1.0, 0.4)))
 
     # The features' kernel is an average over waves, so its error falls as 1 / sqrt(features).
     slopes = [_slope(s) for s in range(24)]
     check = "order of the features' predictions in their number"
-    found.append(mean_near(check, slopes, -0.5, 0.15))
-    found.append(
+    results.append(mean_near(check, slopes, -0.5, 0.15))
+    results.append(
         control(mean_near(check, [_slope(s, 0.5 * LENGTH) for s in range(24)], -0.5, 0.15))
     )
-    return found
+    return results
 
 
 def _contexts(seed: int) -> np.ndarray:
@@ -96,11 +96,11 @@ def _means(seed: int) -> np.ndarray:
     return np.stack([mean_score(arm, _contexts(seed)) for arm in (0, 1)], 1)
 
 
-def _regret(choices: Choices, seed: int, part: int) -> float:
+def _regret(choices: Choices, seed: int, third: int) -> float:
     """Mean regret a round in a third of the rounds: 0, 1 or 2."""
     means = _means(seed)
     regret = means.max(1) - means[np.arange(ROUNDS), choices.arms]
-    return float(np.split(regret, 3)[part].mean())
+    return float(np.split(regret, 3)[third].mean())
 
 
 def _right(choices: Choices, seed: int) -> float:

@@ -51,9 +51,9 @@ def three(guidance: float, seed: int) -> list[float]:
     varied = [vendi_score(spectrum(x, kernel="rbf", sigma=0.3)) for x in made]
     distances = []
     for x, mean, variance in zip(made, MEANS, VARIANCES, strict=True):
-        found = moments(x)
-        law = mean, variance * np.eye(2)
-        distances.append(gaussian_distance(*law, found.mean, found.covariance))
+        measured = moments(x)
+        exact = mean, variance * np.eye(2)
+        distances.append(gaussian_distance(*exact, measured.mean, measured.covariance))
     return [float(sure), float(np.average(varied, weights=WEIGHTS)), float(np.mean(distances))]
 
 
@@ -61,7 +61,7 @@ def checks() -> list[Check]:
     """A sweep with the exact score, then fronts against every pair of settings."""
     sweep = np.array([[three(w, seed) for w in GUIDANCE] for seed in range(SEEDS)])
     consistency, diversity, distance = np.moveaxis(sweep, 2, 0)
-    found = [
+    results = [
         mean_above(
             "smallest rise of consistency with guidance", np.diff(consistency).min(1), 0.018
         ),
@@ -71,26 +71,26 @@ def checks() -> list[Check]:
     # Without guidance, other seeds for its weights: nothing rises.
     other = np.array([three(0.0, seed + SEEDS)[0] for seed in range(SEEDS)])
     check = "smallest rise of consistency with guidance, none given"
-    found.append(control(mean_above(check, other - consistency[:, 0], 0.018)))
+    results.append(control(mean_above(check, other - consistency[:, 0], 0.018)))
 
     # So no setting beats another; one that is worse in everything is beaten by what it came from.
     settings = sweep[0]
     worse = settings * [0.9, 0.9, 1.2]
     kept = front(np.concatenate([settings, worse]), BETTER)
-    found.append(near("settings of the sweep on the front", kept[: len(settings)].sum(), 5, 0))
-    found.append(below("settings that are worse in everything, on it", kept[5:].sum(), 0))
+    results.append(near("settings of the sweep on the front", kept[: len(settings)].sum(), 5, 0))
+    results.append(below("settings that are worse in everything, on it", kept[5:].sum(), 0))
     turned = front(np.concatenate([settings, worse]), ("lower", "lower", "higher"))
-    found.append(control(below("the same with every direction turned", turned[5:].sum(), 0)))
+    results.append(control(below("the same with every direction turned", turned[5:].sum(), 0)))
 
     chance = np.random.default_rng(0)
     clouds = [np.round(chance.normal(size=(150, 3)), 1) for _ in range(5)]
     wrong = sum(int((front(cloud, BETTER) != _brute(cloud, BETTER)).sum()) for cloud in clouds)
-    found.append(below("settings where the front differs from comparing all pairs", wrong, 0))
+    results.append(below("settings where the front differs from comparing all pairs", wrong, 0))
     one_way = ("higher", "higher", "higher")
     wrong = sum(int((front(cloud, BETTER) != _brute(cloud, one_way)).sum()) for cloud in clouds)
-    found.append(control(below("the same, with one direction wrong", wrong, 0)))
-    found.append(above("settings on a front", front(clouds[0], BETTER).sum(), 5))
-    return found
+    results.append(control(below("the same, with one direction wrong", wrong, 0)))
+    results.append(above("settings on a front", front(clouds[0], BETTER).sum(), 5))
+    return results
 
 
 def _brute(scores: np.ndarray, better: tuple[str, ...]) -> np.ndarray:

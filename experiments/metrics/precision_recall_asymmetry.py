@@ -19,7 +19,7 @@ COUNT, K, SEEDS = 800, 5, 5
 def scores(dimension: int, seed: int, inside: float, outside: float) -> dict[str, np.ndarray]:
     """Each score of a sphere within and one around the unit sphere: [2]."""
     chance = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
     data = manifold(_sphere(chance, dimension), k=K)
     for radius in (inside, outside):
         model = manifold(radius * _sphere(chance, dimension), k=K)
@@ -29,33 +29,33 @@ def scores(dimension: int, seed: int, inside: float, outside: float) -> dict[str
             ("symmetric precision", symmetric_precision(data, model)),
             ("symmetric recall", symmetric_recall(data, model)),
         ):
-            found.setdefault(name, []).append(value)
-    return {name: np.array(values) for name, values in found.items()}
+            results.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in results.items()}
 
 
 def checks() -> list[Check]:
     """Radius 0.9 against 1.1 on 64 dimensions, where they should score alike; then on 2."""
     runs = [scores(64, seed, 0.9, 1.1) for seed in range(SEEDS)]
     gaps = {name: np.array([run[name] @ [1, -1] for run in runs]) for name in runs[0]}
-    found = []
+    results = []
     # Seen: precision 1.00 and .56, recall .48 and 1.00; symmetric ones -.11 and -.06 apart, with
     # standard errors of .02 at most.
     for name, sign in (("precision", 1), ("recall", -1)):
-        found.append(
+        results.append(
             mean_above(f"{name} of the favoured side minus the other", sign * gaps[name], 0.3)
         )
         check = f"gap of {name} between both radii, the other set's balls asked too"
-        found.append(mean_near(check, gaps[f"symmetric {name}"], 0.0, 0.2))
-        found.append(control(mean_near(check, gaps[name], 0.0, 0.2)))
+        results.append(mean_near(check, gaps[f"symmetric {name}"], 0.0, 0.2))
+        results.append(control(mean_near(check, gaps[name], 0.0, 0.2)))
     # The scores still tell a far sphere from a near one.
     far = [scores(64, seed, 0.6, 1.5) for seed in range(SEEDS)]
     for name in ("symmetric precision", "symmetric recall"):
         drop = [near[name] - away[name] for near, away in zip(runs, far, strict=True)]
-        found.append(mean_above(f"{name} at radius 0.9 minus at 0.6", np.array(drop)[:, 0], 0.1))
+        results.append(mean_above(f"{name} at radius 0.9 minus at 0.6", np.array(drop)[:, 0], 0.1))
     # On a plane there is little of it: neighbours are near, and both models miss the circle wholly.
     plane = [scores(2, seed, 0.9, 1.1)["precision"] @ [1, -1] for seed in range(SEEDS)]
-    found.append(mean_near("gap of precision on 2 dimensions", plane, 0.0, 0.02))
-    return found
+    results.append(mean_near("gap of precision on 2 dimensions", plane, 0.0, 0.02))
+    return results
 
 
 def _sphere(chance: np.random.Generator, dimension: int) -> np.ndarray:

@@ -28,15 +28,15 @@ def fit(method: Method, draw: Callable[[jax.Array], Any], steps: int, seed: int 
     root = jax.random.key(seed)
 
     def body(state: TrainState, _: None) -> tuple[TrainState, None]:
-        one, two = jax.random.split(jax.random.fold_in(root, state.step))
-        return method.update(state, draw(one), two)[0], None
+        data_key, step_key = jax.random.split(jax.random.fold_in(root, state.step))
+        return method.update(state, draw(data_key), step_key)[0], None
 
     return jax.lax.scan(body, method.init(root), None, length=steps)[0]
 
 
 def fit_judge(
     judge: Discriminator,
-    game: Any,
+    rule: Any,
     real: jax.Array,
     fake: jax.Array,
     steps: int,
@@ -50,7 +50,7 @@ def fit_judge(
 
     def loss(params: Any, key: jax.Array) -> jax.Array:
         judged: Any = judge.apply({"params": params}, x, labels)
-        return judgement_loss(game, judged)[0] + penalty(params, key)
+        return judgement_loss(rule, judged)[0] + penalty(params, key)
 
     @quick_jit
     def run() -> Any:

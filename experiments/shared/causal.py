@@ -50,6 +50,6 @@ def reach(module: Any, params: Any) -> tuple[np.ndarray, np.ndarray]:
     def out(values: jax.Array) -> jax.Array:
         return module.apply({"params": params}, values[None], jnp.zeros(1, jnp.int32))[0]
 
-    found = np.abs(np.asarray(quick_jit(jax.jacrev(out))(at))).max(1)
-    before = np.arange(size) < module.group * np.arange(found.shape[0])[:, None]
-    return found[before], found[~before]
+    slopes = np.abs(np.asarray(quick_jit(jax.jacrev(out))(at))).max(1)
+    before = np.arange(size) < module.group * np.arange(slopes.shape[0])[:, None]
+    return slopes[before], slopes[~before]

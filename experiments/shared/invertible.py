@@ -39,10 +39,10 @@ def errors(model: Any) -> tuple[float, float, float]:
     z, log_det = jax.jit(model.apply)({"params": params}, x, labels)
     back = jax.jit(lambda p, z: model.inverse(p, z, labels))(params, z)
 
-    def one(x: jax.Array, label: jax.Array) -> jax.Array:
+    def forward(x: jax.Array, label: jax.Array) -> jax.Array:
         return model.apply({"params": params}, x.reshape(1, *SHAPE), label[None])[0][0]
 
-    jacobians = jax.jit(jax.vmap(jax.jacfwd(one)))(x.reshape(3, -1), labels)
+    jacobians = jax.jit(jax.vmap(jax.jacfwd(forward)))(x.reshape(3, -1), labels)
     known = np.linalg.slogdet(np.asarray(jacobians, np.float64))[1]
     return (
         float(np.abs(back - x).max()),

@@ -37,10 +37,10 @@ def trained(method: Any, steps: int = 2000, **options: Any) -> tuple[Method, Any
 
     def run(key: jax.Array) -> Any:
         def body(state: Any, n: jax.Array) -> tuple[Any, None]:
-            own = jax.random.fold_in(key, n)
-            x0 = MEAN + STD * jax.random.normal(jax.random.fold_in(own, 1), (128, 1))
+            step_key = jax.random.fold_in(key, n)
+            x0 = MEAN + STD * jax.random.normal(jax.random.fold_in(step_key, 1), (128, 1))
             batch = {"image": x0, "label": jnp.zeros(128, jnp.int32)}
-            return m.update(state, batch, own)[0], None
+            return m.update(state, batch, step_key)[0], None
 
         return jax.lax.scan(body, m.init(key), jnp.arange(steps))[0].params
 
@@ -80,17 +80,17 @@ def compared(method: Any, spans: Sequence[tuple[float, float]], **options: Any) 
     """
     m, params = trained(method, share=0.5, **options)
     _, plain = trained(method, share=0.0, **options)
-    found = []
+    results = []
     for t, h in spans:
         check = f"error of the mean velocity from t={t:g} over h={h:g}"
-        found.append(mean_below(check, errors(params, t, h), 0.1))
-        found.append(control(mean_below(check, errors(plain, t, h), 0.1)))
+        results.append(mean_below(check, errors(params, t, h), 0.1))
+        results.append(control(mean_below(check, errors(plain, t, h), 0.1)))
     for steps in (1, 4):
         x = samples(m, params, steps)
-        found.append(mean_near(f"mean, {steps} steps", x.mean(1), MEAN, 0.06))
+        results.append(mean_near(f"mean, {steps} steps", x.mean(1), MEAN, 0.06))
         check = f"deviation, {steps} steps"
-        found.append(mean_near(check, x.std(1), STD, 0.06))
+        results.append(mean_near(check, x.std(1), STD, 0.06))
         if steps == 1:
             y = samples(m, plain, steps)
-            found.append(control(mean_near(check, y.std(1), STD, 0.06)))
-    return found
+            results.append(control(mean_near(check, y.std(1), STD, 0.06)))
+    return results

@@ -47,7 +47,7 @@ def best_line(x0: jax.Array, t: float, key: jax.Array, **options: Any) -> jax.Ar
                           **options)  # fmt: skip
     size = x0.shape[0]
     labels = jnp.zeros(size, jnp.int32)
-    batch = {"image": x0, "label": labels, "index": jnp.arange(size), "part": jnp.int32(0)}
+    batch = {"image": x0, "label": labels, "index": jnp.arange(size), "microbatch": jnp.int32(0)}
     start = model.init(key, x0[:1], jnp.zeros(1), labels[:1])["params"]
     flat, back = ravel_pytree(start)
 

@@ -52,8 +52,8 @@ class Table:
 
 def table(chains: Any = CHAINS, starts: Any = STARTS, shares: Any = SHARES) -> dict[str, jax.Array]:
     """The parameters of a `Table`."""
-    found = {"chains": chains, "starts": starts, "shares": shares}
-    return {name: jnp.asarray(a, jnp.float32) for name, a in found.items()}
+    arrays = {"chains": chains, "starts": starts, "shares": shares}
+    return {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}
 
 
 def family() -> Method:
@@ -61,10 +61,12 @@ def family() -> Method:
     return method(SPEC, Table())
 
 
-def law(next_law: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
+def distribution(next_law: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
     """P of EVERY [81] from next_law(the elements before) -> [V]."""
-    found = [np.prod([next_law(tuple(x[:n]))[x[n]] for n in range(LENGTH)]) for x in EVERY.tolist()]
-    return np.array(found)
+    probabilities = [
+        np.prod([next_law(tuple(x[:n]))[x[n]] for n in range(LENGTH)]) for x in EVERY.tolist()
+    ]
+    return np.array(probabilities)
 
 
 def conditional(before: tuple[int, ...], label: int, chains: np.ndarray = CHAINS) -> np.ndarray:
@@ -74,8 +76,8 @@ def conditional(before: tuple[int, ...], label: int, chains: np.ndarray = CHAINS
 
 def of_sequence(before: tuple[int, ...], label: int, chains: np.ndarray = CHAINS) -> float:
     """p(before | label)."""
-    found = [conditional(before[:n], label, chains)[before[n]] for n in range(len(before))]
-    return float(np.prod(found))
+    probabilities = [conditional(before[:n], label, chains)[before[n]] for n in range(len(before))]
+    return float(np.prod(probabilities))
 
 
 def marginal(before: tuple[int, ...], chains: np.ndarray = CHAINS) -> np.ndarray:
@@ -96,11 +98,11 @@ def drawn(params: Any, label: int, **options: Any) -> np.ndarray:
     return (np.asarray(tokens).reshape(SEEDS, COUNT, LENGTH) * places).sum(-1)
 
 
-def distance(indices: np.ndarray, law: np.ndarray) -> np.ndarray:
+def distance(indices: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Total variation between samples [SEEDS, COUNT] and a law, over what exact draws have.
 
     The mean distance of n exact draws is sum sqrt(p (1 - p) / n) sqrt(2 / pi) / 2, nearly.
     """
-    floor = np.sqrt(law * (1 - law) / COUNT).sum() * (2 / np.pi) ** 0.5 / 2
-    found = [np.bincount(i, minlength=len(EVERY)) / COUNT for i in indices]
-    return np.array([np.abs(f - law).sum() / 2 for f in found]) / floor
+    floor = np.sqrt(exact * (1 - exact) / COUNT).sum() * (2 / np.pi) ** 0.5 / 2
+    shares = [np.bincount(i, minlength=len(EVERY)) / COUNT for i in indices]
+    return np.array([np.abs(f - exact).sum() / 2 for f in shares]) / floor

@@ -48,8 +48,8 @@ def generative(
     options = dict(rounds="one", draws=draws, seed=0)
     classify(model, workdir, limit=model.setup.classify.batch_size, **options)
     start = time.process_time()
-    found = classify(model, workdir, noise=noise, limit=limit, **options)
-    passes = found["images"] * (1 + sum(std > 0 for std in noise))
+    classified = classify(model, workdir, noise=noise, limit=limit, **options)
+    passes = classified["images"] * (1 + sum(std > 0 for std in noise))
     family = model.setup.config.method.name.split(".")[0]
     return {
         "classifier": f"{Path(workdir).name} ({family})",
@@ -57,17 +57,17 @@ def generative(
         "images_seen": model.images_seen,
         "bits_per_dim": bits(model, Path(workdir)),
         "cpu_seconds_per_image": (time.process_time() - start) / passes,
-        **found,
+        **classified,
     }
 
 
 def bits(model: Model, workdir: Path) -> dict[str, Any] | None:
     """value and kind of the likelihood's receipt, where it is of these parameters."""
     path = workdir / "receipts" / "likelihood_test.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    if (found.get("images_seen"), found.get("ema")) != (model.images_seen, model.ema):
+    receipt = json.loads(path.read_text()) if path.is_file() else {}
+    if (receipt.get("images_seen"), receipt.get("ema")) != (model.images_seen, model.ema):
         return None
-    return {"value": found["bits_per_dim"], "kind": found["kind"]}
+    return {"value": receipt["bits_per_dim"], "kind": receipt["kind"]}
 
 
 def discriminative(
@@ -85,8 +85,8 @@ def discriminative(
         images = images_of(model.setup, source, order, std)
         log_probabilities(images)
         start = time.process_time()
-        found = log_probabilities(images)
-        return found, (time.process_time() - start) / len(images)
+        log_probs = log_probabilities(images)
+        return log_probs, (time.process_time() - start) / len(images)
 
     clean, cost = scores(0.0)
     pair = cross_fitted(clean, labels)
@@ -126,7 +126,7 @@ def references(model: Model, workdir: str, noise: Sequence[float], limit: int) -
 
 def shown(row: Row) -> dict[str, Any]:
     """A row as the table has it."""
-    found, low_high = row["tempered"], sorted(row["temperatures"])
+    tempered, low_high = row["tempered"], sorted(row["temperatures"])
     known = row["bits_per_dim"]
     bound = "" if known and known["kind"] == "exact" else "<= "
     return {
@@ -135,9 +135,9 @@ def shown(row: Row) -> dict[str, Any]:
         "bits/dim": f"{bound}{known['value']:.3f}" if known else "-",
         "right": f"{100 * row['accuracy']:.1f} %",
         "NLL": row["nll"],
-        "at T": found["nll"],
+        "at T": tempered["nll"],
         "ECE": row["ece"],
-        "ECE at T (floor)": f"{found['ece']:.4f} ({found['ece_floor']:.4f})",
+        "ECE at T (floor)": f"{tempered['ece']:.4f} ({tempered['ece_floor']:.4f})",
         "T": "{:.3g}, {:.3g}".format(*low_high),
         "calls": f"{row['calls_per_image']:.0f}",
         "CPU ms": 1000 * row["cpu_seconds_per_image"],
@@ -161,8 +161,8 @@ def picture(rows: Sequence[Row], title: str) -> plt.Figure:
         points = sorted(levels.items())
         axes[0].plot(*zip(*points, strict=True), label=row["classifier"], **style)
         noisy = min((n for n in row["noise"] if n["std"]), key=lambda n: n["std"], default=row)
-        for axis, found in zip(axes[1:], (noisy, noisy["tempered"]), strict=True):
-            bins = found["reliability"]
+        for axis, section in zip(axes[1:], (noisy, noisy["tempered"]), strict=True):
+            bins = section["reliability"]
             some = np.array(bins["count"]) >= FEWEST
             x, y = (np.array(bins[k], np.float64)[some] for k in ("confidence", "accuracy"))
             axis.plot(x, y, **style)

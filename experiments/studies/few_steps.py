@@ -71,8 +71,8 @@ def study(it: Subject, samples: int, names: Sequence[str] = ()) -> list[Row]:
             start = time.monotonic()
             images, calls = it.draw(samples, solver=section, steps=steps, guidance=1.0)
             off = float(np.sqrt(np.mean((images - truth) ** 2))) if flows else "-"
-            found = it.scores(images)["frechet"]
-            rows.append(dict(solver=name, steps=steps, calls=calls, frechet=found, rms=off))
+            distance = it.scores(images)["frechet"]
+            rows.append(dict(solver=name, steps=steps, calls=calls, frechet=distance, rms=off))
             print(rows[-1], f"{time.monotonic() - start:.1f} s", flush=True)
     return rows
 
@@ -83,13 +83,13 @@ def picture(rows: Sequence[Row], floor: Row, title: str) -> plt.Figure:
     names = list(dict.fromkeys(row["solver"] for row in rows[1:]))
     colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(names), 2)))
     for name, colour in zip(names, colours, strict=False):
-        own = [row for row in rows if row["solver"] == name]
-        flows = own[0]["rms"] != "-"
-        calls = [r["calls"] for r in own]
+        of_solver = [row for row in rows if row["solver"] == name]
+        flows = of_solver[0]["rms"] != "-"
+        calls = [r["calls"] for r in of_solver]
         style = dict(color=colour, marker="o", linestyle="-" if flows else ":", label=name)
-        axes[0].plot(calls, [r["frechet"] for r in own], **style)
+        axes[0].plot(calls, [r["frechet"] for r in of_solver], **style)
         if flows:
-            axes[1].plot(calls, [r["rms"] for r in own], **style)
+            axes[1].plot(calls, [r["rms"] for r in of_solver], **style)
     axes[0].axhline(rows[0]["frechet"], color="k", linewidth=1, label="the flow itself")
     axes[0].axhline(floor["frechet"], color="k", linestyle="--", linewidth=1, label="train to test")
     axes[0].set_ylabel("Frechet distance (classifier features)")

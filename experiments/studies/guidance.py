@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.studies.trained import Row, Subject, keep, parser, subject, write, written
 from jaxgen import api
-from jaxgen.metrics.extractors.classifier import Network
+from jaxgen.metrics.extractors.classifier import ConvNet
 
 Sections = list[Any]
 
@@ -81,7 +81,7 @@ def sampled(name: str, steps: int) -> dict[str, Any]:
 
 def branches(it: Subject) -> dict[str, Any]:
     """What guidance may ask: the guide's logits of clean estimates, and its log p(label)."""
-    network = Network(it.classes)
+    network = ConvNet(it.classes)
 
     def logits(x0: jax.Array, t: jax.Array) -> jax.Array:
         outputs: Any = network.apply({"params": it.guide.params}, jnp.clip(x0, -1, 1))
@@ -140,11 +140,19 @@ def picture(rows: Sequence[Row], floor: Row, title: str, samples: int) -> plt.Fi
     colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(names), 2)))
     panels = ((left, "recall", "precision"), (right, "wrong", "frechet"))
     for name, colour in zip(names, colours, strict=False):
-        own = [row for row in rows if row["guidance"] == name]
+        of_guidance = [row for row in rows if row["guidance"] == name]
         for axes, x, y in panels:
             style = dict(color=colour, linewidth=2.5 if name == "cfg" else 1.2, marker="o")
-            axes.plot([r[x] for r in own], [r[y] for r in own], markersize=4, label=name, **style)
-            axes.plot(own[-1][x], own[-1][y], marker="s", markersize=8, color=colour)
+            axes.plot(
+                [r[x] for r in of_guidance],
+                [r[y] for r in of_guidance],
+                markersize=4,
+                label=name,
+                **style,
+            )
+            axes.plot(
+                of_guidance[-1][x], of_guidance[-1][y], marker="s", markersize=8, color=colour
+            )
     for axes, x, y in panels:
         axes.plot(floor[x], floor[y], "k*", markersize=14, label="training images")
         axes.set(xlabel=x, ylabel=y)

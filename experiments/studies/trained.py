@@ -53,8 +53,8 @@ class Subject:
 
         The noise of image i is the same whatever the options. One batch, one program.
         """
-        parts = self.model.setup
-        chosen = make_sampler(parts, sample_options(parts, options))
+        setup = self.model.setup
+        chosen = make_sampler(setup, sample_options(setup, options))
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(count))
         weights = self.model.weights(None) if params is None else params
         images = chosen.fn(weights, keys, balanced_labels(count, self.classes))
@@ -70,26 +70,26 @@ class Subject:
         if good.mean() < 0.5:
             return dict(frechet=np.nan, precision=np.nan, recall=np.nan, accuracy=0.0)
         made = self._side(images[good], labels[good])
-        found = self._scores(made)
+        scored = self._scores(made)
         assert made.probabilities is not None
         right = (made.probabilities.argmax(1) == labels[good]).sum() / len(images)
-        return found | {"accuracy": float(right)}
+        return scored | {"accuracy": float(right)}
 
     def floor(self, count: int) -> Row:
         """The scores that `count` images of the training half have against the test half."""
         order = np.argsort(self.train["label"], kind="stable")
         rows = np.random.default_rng(0).permutation(order)[:count]
-        found = self._scores(self._side(self.train["image"][rows], self.train["label"][rows]))
+        scored = self._scores(self._side(self.train["image"][rows], self.train["label"][rows]))
         images, labels = quantise(self.test["image"]), self.test["label"]
-        return found | {"accuracy": self.scorer.accuracy(images, labels)}
+        return scored | {"accuracy": self.scorer.accuracy(images, labels)}
 
     def _scores(self, made: Side) -> Row:
         names = {"fid": "frechet", "precision_k3": "precision", "recall_k3": "recall"}
-        found = feature_scores(
+        scored = feature_scores(
             self.scorer, made, self._learnt, self._known, scores=[*names], intervals=0
         )
         return {
-            said: found[title(name, self.scorer, None)]["value"] for name, said in names.items()
+            said: scored[title(name, self.scorer, None)]["value"] for name, said in names.items()
         }
 
     def _side(self, images: np.ndarray, labels: np.ndarray) -> Side:
@@ -120,13 +120,15 @@ def subject(workdir: str | Path) -> Subject:
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
     """--workdir, --samples, --out; `description` is the module's."""
-    found = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--workdir", required=True, help="of a trained diffusion model")
-    found.add_argument("--samples", type=int, default=1000, help="images a point")
-    found.add_argument("--out", default=out, help="the figure; the numbers go beside it as JSON")
-    return found
+    arguments.add_argument("--workdir", required=True, help="of a trained diffusion model")
+    arguments.add_argument("--samples", type=int, default=1000, help="images a point")
+    arguments.add_argument(
+        "--out", default=out, help="the figure; the numbers go beside it as JSON"
+    )
+    return arguments
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -150,8 +152,8 @@ def write(rows: Sequence[Row], out: str | Path) -> None:
 def written(out: str | Path) -> list[Row]:
     """The rows that `write` left, none where it did not."""
     path = Path(out).with_suffix(".json")
-    found = json.loads(path.read_text()) if path.exists() else []
-    return [{k: float("nan") if v is None else v for k, v in row.items()} for row in found]
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [{k: float("nan") if v is None else v for k, v in row.items()} for row in rows]
 
 
 def keep(figure: plt.Figure, rows: Sequence[Row], out: str | Path) -> None:

@@ -64,7 +64,7 @@ PROTOTYPES = np.array(
 
 def checks() -> list[Check]:
     """The quantiser alone, one update by hand, and both stages on four prototypes."""
-    found = []
+    results = []
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.normal(size=(8, 4, 4, 6)), jnp.float32)
     quantiser = quantisers.nearest(50, width=6)
@@ -74,8 +74,8 @@ def checks() -> list[Check]:
     wrong = np.asarray(quantiser.quantise(book, z, None).code) != best
     # The inner product alone leaves out the codes' lengths.
     inner = (np.asarray(z) @ codes.T).argmax(-1) != best
-    found.append(below("tokens that are not brute force's", wrong.sum(), 0))
-    found.append(above("the same by inner product alone", inner.sum(), 10))
+    results.append(below("tokens that are not brute force's", wrong.sum(), 0))
+    results.append(above("the same by inner product alone", inner.sum(), 10))
     weight = jnp.asarray(rng.normal(size=z.shape), jnp.float32)
 
     def plain(z: jax.Array) -> jax.Array:
@@ -84,21 +84,21 @@ def checks() -> list[Check]:
 
     through = jax.grad(lambda z: (weight * quantiser.quantise(book, z, None).z).sum())(z)
     error, lost = (float(jnp.abs(g - weight).max()) for g in (through, jax.grad(plain)(z)))
-    found.append(below("gradient through the quantiser from the identity's", error, 1e-6))
-    found.append(above("the same without straight-through", lost, 1.0))
+    results.append(below("gradient through the quantiser from the identity's", error, 1e-6))
+    results.append(above("the same without straight-through", lost, 1.0))
 
-    found += adaptive(rng)
+    results += adaptive(rng)
 
     # The second stage is the table of counts, the optimum of a model of one token given the class.
     for levels in (8, 2):
         distance = two_stages(levels, rng)
         if levels == 8:
-            found.append(below("total variation of sampled prototypes", distance, 0.05))
+            results.append(below("total variation of sampled prototypes", distance, 0.05))
         else:
             # Two images at most: what is left of the law's two largest shares, at least.
             left = 1 - max(np.sort(row)[-2:].sum() for row in LAW)
-            found.append(above("total variation with two codes for four", distance, left - 0.02))
-    return found
+            results.append(above("total variation with two codes for four", distance, left - 0.02))
+    return results
 
 
 def two_stages(levels: int, rng: np.random.Generator) -> float:
@@ -122,9 +122,9 @@ def two_stages(levels: int, rng: np.random.Generator) -> float:
 
 def data(key: jax.Array, label: jax.Array) -> jax.Array:
     """Images [B, 2, 2, 1]: a prototype by the class's law, and a little noise."""
-    one, two = jax.random.split(key)
-    which = jax.random.categorical(one, jnp.log(jnp.asarray(LAW))[label])
-    noise = 0.05 * jax.random.normal(two, (len(label), 4))
+    class_key, noise_key = jax.random.split(key)
+    which = jax.random.categorical(class_key, jnp.log(jnp.asarray(LAW))[label])
+    noise = 0.05 * jax.random.normal(noise_key, (len(label), 4))
     return (jnp.asarray(PROTOTYPES)[which] + noise).reshape(-1, 2, 2, 1)
 
 
@@ -176,9 +176,9 @@ def adaptive(rng: np.random.Generator) -> list[Check]:
     z = net["codebook"]["codes"][tokens.reshape(-1)]
     last = net["net"]["decoder"]["conv_out"]
     x, made = np.asarray(images, np.float64).reshape(-1, 4), z @ last["kernel"] + last["bias"]
-    one = z.T @ (2 * (made - x)) / x.size
-    two = z.T @ (-2 * made * net["discriminator"]["out"]["kernel"][:, 0]) / 16
-    ratio = np.linalg.norm(one) / (np.linalg.norm(two) + 1e-4)
+    distance_slope = z.T @ (2 * (made - x)) / x.size
+    adversarial_slope = z.T @ (-2 * made * net["discriminator"]["out"]["kernel"][:, 0]) / 16
+    ratio = np.linalg.norm(distance_slope) / (np.linalg.norm(adversarial_slope) + 1e-4)
     value = float(metrics["adaptive_weight"])
     return [
         near("adaptive weight over the ratio by hand", value / ratio, 1.0, 1e-4),

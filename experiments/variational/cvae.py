@@ -69,8 +69,8 @@ def checks() -> list[Check]:
     for use in (True, False):
         method, params = trained(use)
         label = labels if use else jnp.full_like(labels, 3)
-        found = np.asarray(method.log_prob(samples=1)(params, x, label, keys))
-        gaps[use] = (exact - found).mean(), (exact - found).std() / len(given) ** 0.5
+        estimates = np.asarray(method.log_prob(samples=1)(params, x, label, keys))
+        gaps[use] = (exact - estimates).mean(), (exact - estimates).std() / len(given) ** 0.5
         sampler = method.sampler(pixels="sample")
         made = np.asarray(sampler(params, keys, label)).reshape(-1, 2)
         means = np.stack([made[given == c].mean(0) for c in range(3)])

@@ -61,10 +61,10 @@ def expectation_gradients(power: int) -> tuple[np.ndarray, np.ndarray]:
         return (posterior.sample(head, eps)[:, 0] ** power).mean()
 
     head = {"mean": jnp.array([0.7]), "log_scale": jnp.log(jnp.array([0.5]))}
-    found = jax.grad(mean)(head)
+    slopes = jax.grad(mean)(head)
     m, s = 0.7, 0.5
     exact = {2: (2 * m, 2 * s * s), 4: (4 * m**3 + 12 * m * s * s, 12 * m * m * s * s + 12 * s**4)}
-    return np.array([found["mean"][0], found["log_scale"][0]]), np.array(exact[power])
+    return np.array([slopes["mean"][0], slopes["log_scale"][0]]), np.array(exact[power])
 
 
 def checks() -> list[Check]:
@@ -88,7 +88,7 @@ def checks() -> list[Check]:
         below("covariance of rank-one draws", np.abs(np.cov(draws.T) - covariance).max(), 0.0127),
     ]
     for power in (2, 4):
-        found, known = expectation_gradients(power)
+        estimated, known = expectation_gradients(power)
         # Each estimate's standard error is below 0.02 of its value here; four of them.
-        out.append(below(f"gradient of E z^{power}", np.abs(found / known - 1).max(), 0.02))
+        out.append(below(f"gradient of E z^{power}", np.abs(estimated / known - 1).max(), 0.02))
     return out

@@ -70,9 +70,9 @@ def checks() -> list[Check]:
     exact = norm(0, std).logpdf(np.asarray(x))
     gaps, errors = {}, {}
     for k in (1, 5, 50, 200):
-        found = np.asarray(importance_bound(weights(x, k, jax.random.key(k))))
-        gaps[k] = exact.mean() - found.mean()
-        errors[k] = (found - exact).std() / COUNT**0.5
+        bounds = np.asarray(importance_bound(weights(x, k, jax.random.key(k))))
+        gaps[k] = exact.mean() - bounds.mean()
+        errors[k] = (bounds - exact).std() / COUNT**0.5
     averaged = np.asarray(weights(x, 50, jax.random.key(1)).mean(0))
     unmoved = exact.mean() - averaged.mean()
     spread = 4 * (errors[1] + (averaged - exact).std() / COUNT**0.5)

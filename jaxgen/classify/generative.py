@@ -104,14 +104,14 @@ def classify(
         calls += fresh.size
         errors[active[:, None], candidates, done:upto] = fresh
         lived[active[:, None], candidates] = done = upto
-        own = errors[active[:, None], candidates, :done]
-        order = np.argsort(own.mean(2), axis=1, kind="stable")
+        of_candidates = errors[active[:, None], candidates, :done]
+        order = np.argsort(of_candidates.mean(2), axis=1, kind="stable")
         candidates = np.take_along_axis(candidates, order, 1)
         labels[active] = candidates[:, 0]
         going = np.full(len(active), keep > 1)
         if confidence is not None and upto > 1:
-            own = np.take_along_axis(own, order[:, :, None], 1)
-            behind = own[:, 1:] - own[:, :1]
+            of_candidates = np.take_along_axis(of_candidates, order[:, :, None], 1)
+            behind = of_candidates[:, 1:] - of_candidates[:, :1]
             spread = behind.std(2, ddof=1) / np.sqrt(upto)
             going &= (behind.mean(2) < confidence * spread).any(1)
         active, candidates = active[going], candidates[going, :keep]
@@ -146,13 +146,13 @@ def _program(error: Callable[..., jax.Array], draws: int, fresh: int) -> Callabl
     ) -> jax.Array:
         size, alive = labels.shape
         rows = jnp.repeat(x, alive, axis=0)
-        own = jnp.repeat(keys, alive, axis=0)
+        repeated = jnp.repeat(keys, alive, axis=0)
 
-        def one(number: jax.Array) -> jax.Array:
+        def of_draw(number: jax.Array) -> jax.Array:
             draw = jnp.full(size * alive, number)
-            return error(params, rows, labels.reshape(-1), own, draw, draws)
+            return error(params, rows, labels.reshape(-1), repeated, draw, draws)
 
-        out = jax.lax.map(one, first + jnp.arange(fresh))
+        out = jax.lax.map(of_draw, first + jnp.arange(fresh))
         return out.T.reshape(size, alive, fresh)
 
     return program
@@ -170,12 +170,12 @@ def _in_batches(
 ) -> np.ndarray:
     """The program over all active images, `size` at a time; the last batch is padded."""
     size = min(size, len(images))
-    parts = []
+    batches = []
     for start in range(0, len(active), size):
         chosen = active[start : start + size]
         padded = np.resize(chosen, size)
         labels = np.resize(candidates[start : start + size], (size, candidates.shape[1]))
         x = jnp.asarray(np.asarray(images[padded]), jnp.float32)
         out = program(params, x, jnp.asarray(labels), keys[padded], jnp.int32(first))
-        parts.append(np.asarray(out)[: len(chosen)])
-    return np.concatenate(parts)
+        batches.append(np.asarray(out)[: len(chosen)])
+    return np.concatenate(batches)

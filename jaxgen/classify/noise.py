@@ -24,7 +24,7 @@ def add_noise(spec: Spec, images: jax.Array, keys: jax.Array, std: float) -> jax
 
 
 def noise_levels(spec: Spec, given: Sequence[float]) -> tuple[float, ...]:
-    """The standard deviations asked for. Raises UsageError for what cannot be had of this data."""
+    """The standard deviations asked for. Raises UsageError for what the data do not allow."""
     levels = tuple(float(std) for std in given)
     if levels and (spec.tokens or spec.levels is None):
         kind = "tokens" if spec.tokens else "real numbers"

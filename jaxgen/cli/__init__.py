@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
+import logging
+import math
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from jaxgen.run.model import Model
 
 COMMANDS = (
     *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "encode"),
@@ -39,24 +44,42 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         module.arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, prefixes=getattr(module, "PREFIXES", ()))
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
+    from jaxgen.files import piped
+
+    # The user's own modules lie beside the call: as `python -m jaxgen` has it.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    args, rest = parser().parse_known_args(arguments)
+    with piped():
+        return _answered(args, rest)
+
+
+def _answered(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run a parsed command line; returns the exit code."""
+    import jax
+
+    from jaxgen import config as configs
     from jaxgen.errors import Failure, UsageError
+    from jaxgen.files import json_text
     from jaxgen.training import hosts
     from jaxgen.training.interrupt import Interrupted
     from jaxgen.training.watch import exit_code, watched
 
-    args, rest = parser().parse_known_args(arguments)
+    _quieten()
     try:
-        prefix = "--config." if hasattr(args, "config") else "--sample."
-        taken = hasattr(args, "config") or hasattr(args, "guidance")
-        _check_paths(args)
-        args.overrides = _overrides(rest, prefix if taken else None)
-        with watched():
+        _expand(args)
+        args.overrides = _overrides(rest, "--config.", args.prefixes)
+        args.sampling = _overrides(rest, "--sample.", args.prefixes)
+        if jax.config.read("jax_enable_x64"):  # for threads too, which a context does not reach
+            print("jaxgen: JAX_ENABLE_X64 is passed over: models are float32", file=sys.stderr)
+            jax.config.update("jax_enable_x64", False)
+        with watched(), configs.trust(*(getattr(args, "trust", None) or ())):
             result: dict[str, Any] = args.run(args)
     except UsageError as error:
         print(f"{hosts.prefix()}jaxgen: error: {error}", file=sys.stderr)
@@ -67,58 +90,132 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"{hosts.prefix()}jaxgen: {stop}", file=sys.stderr)
         return stop.code
+    except RuntimeError as error:
+        if "initialize backend" not in str(error):
+            raise
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error).splitlines()[0]
+        print(f"jaxgen: error: JAX_PLATFORMS: got {platforms!r}: {why}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        why = error.strerror or str(error)
+        print(f"{hosts.prefix()}jaxgen: error: {where}{why}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{hosts.prefix()}jaxgen: stopped by SIGINT", file=sys.stderr)
         return 130
     if args.json and hosts.first():
-        print(json.dumps(result, sort_keys=True))
+        print(json_text(result, indent=None))
     return 0
 
 
-def _check_paths(args: argparse.Namespace) -> None:
-    """Refuse addresses of other machines before any work; see `jaxgen.paths`.
+def _quieten() -> None:
+    """Keep back what a full disk makes libraries print, on top of the error that we answer."""
+    import absl.logging
 
-    But for `launch`, which mounts buckets itself.
-    """
-    from jaxgen.paths import local
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    for library in ("asyncio", "concurrent.futures"):
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+    usual = sys.unraisablehook
 
-    if args.command == "launch":
-        return
-    for option, given in vars(args).items():
-        for value in given if isinstance(given, list) else [given]:
-            # module:function and count:label are no addresses.
-            if isinstance(value, str) and "://" in value:
-                local(f"--{option}", value)
+    def hook(unraisable: Any) -> None:
+        # Of callbacks in tensorstore's threads, after the save that they belong to has failed.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            usual(unraisable)
+
+    sys.unraisablehook = hook
 
 
-def _overrides(rest: Sequence[str], prefix: str | None) -> list[str]:
-    """`--config.a.b=1` and `--config.a.b 1` as `a.b=1`. Anything else is an error."""
+def _overrides(rest: Sequence[str], prefix: str, prefixes: Sequence[str]) -> list[str]:
+    """`--config.a.b=1` and `--config.a.b 1` as `a.b=1`, of one prefix; any other is an error."""
     from jaxgen.errors import invalid
 
     out: list[str] = []
     words = list(rest)
     while words:
         word = words.pop(0)
-        if prefix is None or not word.startswith(prefix):
+        if not word.startswith(tuple(prefixes)) or not prefixes:
             raise invalid("command line", word, "the options that --help lists")
-        assignment = word.removeprefix(prefix)
-        if "=" not in assignment:
+        if "=" not in word:
             if not words or words[0].startswith("--"):
                 raise invalid("command line", word, f"{word}=VALUE")
-            assignment += "=" + words.pop(0)
-        out.append(assignment)
+            word += "=" + words.pop(0)
+        if word.startswith(prefix):
+            out.append(word.removeprefix(prefix))
     return out
+
+
+PLACES = ("workdir", "out", "tokenizer", "reference", "train", "images", "weights", "init_from")
+
+
+def _expand(args: argparse.Namespace) -> None:
+    """`~` in options that are paths (`--out=~/x` reaches us as it is); URLs are refused."""
+    from jaxgen.files import local
+
+    for name in PLACES:
+        value = getattr(args, name, None)
+        if isinstance(value, str):
+            setattr(args, name, str(local(f"--{name}", value)))
+        elif isinstance(value, list):
+            setattr(args, name, [str(local(f"--{name}", each)) for each in value])
+
+
+def number(text: str) -> float:
+    """A finite number, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a finite number")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed, for argparse: a whole number of 32 bits."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 0 to 4294967295 (2^32 - 1)")
+    return int(text)
+
+
+def model_arguments(parser: argparse.ArgumentParser, workdir: bool = True) -> None:
+    """Options of every command that loads a trained model. workdir: whether it has to be given."""
+    parser.add_argument("--workdir", required=workdir, default=None, help="folder of the run")
+    parser.add_argument("--ema", default=None, help="which average of the parameters")
+    parser.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
+    trust_argument(parser)
+
+
+def trust_argument(parser: argparse.ArgumentParser) -> None:
+    """--trust."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=None,
+        metavar="MODULE",
+        help="a module besides jaxgen's own that a workdir's config may call; may be repeated",
+    )
+
+
+def loaded(args: argparse.Namespace) -> Model:
+    """The model that was asked for; --config.data.KEY=VALUE says where its data are now."""
+    from jaxgen.api import load
+
+    return load(args.workdir, tokenizer=args.tokenizer, data=args.overrides)
 
 
 def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked of the sampler: --solver, --steps and every --sample.KEY=VALUE."""
     from jaxgen.config import literal
 
-    found = {k: getattr(args, k) for k in ("solver", "steps") if getattr(args, k) is not None}
-    for assignment in args.overrides:
+    options = {k: getattr(args, k) for k in ("solver", "steps") if getattr(args, k) is not None}
+    for assignment in args.sampling:
         key, _, text = assignment.partition("=")
-        found[key] = literal(text)
-    return found
+        options[key] = literal(text)
+    return options
 
 
 if __name__ == "__main__":

@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jaxgen.cli import loaded, model_arguments, seed
+
+PREFIXES = ("--config.data.",)
+"""Free options: where the data are now."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen classify`."""
-    parser.add_argument("--workdir", required=True)
+    model_arguments(parser)
     parser.add_argument("--split", choices=("train", "test"), default=None, help="default: test")
     parser.add_argument(
         "--images", default=None, help="a folder, a .npy or a .npz in the place of a split"
     )
-    parser.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
     parser.add_argument("--draws", type=int, default=None, help="noise draws per class at most")
     parser.add_argument(
         "--rounds",
@@ -28,19 +32,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--noise", default=None, help="noise in the images, e.g. 0,.1,.2: standard deviations"
     )
     parser.add_argument("--limit", type=int, default=None, help="images to classify (0: all)")
-    parser.add_argument("--ema", default=None)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=seed, default=None)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Classify; returns accuracy, calibration, network calls and seconds."""
-    from jaxgen.api import classify, load
+    from jaxgen.api import classify
     from jaxgen.errors import invalid
 
     if args.split is not None and args.images is not None:
         raise invalid("--images and --split", "both", "one of the two")
     return classify(
-        load(args.workdir, tokenizer=args.tokenizer),
+        loaded(args),
         args.workdir,
         split=args.split or "test",
         images=args.images,

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jaxgen.cli import trust_argument
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen compare`."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir, or a receipt's file")
     parser.add_argument("--out", default="compare.html", help="the page (compare.html)")
+    trust_argument(parser)
     parser.add_argument(
         "--force", action="store_true", help="compare unlike scores too, and say what differs"
     )

@@ -9,6 +9,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jaxgen.cli import trust_argument
+
+PREFIXES = ("--config.",)
+"""Free options: `--config.KEY=VALUE`."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen encode`."""
@@ -20,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder", required=True, help="a name in jaxgen.frozen.encoders, or dict(name=..., ...)"
     )
     parser.add_argument("--out", required=True, help="x.npz")
+    trust_argument(parser)
     parser.add_argument("--flips", action="store_true", help="of the mirrored images too")
     parser.add_argument("--batch_size", type=int, default=256)
 
@@ -37,10 +43,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise invalid("--workdir and --config", given, "one of the two")
     config = configs.load(args.config) if args.workdir is None else saved_config(args.workdir)
     configs.override(config, args.overrides, TOP)
-    return encode(
-        config,
-        configs.literal(args.encoder),
-        args.out,
-        flips=args.flips,
-        batch_size=args.batch_size,
-    )
+    # A workdir's config may be somebody else's.
+    with configs.foreign(None if args.workdir is None else configs.trusted()):
+        return encode(
+            config,
+            configs.literal(args.encoder),
+            args.out,
+            flips=args.flips,
+            batch_size=args.batch_size,
+        )

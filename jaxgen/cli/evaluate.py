@@ -10,14 +10,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jaxgen.cli import loaded, model_arguments, number, seed
+
+PREFIXES = ("--sample.", "--config.data.")
+"""Free options: of the sampler; where the data are now."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen evaluate`."""
-    parser.add_argument("--workdir", default=None)
+    model_arguments(parser, workdir=False)
     parser.add_argument(
         "--samples", default=None, help="how many (with --workdir), or where they are"
     )
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=seed, default=None)
     parser.add_argument(
         "--features",
         default=None,
@@ -36,12 +41,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     model = parser.add_argument_group("samples of a model (--workdir)")
     model.add_argument(
-        "--guidance", type=float, action="append", default=None, help="may be repeated"
+        "--guidance", type=number, action="append", default=None, help="may be repeated"
     )
     model.add_argument("--solver", default=None)
     model.add_argument("--steps", type=int, default=None)
-    model.add_argument("--ema", default=None)
-    model.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
     files = parser.add_argument_group("samples that are there already (--reference)")
     files.add_argument(
         "--reference", default=None, help="a folder of images, a .npy, a .npz; or mu and sigma"
@@ -56,7 +59,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--background", default=None, help="behind images that lose their alpha (default: white)"
     )
-    files.add_argument("--out", default=None, help="write the receipt here too (.json)")
+    parser.add_argument(
+        "--out",
+        default=None,
+        help="x.json: the receipts (of --workdir: in the place of its receipts/)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,11 +77,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_model(args: argparse.Namespace) -> dict[str, Any]:
-    from jaxgen.api import evaluate, load
+    from jaxgen.api import evaluate
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
 
-    for option in ("train", "range", "channels", "background", "out"):
+    for option in ("train", "range", "channels", "background"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --reference")
     try:
@@ -84,7 +91,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
         raise invalid("--samples", args.samples, "a number with --workdir", hint) from error
     options = sampler_options(args)
     return evaluate(
-        load(args.workdir, tokenizer=args.tokenizer),
+        loaded(args),
         args.workdir,
         samples=samples,
         guidance=args.guidance,
@@ -95,6 +102,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
         weights=args.weights,
         scores=None if args.scores is None else args.scores.split(","),
         intervals=args.intervals,
+        out=args.out,
         **options,
     )
 
@@ -103,11 +111,12 @@ def _of_files(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.api import evaluate_files
     from jaxgen.errors import invalid
 
-    for option in ("guidance", "solver", "steps", "ema", "tokenizer"):
+    for option in ("guidance", "solver", "steps", "ema", "tokenizer", "trust"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --workdir")
-    if args.overrides:
-        raise invalid("--sample", ", ".join(args.overrides), "only with --workdir")
+    if args.overrides or args.sampling:
+        given = ", ".join([*args.overrides, *args.sampling])
+        raise invalid("--sample, --config.data", given, "only with --workdir")
     if args.samples is None:
         raise invalid("--samples", None, "a folder of images, a .npy or a .npz file")
     return evaluate_files(

@@ -19,6 +19,10 @@ GCLOUD = "https://cloud.google.com/sdk/docs/install"
 SLURM = "https://slurm.schedmd.com/quickstart_admin.html"
 
 
+PREFIXES = ("--config.",)
+"""Free options: `--config.KEY=VALUE`."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen launch tpu-vm` and `jaxgen launch slurm`."""
     where = parser.add_subparsers(dest="where", required=True, metavar="WHERE")

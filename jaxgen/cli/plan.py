@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+PREFIXES = ("--config.",)
+"""Free options: `--config.KEY=VALUE`."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen plan`."""

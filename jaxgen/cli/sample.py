@@ -10,10 +10,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from jaxgen.cli import loaded, model_arguments, number, seed
+
+PREFIXES = ("--sample.", "--config.data.")
+"""Free options: of the sampler; where the data are now."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen sample`."""
-    parser.add_argument("--workdir", required=True)
+    model_arguments(parser)
     parser.add_argument(
         "--labels", default=None, help="e.g. 0,1,2 or 0-9 or 3:20 or dog,cat:20 (default: all)"
     )
@@ -21,17 +26,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--per_label", type=int, default=8, help="images for each label without a count"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="image i depends on (seed, i, label) alone"
+        "--seed", type=seed, default=0, help="image i depends on (seed, i, label) alone"
     )
     parser.add_argument(
-        "--guidance", type=float, default=None, help="scale w; 1 is the plain model"
+        "--guidance", type=number, default=None, help="scale w; 1 is the plain model"
     )
     parser.add_argument("--solver", default=None)
     parser.add_argument("--steps", type=int, default=None, help="solver steps")
-    parser.add_argument("--ema", default=None, help="which average of the parameters")
     parser.add_argument("--weak_ema", default=None, help="worse parameters, for autoguidance")
     parser.add_argument("--batch_size", type=int, default=None)
-    parser.add_argument("--tokenizer", default=None, help="its workdir, where it was moved")
     parser.add_argument(
         "--codes",
         action="store_true",
@@ -50,17 +53,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample and write; returns what was made and how fast."""
-    from jaxgen.api import check_out, load, write_samples
+    import signal
+
+    from jaxgen.api import Output
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
+    from jaxgen.training.interrupt import Interrupted, Interrupts
     from jaxgen.training.log import say
 
     outs = args.out or (["samples.npz"] if args.codes else ["samples.png"])
     if args.codes and not all(out.endswith(".npz") for out in outs):
         raise invalid("--codes", ", ".join(outs), "--out x.npz: pictures are what is decoded")
-    for out in outs:
-        check_out(out, replace=args.replace)
-    model = load(args.workdir, tokenizer=args.tokenizer)
+    outputs = [Output(out, replace=args.replace) for out in outs]
+    model = loaded(args)
     labels, columns = parse_labels(args.labels, args.per_label, model.setup.spec.class_names)
     changes = sampler_options(args)
     if args.guidance is not None:
@@ -70,26 +75,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise invalid("--weak_ema", args.weak_ema, "together with --guidance W")
         section = {"name": "autoguidance.autoguidance", "weight": args.guidance}
         changes["guidance"] = [section]
-    samples = model.sample(
-        labels,
-        seed=args.seed,
-        ema=args.ema,
-        weak=args.weak_ema,
-        batch_size=args.batch_size,
-        show=True,
-        decode=not args.codes,
-        **changes,
-    )
-    paths = [
-        str(write_samples(p, samples, columns, model.setup.spec, replace=args.replace))
-        for p in outs
-    ]
+
+    def keep(first: int, images: Any) -> None:
+        for output in outputs:
+            output.add(first, images, labels, model.setup.spec.class_names)
+
+    with Interrupts() as interrupts:
+        samples = model.sample(
+            labels,
+            seed=args.seed,
+            ema=args.ema,
+            weak=args.weak_ema,
+            batch_size=args.batch_size,
+            stop=interrupts.reached,
+            each=keep,
+            show=True,
+            decode=not args.codes,
+            **changes,
+        )
+        count = len(samples.labels)
+        for output in outputs if count else ():
+            output.close(samples, columns, model.setup.spec)
+        paths = [str(output.path) for output in outputs]
+        if count < len(labels):
+            kept = f" -> {', '.join(paths)}" if count else "; nothing was written"
+            stopped = f"stopped after {count} of {len(labels)} images{kept}"
+            raise Interrupted(interrupts.number or signal.SIGINT, stopped)
     say(
-        f"{len(labels)} images, {samples.steps} steps, {samples.calls:g} network calls an image, "
+        f"{count} images, {samples.steps} steps, {samples.calls:g} network calls an image, "
         f"{samples.images_per_second:.1f} images/s -> {', '.join(paths)}"
     )
     return {
-        "images": len(labels),
+        "images": count,
         "steps": samples.steps,
         "network_calls": samples.calls,
         "images_per_second": samples.images_per_second,

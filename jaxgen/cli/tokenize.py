@@ -8,10 +8,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jaxgen.cli import trust_argument
+
+PREFIXES = ("--config.data.",)
+"""Free options: where the data are now."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen tokenize`."""
     parser.add_argument("--workdir", required=True, help="of the tokenizer")
+    trust_argument(parser)
     parser.add_argument("--out", required=True, help="folder for the codes")
     parser.add_argument("--ema", default=None)
     parser.add_argument("--flips", action="store_true", help="codes of the mirrored images too")
@@ -23,7 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.api import load, tokenize
 
     return tokenize(
-        load(args.workdir),
+        load(args.workdir, data=args.overrides),
         args.workdir,
         args.out,
         ema=args.ema,

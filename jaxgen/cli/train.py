@@ -8,6 +8,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from jaxgen.cli import trust_argument
+
+PREFIXES = ("--config.",)
+"""Free options: `--config.KEY=VALUE`."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen train`."""
@@ -15,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, help="a Python file with get_config(), or file:ARG"
     )
     parser.add_argument("--workdir", required=True, help="folder for all that the run writes")
+    trust_argument(parser)
     parser.add_argument("--init_from", help="workdir of another run whose parameters to start from")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxgen.data.classes import mismatch
 from jaxgen.data.source import ArraySource, in_memory
 from jaxgen.errors import UsageError, invalid, unknown
-from jaxgen.paths import local
+from jaxgen.files import local
 
 CONVENTIONS = ("clip", "class_names")
 """What arrays of samples say of themselves (`jaxgen sample --out x.npz`)."""

@@ -20,7 +20,7 @@ from grain.sources import ArrayRecordDataSource
 from jaxgen.data import order
 from jaxgen.data.source import Coding, Source, check_labels, check_split
 from jaxgen.errors import invalid
-from jaxgen.paths import local
+from jaxgen.files import local
 
 FORMAT = 1
 _DTYPES = {"tokens": np.dtype("<i4"), "latents": np.dtype("<f4")}

@@ -18,7 +18,7 @@ from jaxgen.data.arrays import read_npz
 from jaxgen.data.columns import checked, described
 from jaxgen.data.source import Coding, Source
 from jaxgen.errors import invalid, unknown
-from jaxgen.paths import local
+from jaxgen.files import local
 
 ROOM = "jaxgen.data"
 PROBES = 256

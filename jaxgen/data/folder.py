@@ -24,7 +24,7 @@ from jaxgen.data.pixels import (
 from jaxgen.data.source import Source, check_labels
 from jaxgen.data.walk import listing
 from jaxgen.errors import invalid
-from jaxgen.paths import local
+from jaxgen.files import local
 
 # Fewer are decoded before threads have begun.
 _WORTH_THREADS = 64

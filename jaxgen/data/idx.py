@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.data.source import ArraySource, check_split, in_memory
 from jaxgen.errors import invalid
-from jaxgen.paths import local
+from jaxgen.files import local
 
 _PREFIX = {"train": "train", "test": "t10k"}
 

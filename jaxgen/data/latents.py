@@ -13,7 +13,7 @@ from jaxgen.data import order
 from jaxgen.data.arrays import fill_split, read_npz
 from jaxgen.data.source import Coding, Source, check_labels
 from jaxgen.errors import invalid
-from jaxgen.paths import local
+from jaxgen.files import local
 
 # The range in which the usual KL autoencoders clip their log-variance.
 _LOGVAR_RANGE = (-30.0, 20.0)

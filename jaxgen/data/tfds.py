@@ -15,7 +15,7 @@ from PIL import Image
 from jaxgen.data.folder import centre_crop
 from jaxgen.data.source import Source, check_labels, to_channels
 from jaxgen.errors import invalid, unknown
-from jaxgen.paths import local
+from jaxgen.files import local
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -72,9 +72,9 @@ def progressive(
         return jnp.clip(jnp.floor(seen / images), 0, halvings - 1)
 
     def target(params: PyTree, x: Any, t: Any, labels: Any, w: Any, path: Path, n: Any) -> Any:
-        own, z, middle, end = {**params, "net": params["teacher"]}, x, t - 0.5 / n, t - 1 / n
+        teacher, z, middle, end = {**params, "net": params["teacher"]}, x, t - 0.5 / n, t - 1 / n
         for begin, following in ((t, middle), (middle, end)):
-            denoiser = denoisers(method)(guidance=())(own, told(method, labels, w))
+            denoiser = denoisers(method)(guidance=())(teacher, told(method, labels, w))
             z = says(denoiser, z, begin).mix(path, following)
         ratio = path.sigma(end) / path.sigma(t)
         x0 = (z - expand(ratio, x) * x) / expand(path.alpha(end) - ratio * path.alpha(t), x)

@@ -76,8 +76,8 @@ def student(
     made = retrained(method, learners=learners, frozen=held, **changes)
     # Without a weight it has not learnt what to say.
     silent: dict[str, Any] = {"label_error": None, "log_prob": None, "likelihood": None}
-    own = silent if weighted else {}
-    return dataclasses.replace(made, sampler=sampler, train_flops=None, **own)
+    without = silent if weighted else {}
+    return dataclasses.replace(made, sampler=sampler, train_flops=None, **without)
 
 
 def denoisers(method: Method) -> Callable[..., Any]:

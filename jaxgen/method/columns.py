@@ -8,7 +8,7 @@ from typing import Protocol
 
 from jaxgen.errors import invalid
 
-RESERVED = ("image", "label", "index", "seen", "part")
+RESERVED = ("image", "label", "index", "seen", "microbatch")
 """What a batch holds of its own (`jaxgen.method.placed`)."""
 
 

@@ -51,7 +51,7 @@ class Learner:
     carries: tuple[str, ...] = ()
     after: After | None = None
 
-    def own(self, params: Mapping[str, PyTree]) -> PyTree:
+    def trained(self, params: Mapping[str, PyTree]) -> PyTree:
         """What the optimizer sees of all groups."""
         if self.trains is None:
             return dict(params)
@@ -59,9 +59,9 @@ class Learner:
             return params[self.trains]
         return {name: params[name] for name in self.trains}
 
-    def groups(self, own: PyTree) -> dict[str, PyTree]:
-        """The inverse of `own`: what the optimizer has, as groups."""
-        return {self.trains: own} if isinstance(self.trains, str) else own
+    def groups(self, trained: PyTree) -> dict[str, PyTree]:
+        """The inverse of `trained`: what the optimizer has, as groups."""
+        return {self.trains: trained} if isinstance(self.trains, str) else trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,13 +96,13 @@ class Training:
     @property
     def trained(self) -> set[str] | None:
         """The groups that some learner trains or carries; None: all."""
-        found: set[str] = set()
+        names: set[str] = set()
         for learner in self.learners.values():
             if learner.trains is None:
                 return None
-            found |= {learner.trains} if isinstance(learner.trains, str) else set(learner.trains)
-            found |= set(learner.carries)
-        return found
+            names |= {learner.trains} if isinstance(learner.trains, str) else set(learner.trains)
+            names |= set(learner.carries)
+        return names
 
 
 def method_of(spec: Spec, training: Training, **functions: Any) -> Method:
@@ -146,7 +146,7 @@ def single(
 def learn(training: Training) -> tuple[Init, Update]:
     """`init(key) -> TrainState` and `update(state, batch, key, frozen) -> (TrainState, metrics)`.
 
-    A batch is cut into as many parts as the learner with most steps takes, and each of those into
+    A batch is cut into as many batches as the learner with most steps takes, and each of those into
     `accumulate` microbatches; schedules count updates, however many steps an update has. frozen:
     None for the training's own, which are then constants of the program. Metrics: `loss`, the sum
     of the learners'; `grad_norm`, over all they train; with several learners each one's.
@@ -165,7 +165,9 @@ def learn(training: Training) -> tuple[Init, Update]:
         params, extra = training.fresh(key)
         for name, learner in learners.items():
             _check_groups(f"learner {name!r}", learner, params, training.frozen)
-        opt_state = {n: optimizers[n].init(learner.own(params)) for n, learner in learners.items()}
+        opt_state = {
+            n: optimizers[n].init(learner.trained(params)) for n, learner in learners.items()
+        }
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -186,7 +188,7 @@ def learn(training: Training) -> tuple[Init, Update]:
         metrics: Metrics = {}
         if training.prepare is not None:
             state, batch, metrics = training.prepare(state, batch, key, frozen)
-        parts = cut(batch, shares) if shares > 1 else jax.tree.map(lambda a: a[None], batch)
+        batches = cut(batch, shares) if shares > 1 else jax.tree.map(lambda a: a[None], batch)
         opt_states = {next(iter(learners)): state.opt_state} if bare else dict(state.opt_state)
         params, extra, count = dict(state.params), state.extra, 0
         values, norms = [], {}
@@ -194,12 +196,12 @@ def learn(training: Training) -> tuple[Init, Update]:
             keys = jnp.stack([_learner_key(key, count + n) for n in range(learner.steps)])
             count += learner.steps
             step = functools.partial(_step, training, learner, optimizers[name], frozen)
-            carry, found = _steps(step, (params, opt_states[name], extra), parts, keys)
+            carry, step_metrics = _steps(step, (params, opt_states[name], extra), batches, keys)
             params, opt_states[name], extra = carry
-            values.append(found.pop("loss", found["value"]))
-            del found["value"]
-            norms[f"{name}_grad_norm"] = found.pop("norm")
-            metrics |= found
+            values.append(step_metrics.pop("loss", step_metrics["value"]))
+            del step_metrics["value"]
+            norms[f"{name}_grad_norm"] = step_metrics.pop("norm")
+            metrics |= step_metrics
         number = state.step + 1
         size = own_size * mesh.size("data")
         return TrainState(
@@ -241,20 +243,20 @@ def _learner_key(key: jax.Array, number: int) -> jax.Array:
     return jax.random.fold_in(key, LEARNERS + number) if number else key
 
 
-def _steps(step: Any, carry: Any, parts: Batch, keys: jax.Array) -> tuple[Any, Metrics]:
-    """One step for each of keys [n] on as many of the parts [m >= n, ...]; metrics are means.
+def _steps(step: Any, carry: Any, batches: Batch, keys: jax.Array) -> tuple[Any, Metrics]:
+    """One step for each of keys [n] on as many of the batches [m >= n, ...]; metrics are means.
 
     Schedules count updates, so that after n steps they have moved by one.
     """
     if len(keys) == 1:
-        return step(carry, (jax.tree.map(lambda a: a[0], parts), keys[0]))
+        return step(carry, (jax.tree.map(lambda a: a[0], batches), keys[0]))
     before = carry[1]
 
     def body(carry: Any, given: Any) -> tuple[Any, Metrics]:
-        (params, opt_state, extra), found = step(carry, given)
-        return (params, _scheduled(opt_state, before), extra), found
+        (params, opt_state, extra), metrics = step(carry, given)
+        return (params, _scheduled(opt_state, before), extra), metrics
 
-    given = (jax.tree.map(lambda a: a[: len(keys)], parts), keys)
+    given = (jax.tree.map(lambda a: a[: len(keys)], batches), keys)
     (params, opt_state, extra), many = jax.lax.scan(body, carry, given)
     opt_state = _scheduled(opt_state, before, ahead=1)
     return (params, opt_state, extra), jax.tree.map(lambda m: m.mean(0), many)
@@ -282,18 +284,20 @@ def _step(
 ) -> tuple[tuple[PyTree, PyTree, PyTree], Metrics]:
     """One step of one learner: ((params, opt_state, extra), metrics with value and norm)."""
     (params, opt_state, extra), (batch, key) = carry, given
-    own = learner.own(params)
-    held = {n: a for n, a in params.items() if n not in learner.groups(own)}
+    trained = learner.trained(params)
+    held = {n: a for n, a in params.items() if n not in learner.groups(trained)}
     held |= {"frozen": frozen} if frozen else {}
     carried = {n: params[n] for n in learner.carries if n in params}
 
-    def loss(own: PyTree, part: Batch, key: jax.Array, extra: PyTree) -> Any:
-        return learner.loss({**held, **learner.groups(own)}, part, key, extra)
+    def loss(trained: PyTree, microbatch: Batch, key: jax.Array, extra: PyTree) -> Any:
+        return learner.loss({**held, **learner.groups(trained)}, microbatch, key, extra)
 
     moved = {**(extra or {}), **carried} if carried else extra
-    value, metrics, moved, grads = mean_gradient(loss, own, batch, key, moved, training.accumulate)
-    updates, opt_state = optimizer.update(grads, opt_state, own)
-    params = {**params, **learner.groups(optax.apply_updates(own, updates))}
+    value, metrics, moved, grads = mean_gradient(
+        loss, trained, batch, key, moved, training.accumulate
+    )
+    updates, opt_state = optimizer.update(grads, opt_state, trained)
+    params = {**params, **learner.groups(optax.apply_updates(trained, updates))}
     if carried:
         params |= {n: moved[n] for n in carried}
         moved = {n: a for n, a in moved.items() if n not in carried} or extra
@@ -317,9 +321,9 @@ def mean_gradient(
         (value, (metrics, extra)), grads = gradient(params, batch, key, extra)
         return mesh.mean(value), mesh.mean(metrics), extra, mesh.mean_gradient(grads)
 
-    def body(carry: PyTree, part: Batch) -> tuple[PyTree, tuple[jax.Array, Metrics]]:
+    def body(carry: PyTree, microbatch: Batch) -> tuple[PyTree, tuple[jax.Array, Metrics]]:
         total, extra = carry
-        (value, (metrics, extra)), grads = gradient(params, part, key, extra)
+        (value, (metrics, extra)), grads = gradient(params, microbatch, key, extra)
         return (jax.tree.map(jnp.add, total, grads), extra), (value, metrics)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -355,15 +359,15 @@ def minimise(
 
 
 def placed(batch: Batch, step: jax.Array) -> Batch:
-    """A batch that knows where in training it stands: `index`, `seen` and `part` (0) [B].
+    """A batch that knows where in training it stands: `index`, `seen` and `microbatch` (0) [B].
 
     index: each example's place in the global batch, also where this code sees one device's part.
-    seen: examples seen before this update. part: the microbatch, which `cut` counts.
+    seen: examples seen before this update. microbatch: its number, which `cut` counts.
     """
     size = batch["label"].shape[0]
     index = mesh.position("data") * size + jnp.arange(size, dtype=jnp.int32)
     seen = jnp.full(size, step.astype(jnp.float32) * size * mesh.size("data"))
-    return {**batch, "index": index, "seen": seen, "part": jnp.zeros((), jnp.int32)}
+    return {**batch, "index": index, "seen": seen, "microbatch": jnp.zeros((), jnp.int32)}
 
 
 def cut(batch: Batch, count: int) -> Batch:
@@ -371,11 +375,11 @@ def cut(batch: Batch, count: int) -> Batch:
 
     Number p holds every count-th example from p on, so that each device's examples stay on it.
     """
-    whole = {k: a for k, a in batch.items() if k != "part"}
+    whole = {k: a for k, a in batch.items() if k != "microbatch"}
     pieces = jax.tree.map(
         lambda a: a.reshape(a.shape[0] // count, count, *a.shape[1:]).swapaxes(0, 1), whole
     )
-    return {**pieces, "part": jnp.arange(count, dtype=jnp.int32)}
+    return {**pieces, "microbatch": jnp.arange(count, dtype=jnp.int32)}
 
 
 def optimizers_of(optimizer: Any, names: Sequence[str]) -> dict[str, optax.GradientTransformation]:

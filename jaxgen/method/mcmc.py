@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from jaxgen.method.streams import fold, normal
 
+PROPOSAL, ACCEPTED = range(2)
+"""A move's streams: the proposal's noise, and whether it is accepted."""
+
 LogDensity = Callable[[jax.Array], jax.Array]
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -41,11 +44,11 @@ def mala(log_density: LogDensity, step: float) -> Kernel:
 
     def move(keys: jax.Array, x: jax.Array) -> jax.Array:
         value, mean = drift(x)
-        proposal = mean + step**0.5 * normal(fold(keys, 0), x.shape[1:])
+        proposal = mean + step**0.5 * normal(fold(keys, PROPOSAL), x.shape[1:])
         other, back = drift(proposal)
         gap = _square(proposal - mean) - _square(x - back)
         ratio = other - value + gap / (2 * step)
-        accept = jnp.log(jax.vmap(jax.random.uniform)(fold(keys, 1))) < ratio
+        accept = jnp.log(jax.vmap(jax.random.uniform)(fold(keys, ACCEPTED))) < ratio
         return jnp.where(accept.reshape(-1, *(1,) * (x.ndim - 1)), proposal, x)
 
     return move

@@ -20,6 +20,15 @@ Batch = dict[str, jax.Array]
 NOISE, TIME, LABEL, OTHER = range(4)
 """An example's streams: its noise, its time, whether its label is dropped, what else it draws."""
 
+START, STEPS = range(2)
+"""A sample's streams: what its sampler starts from, and its steps, each below fold_in(., n)."""
+
+CALL = 1
+"""A sampler step's stream of its network call, where the step draws its `NOISE` itself."""
+
+PAIR_TIME, PAIR_NOISE = range(2)
+"""Streams of a noised draw, t before eps, outside of the training loss."""
+
 DROPOUT, STEP_TIME, LEARNERS = 2**32 - 1, 2**32 - 2, 2**31
 """A step's own streams: dropout, times that are drawn together, and one for each learner's step."""
 
@@ -39,11 +48,11 @@ def no_label(labels: Any, null_label: int) -> Any:
 
     Of a tree of conditions [B, ...] (`jaxgen.nn.conditions`), none of any: -1, or NaN.
     """
-    one = jax.tree_util.all_leaves([labels])
+    bare = jax.tree_util.all_leaves([labels])
 
     def none(a: jax.Array) -> jax.Array:
         if jnp.issubdtype(a.dtype, jnp.integer):
-            return jnp.full_like(a, null_label if one else -1)
+            return jnp.full_like(a, null_label if bare else -1)
         return jnp.full_like(a, jnp.nan)
 
     return jax.tree.map(none, labels)
@@ -89,4 +98,4 @@ def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
 
 def dropout_key(key: jax.Array, batch: Batch) -> jax.Array:
     """The key of a microbatch for `nn.parallel.Dropout`, apart from every example's."""
-    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["part"])
+    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["microbatch"])

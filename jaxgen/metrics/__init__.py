@@ -9,8 +9,16 @@ Functions that are named as their module (`evaluate.evaluate`, `quantise.quantis
 """
 
 from jaxgen.metrics.evaluate import feature_scores
-from jaxgen.metrics.extractors.classifier import Classifier, Training, cached, fit
+from jaxgen.metrics.extractors.classifier import Classifier, Training, cached, train_classifier
 from jaxgen.metrics.receipt import Sampling
 from jaxgen.metrics.sets.side import Extractor
 
-__all__ = ["Classifier", "Extractor", "Sampling", "Training", "cached", "feature_scores", "fit"]
+__all__ = [
+    "Classifier",
+    "Extractor",
+    "Sampling",
+    "Training",
+    "cached",
+    "feature_scores",
+    "train_classifier",
+]

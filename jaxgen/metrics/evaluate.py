@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data import Streamed
-from jaxgen.errors import invalid
+from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.scores import memorisation
 from jaxgen.metrics.scores.manifold import KINDS
-from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, chosen, compute
+from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, check_names, chosen, compute
 from jaxgen.metrics.sets.quantise import finite, quantise
 from jaxgen.metrics.sets.reading import Set, of_bytes
 from jaxgen.metrics.sets.side import Extractor, draws, side, source, title
@@ -91,20 +91,23 @@ def evaluate(
     scores: Sequence[str] | None = None,
     intervals: int | None = None,
     seed: int = 0,
+    left_out: dict[str, str] | None = None,
 ) -> Scores:
     """Every score of what `look` has seen: name -> {"value", "floor", "better", settings...}.
 
     For each extractor those of `feature_scores`. Beside them how often the classifier finds the
     label asked for, and how many samples are copies. Samples that are not finite count as wrong for
-    the accuracy, are left out of the rest, and are reported as `nan_samples`. Raises UsageError for
-    too few samples.
+    the accuracy, are left out of the rest, and are reported as `nan_samples`. left_out: gets what
+    cannot be had of so few images, with the reason; what was asked for by name is an error.
     """
     lost = seen.asked - len(seen.sides[0][1][0].features)
-    found: Scores = {"nan_samples": _score(lost, 0, "lower", samples=seen.asked)}
+    results: Scores = {"nan_samples": _score(lost, 0, "lower", samples=seen.asked)}
     for extractor, sides in seen.sides:
-        found |= feature_scores(extractor, *sides, scores=scores, intervals=intervals, seed=seed)
+        results |= feature_scores(
+            extractor, *sides, scores=scores, intervals=intervals, seed=seed, left_out=left_out
+        )
     classifier, (made, _, known) = seen.sides[0]
-    found["accuracy_classifier"] = _score(
+    results["accuracy_classifier"] = _score(
         _right(made) / seen.asked,
         _right(known) / len(known.features),
         "higher",
@@ -112,8 +115,12 @@ def evaluate(
         floor_of="test half",
         **source(classifier),
     )
-    found["memorised_p1"] = _memorised(seen.made, seen.learnt, seen.known)
-    return found
+    try:
+        results["memorised_p1"] = _memorised(seen.made, seen.learnt, seen.known)
+    except UsageError as error:
+        if left_out is not None:
+            left_out["memorised_p1"] = str(error)
+    return results
 
 
 def feature_scores(
@@ -125,6 +132,7 @@ def feature_scores(
     scores: Sequence[str] | None = None,
     intervals: int | None = None,
     seed: int = 0,
+    left_out: dict[str, str] | None = None,
 ) -> Scores:
     """The scores of one extractor: `made` against `known`, and for floors `learnt` against `known`.
 
@@ -132,12 +140,10 @@ def feature_scores(
     Distances take every sample, as published ones do; more samples than training images flatter
     them beside their floors, so there is `fid` of as many samples as training images too, named
     `_matched`. Precision, recall, density and coverage are of that many in any case: samples drawn
-    by `seed` with every class's share kept. intervals: see `table.compute`; None: where they take
-    little.
+    by `seed` with every class's share kept. left_out: as in `evaluate`. intervals: see
+    `table.compute`; None: where they take little.
     """
     size = min(len(made.features), len(learnt.features))
-    if size <= 5 or len(known.features) <= 5:
-        raise invalid("samples", size, "6 or more, and as many images in each half")
     whole = Pair(known, made, learnt, seed)
     # Fewer images mean a larger distance and another manifold: as many on both sides.
     few = Pair(known, _some(made, size, seed), _some(learnt, size, seed + 1), seed)
@@ -152,7 +158,15 @@ def feature_scores(
                 return Floor(Pair(known, known, learnt, seed), "test half")
             return Floor(Pair(known, pair.learnt, learnt, seed), "train half")
 
-        found = compute(pair, names, floor=floor, intervals=intervals)
+        # What was asked for by name and cannot be had is an error.
+        named = check_names(scores) not in (None, ["all"])
+        missing: dict[str, str] = {}
+        results = compute(
+            pair, names, floor=floor, intervals=intervals, left_out=None if named else missing
+        )
+        if left_out is not None:
+            count = len(pair.made.features)
+            left_out.update({title(k, extractor, count): why for k, why in missing.items()})
         settings = {
             **source(extractor),
             "samples": len(pair.made.features),
@@ -160,13 +174,13 @@ def feature_scores(
             "seed": seed,
         }
         floors = {"floor_samples": len(pair.learnt.features)}
-        return {k: v | settings | floors for k, v in found.items()}
+        return {k: v | settings | floors for k, v in results.items()}
 
-    found = scored(whole, [k for k in names if k not in MATCHED])
+    results = scored(whole, [k for k in names if k not in MATCHED])
     again = scored(few, [k for k in names if k in MATCHED or k == "fid"])
     count = len(made.features)
     return {
-        **{title(k, extractor, count): v for k, v in found.items()},
+        **{title(k, extractor, count): v for k, v in results.items()},
         **{
             title(k, extractor, count) + ("" if k in MATCHED else "_matched"): v
             for k, v in again.items()

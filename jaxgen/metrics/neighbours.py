@@ -55,12 +55,12 @@ def distance_blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.nd
     norms = np.einsum("nd,nd->n", y, y)
     block = max(1, _HOST_ENTRIES // len(y))
     for start in range(0, len(x), block):
-        part = x[start : start + block]
-        sizes = np.einsum("nd,nd->n", part, part)[:, None] + norms
-        squared = sizes - 2 * part @ y.T
+        rows = x[start : start + block]
+        sizes = np.einsum("nd,nd->n", rows, rows)[:, None] + norms
+        squared = sizes - 2 * rows @ y.T
         close = np.nonzero(squared <= 1e-7 * sizes)
-        squared[close] = _between(part, y, *close)
-        yield slice(start, start + len(part)), squared
+        squared[close] = _between(rows, y, *close)
+        yield slice(start, start + len(rows)), squared
 
 
 class Threshold(NamedTuple):
@@ -98,8 +98,8 @@ def own_radii(features: np.ndarray, ks: Sequence[int]) -> dict[int, np.ndarray]:
             allowed = f"1 to {len(features) - 1}, fewer than the {len(features)} images"
             raise invalid("k", k, allowed)
     # The row itself is one of the k + 1 smallest, at distance 0.
-    found, _ = smallest(features, features, max(ks) + 1)
-    return {k: found[:, k] for k in ks}
+    distances, _ = smallest(features, features, max(ks) + 1)
+    return {k: distances[:, k] for k in ks}
 
 
 def smallest(x: np.ndarray, y: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +112,11 @@ def smallest(x: np.ndarray, y: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
     pair = _Pair(x, y)
     squared, index = np.empty((len(x), k)), np.empty((len(x), k), np.int64)
     wide = min(k + _SPARE, len(y))
-    least, found = _candidates(pair, wide)
+    least, indices = _candidates(pair, wide)
     block = max(1, _HOST_ENTRIES // (x.shape[1] * wide))
     for start in range(0, len(x), block):
         i = np.arange(start, min(start + block, len(x)))
-        chosen = found[i]
+        chosen = indices[i]
         exact = pair.exact(i[:, None], chosen)
         order = np.lexsort((chosen, exact))[:, :k]
         exact, chosen = (np.take_along_axis(a, order, 1) for a in (exact, chosen))
@@ -151,12 +151,12 @@ def _candidates(pair: _Pair, count: int) -> tuple[np.ndarray, np.ndarray]:
     def tiles() -> Iterator[tuple[slice, slice, Any, Any]]:
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
-            part = pair.put(pair.x32[rows], size, "rows")
+            block = pair.put(pair.x32[rows], size, "rows")
             for first in range(start if same else 0, m, size):
                 columns = slice(first, min(first + size, m))
                 other = pair.put(pair.y32[columns], size)
                 twice = same and first > start
-                yield rows, columns, *_closest(part, other, min(count, size), twice)
+                yield rows, columns, *_closest(block, other, min(count, size), twice)
 
     for rows, columns, of_rows, of_columns in _ahead(tiles()):
         keep(rows, of_rows, columns.start)
@@ -165,10 +165,10 @@ def _candidates(pair: _Pair, count: int) -> tuple[np.ndarray, np.ndarray]:
     return best[:, -1], where
 
 
-def _ahead(found: Iterator[T]) -> Iterator[T]:
+def _ahead(blocks: Iterator[T]) -> Iterator[T]:
     """The same, the next one asked of the devices before the host looks at each."""
     last: list[T] = []
-    for new in found:
+    for new in blocks:
         yield from last
         last = [new]
     yield from last
@@ -177,11 +177,11 @@ def _ahead(found: Iterator[T]) -> Iterator[T]:
 def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> list[Counts]:
     """How many pairs of x [n, d] and y [m, d] are within each threshold, by row and by column."""
     pair = _Pair(x, y)
-    found = [Counts(np.zeros(len(x), np.int64), np.zeros(len(y), np.int64)) for _ in thresholds]
+    counted = [Counts(np.zeros(len(x), np.int64), np.zeros(len(y), np.int64)) for _ in thresholds]
     for rows, codes in _ahead(pair.blocks(_decided, thresholds)):
         words = [_words(code, rows.stop - rows.start) for code in codes]
         unsure = [_unsure(part) for part in words]
-        for number, (t, counts) in enumerate(zip(thresholds, found, strict=True)):
+        for number, (t, counts) in enumerate(zip(thresholds, counted, strict=True)):
             part, place = divmod(number, _PACKED)
             inside = (words[part] >> np.uint64(place)) & _ONES
             counts.rows[rows] += np.bitwise_count(inside).sum(1, dtype=np.int64)
@@ -194,7 +194,7 @@ def within(x: np.ndarray, y: np.ndarray, thresholds: Sequence[Threshold]) -> lis
             inside = squared < against if t.strict else squared <= against
             np.add.at(counts.rows, i[inside], 1)
             np.add.at(counts.columns, j[inside], 1)
-    return found
+    return counted
 
 
 def _words(codes: jax.Array, size: int) -> np.ndarray:
@@ -254,8 +254,8 @@ class _Pair:
 
         def even(points: int, most: float) -> int:
             """The size of equal parts, at most `most` and a multiple of the devices."""
-            part = -(-points // max(1, -(-points // max(1, int(most)))))
-            return max(1, -(-part // len(devices))) * len(devices)
+            size = -(-points // max(1, -(-points // max(1, int(most)))))
+            return max(1, -(-size // len(devices))) * len(devices)
 
         self.block = even(len(x), _ENTRIES / len(y))
         # Of whole groups, in which the nearest are looked for first.
@@ -287,28 +287,28 @@ class _Pair:
         for start in range(0, len(self.x), self.block):
             rows = slice(start, min(start + self.block, len(self.x)))
             lost = self.block - (rows.stop - rows.start)
-            part = self.put(self.x32[rows], self.block, "rows")
+            block = self.put(self.x32[rows], self.block, "rows")
             given = [
                 jax.device_put(np.pad(limit[rows], (0, lost))[:, None], by_row)
                 if side == "rows"
                 else jax.device_put(np.pad(limit, (0, spare))[None], whole)
                 for side, limit in zip(sides, limits, strict=True)
             ]
-            yield rows, reduce(part, y, given)
+            yield rows, reduce(block, y, given)
 
 
 def _about(x: np.ndarray, centre: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
     """((x - centre) / scale as float32, the largest squared norm of x - centre, in its dtype)."""
-    found = np.empty(x.shape, np.float32)
+    centred = np.empty(x.shape, np.float32)
 
     def fill(start: int) -> float:
-        part = slice(start, start + _SLICE)
+        rows = slice(start, start + _SLICE)
         with np.errstate(over="ignore"):
-            apart = x[part] - centre
-            found[part] = apart if scale == 1 else apart / scale
+            apart = x[rows] - centre
+            centred[rows] = apart if scale == 1 else apart / scale
             return float(np.einsum("nd,nd->n", apart, apart).max())
 
-    return found, max(_threaded(fill, range(0, len(x), _SLICE)), default=0.0)
+    return centred, max(_threaded(fill, range(0, len(x), _SLICE)), default=0.0)
 
 
 def _threaded(fn: Callable[[int], T], starts: Sequence[int]) -> list[T]:
@@ -376,20 +376,20 @@ def _largest(a: jax.Array, count: int, axis: int) -> tuple[jax.Array, jax.Array]
     size, others = a.shape[axis], a.shape[1 - axis]
     apart = size // _GROUP
     if size % _GROUP or 4 * count > apart:
-        found, index = jax.lax.top_k(a if axis else a.T, count)
-        return -found, index
+        values, index = jax.lax.top_k(a if axis else a.T, count)
+        return -values, index
     if axis:
-        parts = a.reshape(others, _GROUP, apart)
-        groups = jax.lax.top_k(parts.max(1), count)[1]
-        some = jnp.take_along_axis(parts, groups[:, None], 2).reshape(others, -1)
+        grouped = a.reshape(others, _GROUP, apart)
+        groups = jax.lax.top_k(grouped.max(1), count)[1]
+        some = jnp.take_along_axis(grouped, groups[:, None], 2).reshape(others, -1)
     else:
-        parts = a.reshape(_GROUP, apart, others)
+        grouped = a.reshape(_GROUP, apart, others)
         # Reduced over its first axis, XLA reads an array a column at a time.
-        most = jax.lax.fori_loop(1, _GROUP, lambda i, m: jnp.maximum(m, parts[i]), parts[0])
+        most = jax.lax.fori_loop(1, _GROUP, lambda i, m: jnp.maximum(m, grouped[i]), grouped[0])
         groups = jax.lax.top_k(most.T, count)[1]
-        some = jnp.take_along_axis(parts, groups.T[None], 1).reshape(-1, others).T
-    found, place = jax.lax.top_k(some, count)
-    return -found, place // count * apart + jnp.take_along_axis(groups, place % count, 1)
+        some = jnp.take_along_axis(grouped, groups.T[None], 1).reshape(-1, others).T
+    values, place = jax.lax.top_k(some, count)
+    return -values, place // count * apart + jnp.take_along_axis(groups, place % count, 1)
 
 
 def _row_smallest(pair: _Pair, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -401,15 +401,15 @@ def _row_smallest(pair: _Pair, row: int, k: int) -> tuple[np.ndarray, np.ndarray
 def _between(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Squared distances float64 of the pairs x[i], y[j], from their differences."""
     i, j = np.broadcast_arrays(i, j)
-    found, shape = np.empty(i.size), i.shape
+    squared, shape = np.empty(i.size), i.shape
     i, j = i.ravel(), j.ravel()
     block = max(1, _CACHED // x.shape[1])
 
     def fill(start: int) -> None:
-        part = slice(start, start + block)
-        apart = x[i[part]].astype(np.float64)
-        apart -= y[j[part]]
-        found[part] = np.einsum("nd,nd->n", apart, apart)
+        chosen = slice(start, start + block)
+        apart = x[i[chosen]].astype(np.float64)
+        apart -= y[j[chosen]]
+        squared[chosen] = np.einsum("nd,nd->n", apart, apart)
 
     _threaded(fill, range(0, len(i), block))
-    return found.reshape(shape)
+    return squared.reshape(shape)

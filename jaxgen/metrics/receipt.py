@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
-import math
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxgen
+from jaxgen.files import plain, write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
@@ -41,8 +39,8 @@ class Sampling:
 
 def versions() -> dict[str, str]:
     """Versions of what computes the scores."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"jaxgen": jaxgen.__version__, "python": platform.python_version(), **found}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"jaxgen": jaxgen.__version__, "python": platform.python_version(), **packages}
 
 
 def receipt(
@@ -58,7 +56,7 @@ def receipt(
     the data set (its config section). extra: whatever else belongs to the run (images seen, config
     digest). Numbers that are not finite become the strings "nan", "inf" and "-inf".
     """
-    found = {
+    entries = {
         "scores": [{"name": name, **score} for name, score in scores.items()],
         "sampling": dataclasses.asdict(sampling),
         "data": dict(data),
@@ -66,25 +64,9 @@ def receipt(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(extra or {}),
     }
-    return plain(found)
+    return plain(entries)
 
 
-def write(found: Mapping[str, Any], path: str | Path) -> None:
+def write(entries: Mapping[str, Any], path: str | Path) -> None:
     """Write a receipt as JSON; the file appears whole or not at all."""
-    file = Path(path)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, file)
-
-
-def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts only."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    write_json(path, entries)

@@ -74,8 +74,8 @@ class Block(nn.Module):
         affine = nn.Dense(
             6 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
         )(condition)
-        parts = jnp.split(affine[:, None, :], 6, axis=-1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
+        modulation = jnp.split(affine[:, None, :], 6, axis=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
 
         def tokens(h: jax.Array) -> jax.Array:
             return h.reshape(images, -1, self.width)
@@ -203,9 +203,9 @@ class DiT(nn.Module):
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         c = self._condition(noise, condition, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h, found = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
+        h, tapped = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
         out = self._image(h, c, rows, columns)
-        return (out, found) if taps else out
+        return (out, tapped) if taps else out
 
     def _condition(self, noise: jax.Array, condition: Any, dtype: Any) -> jax.Array:
         """noise [B], a condition -> the vectors [B, width] that condition all blocks."""
@@ -259,7 +259,7 @@ def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stac
         scan=net.scan,
         remat=net.remat,
         shared=("examples", "places"),
-        own=(None,),
+        per_layer=(None,),
     )(
         width,
         heads,

@@ -88,8 +88,8 @@ class ExitMLP(nn.Module):
             number, h, out, used, left = state
             layer = jax.tree.map(lambda a: a[number], layers)
             h = self._block(layer, h, c)
-            own, u = self._exit(layer, h, c, x)
-            out = jnp.where(left.reshape(-1, *(1,) * (x.ndim - 1)), out, own)
+            leaving, u = self._exit(layer, h, c, x)
+            out = jnp.where(left.reshape(-1, *(1,) * (x.ndim - 1)), out, leaving)
             sure = u.reshape(x.shape[0], -1).mean(1) < threshold
             return number + 1, h, out, used + ~left, left | sure
 
@@ -111,8 +111,8 @@ class ExitMLP(nn.Module):
         c = nn.silu(c + told)
         h = nn.Dense(self.width, name="in")(x.reshape(x.shape[0], -1).astype(jnp.float32))
 
-        def stack(part: nn.Module) -> Any:
-            return lambda key: jax.vmap(lambda k: part.init(k, h[:1], c[:1])["params"])(
+        def stack(block: nn.Module) -> Any:
+            return lambda key: jax.vmap(lambda k: block.init(k, h[:1], c[:1])["params"])(
                 jax.random.split(key, self.depth)
             )
 
@@ -132,6 +132,6 @@ class ExitMLP(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         shape = (*x.shape[:-1], self.out_channels)
         size = math.prod(shape[1:])
-        found: Any = Exit(size, parent=None).apply({"params": layer[1]}, h, c)
-        out, u = found
+        outputs: Any = Exit(size, parent=None).apply({"params": layer[1]}, h, c)
+        out, u = outputs
         return out.reshape(shape), u.reshape(shape)

@@ -76,11 +76,11 @@ def _equation(equation: Any) -> float:
 
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
     """The jaxprs in an equation's parameters: bodies of scan, pjit, remat, custom derivatives."""
-    found = []
+    jaxprs = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
+                jaxprs.append(item.jaxpr)
             elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                jaxprs.append(item)
+    return jaxprs

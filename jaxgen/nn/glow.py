@@ -248,19 +248,19 @@ class Glow(nn.Module):
         ends, shapes = [0], []
         for level, size in enumerate(sizes):
             side = (height >> (level + 1), width >> (level + 1))
-            own = size if level == self.scales - 1 else size // 2
-            shapes.append((*side, own))
+            columns = size if level == self.scales - 1 else size // 2
+            shapes.append((*side, columns))
             ends.append(ends[-1] + math.prod(shapes[-1]))
-        parts = [
+        levels = [
             x[:, a:b].reshape(count, *s)
             for a, b, s in zip(ends[:-1], ends[1:], shapes, strict=True)
         ]
-        h = parts[-1] * jnp.exp(log_scale) + mean
+        h = levels[-1] * jnp.exp(log_scale) + mean
         total += (h.shape[1] * h.shape[2]) * log_scale.sum((1, 2, 3))
         for level in reversed(range(self.scales)):
             if level < self.scales - 1:
-                m, s = Prior(parts[level].shape[-1], name=f"prior{level}")(h)
-                h = jnp.concatenate([h, parts[level] * jnp.exp(s) + m], axis=-1)
+                m, s = Prior(levels[level].shape[-1], name=f"prior{level}")(h)
+                h = jnp.concatenate([h, levels[level] * jnp.exp(s) + m], axis=-1)
                 total += s.sum((1, 2, 3))
             h, log_det = level_steps(h, level)
             total += log_det

@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         if visible is not None:
             masked = (token + sin_cos_2d(rows, columns, self.width)).astype(self.dtype)
             seen = h.reshape(images, -1, self.width)
-            h = jax.vmap(lambda own, at: masked.at[at].set(own))(seen, visible)
+            h = jax.vmap(lambda row, at: masked.at[at].set(row))(seen, visible)
         h = self.layers()(h.reshape(-1, self.width), c, None, places=places, each=(None,))
         return h, c
 
@@ -97,7 +97,7 @@ class MaskedDiT(DiT):
         h = (h.reshape(images, places, self.width) + positions).reshape(-1, self.width)
         c = self._condition(noise, condition, dtype)
         blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h, found = blocks(h, c, None, places=places, each=(self._alone(),), taps=taps)
+        h, tapped = blocks(h, c, None, places=places, each=(self._alone(),), taps=taps)
         if not decode:
             return normalise(h).reshape(images, places, self.width)
 
@@ -107,7 +107,7 @@ class MaskedDiT(DiT):
         )
         h, c = decoder(h, c, rows, columns, visible)
         out = self._image(h, c, rows, columns)
-        return (out, found) if taps else out
+        return (out, tapped) if taps else out
 
     def features(
         self, x: jax.Array, noise: jax.Array, condition: Any, visible: jax.Array | None = None

@@ -88,7 +88,7 @@ class MLP(nn.Module):
         blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat, shared=("examples",))(
             self.width, self.expansion, self.dropout, train, dtype, name="blocks"
         )
-        h, found = blocks(h, c, taps=taps)
+        h, tapped = blocks(h, c, taps=taps)
         zeros = nn.initializers.zeros
         shift, scale = jnp.split(
             nn.Dense(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(c), 2, -1
@@ -96,4 +96,4 @@ class MLP(nn.Module):
         h = modulate(normalise(h).astype(dtype), shift, scale)
         h = nn.Dense(math.prod(shape[1:]), kernel_init=zeros, dtype=dtype, name="out")(h)
         out = h.reshape(shape).astype(jnp.float32)
-        return (out, found) if taps else out
+        return (out, tapped) if taps else out

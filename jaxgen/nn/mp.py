@@ -42,8 +42,8 @@ def mp_cat(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
     """
     n, m = a.shape[-1], b.shape[-1]
     scale = math.sqrt((n + m) / ((1 - t) ** 2 + t**2))
-    parts = [a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))]
-    return jnp.concatenate(parts, axis=-1)
+    scaled = [a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))]
+    return jnp.concatenate(scaled, axis=-1)
 
 
 def mp_fourier(values: jax.Array, dim: int) -> jax.Array:

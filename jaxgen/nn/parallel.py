@@ -25,10 +25,10 @@ from jaxgen.ops.rotary import rms_norm, rotate
 
 def share(what: str, number: int) -> int:
     """This device's share of `number` columns (or heads). UsageError where they do not divide."""
-    parts = size("tensor")
-    if number % parts:
-        raise invalid("config.mesh.tensor", parts, f"divisors of {what}={number}")
-    return number // parts
+    devices = size("tensor")
+    if number % devices:
+        raise invalid("config.mesh.tensor", devices, f"divisors of {what}={number}")
+    return number // devices
 
 
 def own_places(total: int) -> int:
@@ -51,11 +51,11 @@ class Columns(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] -> [..., this device's features]."""
-        own = share("features", self.features)
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], own), jnp.float32)
+        local = share("features", self.features)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], local), jnp.float32)
         out = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (own,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (local,), jnp.float32)
             out = out + bias.astype(self.dtype)
         return out
 
@@ -105,8 +105,12 @@ class Dropout(nn.Module):
         count = rows.shape[1]
         first = position("sequence") * count if places() is not None else 0
         key, fold = self.make_rng("dropout"), jax.random.fold_in
-        own = jax.vmap(lambda i: fold(key, i))(position(*BATCH) * examples + jnp.arange(examples))
-        each = jax.vmap(lambda k: jax.vmap(lambda n: fold(k, n))(first + jnp.arange(count)))(own)
+        example_keys = jax.vmap(lambda i: fold(key, i))(
+            position(*BATCH) * examples + jnp.arange(examples)
+        )
+        each = jax.vmap(lambda k: jax.vmap(lambda n: fold(k, n))(first + jnp.arange(count)))(
+            example_keys
+        )
         draw = jax.vmap(jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, rows.shape[2:])))
         kept = jnp.where(draw(each), rows / (1 - self.rate), 0)
         return kept.astype(x.dtype).reshape(x.shape)
@@ -172,8 +176,8 @@ def received(q: jax.Array, k: jax.Array) -> jax.Array:
     if places() is not None:
         raise invalid("config.mesh.sequence", size("sequence"), "1, to read attention maps")
     scores = q.astype(jnp.float32) @ k.astype(jnp.float32).mT * q.shape[-1] ** -0.5
-    found = jax.nn.softmax(scores, axis=-1).sum(-2).mean(1)
-    return jax.lax.pmean(found, "tensor") if size("tensor") > 1 else found
+    weights = jax.nn.softmax(scores, axis=-1).sum(-2).mean(1)
+    return jax.lax.pmean(weights, "tensor") if size("tensor") > 1 else weights
 
 
 def values(qkv: jax.Array, heads: int) -> jax.Array:
@@ -207,18 +211,18 @@ def ring(
     The parts are put together by their log-sum-exp (Liu et al. 2023, algorithm 1). q, k, v
     [B, H, n, D] of this device's tokens, of `total` in all -> [B, H, n, D].
     """
-    parts, own, n = size("sequence"), position("sequence"), q.shape[2]
-    following = [(i, (i + 1) % parts) for i in range(parts)]
+    devices, index, n = size("sequence"), position("sequence"), q.shape[2]
+    following = [(i, (i + 1) % devices) for i in range(devices)]
 
     def meet(state: Any, number: jax.Array) -> tuple[Any, None]:
-        k, v, found = state
-        column = (own - number) % parts * n
-        part = attention_with_lse(
-            q, k, v, scale=scale, mask=mask, row=own * n, column=column, keys=total - column
+        k, v, merged = state
+        column = (index - number) % devices * n
+        block = attention_with_lse(
+            q, k, v, scale=scale, mask=mask, row=index * n, column=column, keys=total - column
         )
         k, v = (jax.lax.ppermute(a, "sequence", following) for a in (k, v))
-        return (k, v, merge(found, part)), None
+        return (k, v, merge(merged, block)), None
 
     nothing = (jnp.zeros_like(v), jnp.full(q.shape[:3], EMPTY))
-    (_, _, (out, _)), _ = jax.lax.scan(meet, (k, v, nothing), jnp.arange(parts))
+    (_, _, (out, _)), _ = jax.lax.scan(meet, (k, v, nothing), jnp.arange(devices))
     return out

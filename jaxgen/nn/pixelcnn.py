@@ -151,12 +151,12 @@ class GatedPixelCNN(nn.Module):
         from_above: tuple[jax.Array, ...] | None = None,
         *,
         train: bool = False,
-        part: str = "both",
+        stacks: str = "both",
     ) -> Any:
         """Logits float32 [B, N, outputs] of tokens [B, N] under labels [B].
 
-        part="vertical": instead, for each layer what its horizontal stack adds, [B, H, W, 2p].
-        part="horizontal": tokens of one row [B, W C] and from_above [B, 1, W, 2p] of that row.
+        stacks="vertical": instead, for each layer what its horizontal stack adds, [B, H, W, 2p].
+        stacks="horizontal": tokens of one row [B, W C] and from_above [B, 1, W, 2p] of that row.
         """
         self._check()
         dtype, channels = compute_dtype(self.dtype), self._channels
@@ -185,13 +185,13 @@ class GatedPixelCNN(nn.Module):
             name="labels",
         )
         bias = table(labels).reshape(-1, self.depth, 2, 2 * self.width)
-        if part != "horizontal":
+        if stacks != "horizontal":
             v, above = x, []
             for i, layer in enumerate(layers):
                 v, added = layer.vertical(v, bias[:, i, 0])
                 above.append(added)
             from_above = tuple(above)
-        if part == "vertical":
+        if stacks == "vertical":
             return from_above
         assert from_above is not None
         h = x
@@ -221,12 +221,12 @@ class GatedPixelCNN(nn.Module):
             row, place = i // line, i % line
 
             def renew() -> PyTree:
-                above = run(tokens, labels, part="vertical")
+                above = run(tokens, labels, stacks="vertical")
                 return tuple(jax.lax.dynamic_slice_in_dim(a, row, 1, axis=1) for a in above)
 
             memory = jax.lax.cond(place == 0, renew, lambda: memory)
             mine = jax.lax.dynamic_slice_in_dim(tokens, row * line, line, axis=1)
-            out = run(mine, labels, memory, part="horizontal")
+            out = run(mine, labels, memory, stacks="horizontal")
             return jax.lax.dynamic_index_in_dim(out, place, 1, keepdims=False), memory
 
         return memory, step

@@ -88,12 +88,12 @@ class Upsample(Conv):
         # Output 2 i + r - edge from input i by tap r: at most one tap lands beyond either end.
         for r in range(rows):
             for c in range(columns):
-                part = x @ kernel[r, c]
+                phase = x @ kernel[r, c]
                 offset = c - edge
                 if offset < 0:
-                    part, offset = part[:, :, 1:], offset + 2
-                count = min(part.shape[2], (2 * w - offset + 1) // 2)
-                out = out.at[:, r::2, offset : offset + 2 * count : 2].add(part[:, :, :count])
+                    phase, offset = phase[:, :, 1:], offset + 2
+                count = min(phase.shape[2], (2 * w - offset + 1) // 2)
+                out = out.at[:, r::2, offset : offset + 2 * count : 2].add(phase[:, :, :count])
         return out + bias
 
 
@@ -163,12 +163,12 @@ class PixelCNNpp(nn.Module):
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1).astype(dtype)
 
         # Both streams of the way down, then of the way up: 2 blocks each at every resolution.
-        ways = 2 * (self.resolutions * (2 * self.blocks + 1) - 1)
+        sites = 2 * (self.resolutions * (2 * self.blocks + 1) - 1)
         init = nn.initializers.normal(0.05)
         table = nn.Embed(
-            self.num_classes + 1, ways * 2 * width, embedding_init=init, dtype=dtype, name="labels"
+            self.num_classes + 1, sites * 2 * width, embedding_init=init, dtype=dtype, name="labels"
         )
-        biases = list(jnp.moveaxis(table(labels).reshape(-1, ways, 2 * width), 1, 0))
+        biases = list(jnp.moveaxis(table(labels).reshape(-1, sites, 2 * width), 1, 0))
 
         def block(h: jax.Array, side: jax.Array | None, sides: bool, name: str) -> jax.Array:
             made = Block(width, sides, self.dropout, train, dtype, self.lowering, name=name)

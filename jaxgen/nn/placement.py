@@ -38,14 +38,14 @@ takes."""
 
 def tactic(name: str) -> str | None:
     """The tactic for a parameter's dotted name, or None: the default."""
-    return next((found for pattern, found in TACTICS if re.search(pattern, name)), None)
+    return next((kind for pattern, kind in TACTICS if re.search(pattern, name)), None)
 
 
-def tensor_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """The axis that the tactic cuts into `parts`, or None where it cuts none."""
-    found = tactic(name)
-    axis = len(shape) - (2 if found == ROWS else 1)
-    return None if found is None or parts == 1 or shape[axis] % parts else axis
+def tensor_axis(name: str, shape: tuple[int, ...], devices: int) -> int | None:
+    """The axis that the tactic cuts among `devices`, or None where it cuts none."""
+    kind = tactic(name)
+    axis = len(shape) - (2 if kind == ROWS else 1)
+    return None if kind is None or devices == 1 or shape[axis] % devices else axis
 
 
 def placement(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -61,19 +61,19 @@ def placement(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     if EXAMPLES.search(name):
         whole = shape[0] % math.prod(mesh.shape[axis] for axis in BATCH)
         return PartitionSpec() if whole else PartitionSpec(BATCH)
-    own = tensor_axis(name, shape, mesh.shape["tensor"])
-    if own is not None:
-        axes[own] = ("tensor",)
+    tensor = tensor_axis(name, shape, mesh.shape["tensor"])
+    if tensor is not None:
+        axes[tensor] = ("tensor",)
     first = 1 if STACKED.search(name) else 0
-    choices = (("fsdp", "tensor"), ("fsdp",), ("tensor",)) if own is None else (("fsdp",),)
+    choices = (("fsdp", "tensor"), ("fsdp",), ("tensor",)) if tensor is None else (("fsdp",),)
     for names in choices:
-        parts = math.prod(mesh.shape[axis] for axis in names)
+        devices = math.prod(mesh.shape[axis] for axis in names)
         fits = [
             i
             for i in range(first, len(shape))
-            if shape[i] % (parts * math.prod(mesh.shape[axis] for axis in axes[i])) == 0
+            if shape[i] % (devices * math.prod(mesh.shape[axis] for axis in axes[i])) == 0
         ]
-        if parts > 1 and fits:
+        if devices > 1 and fits:
             inputs = len(shape) - 2
             chosen = inputs if inputs in fits else max(fits, key=lambda i: shape[i])
             axes[chosen] += names

@@ -38,8 +38,8 @@ class Stack(nn.Module):
     compiles it once (compile time flat in depth); False unrolls the same loop over the same
     parameters, so that a checkpoint fits both. remat: a policy of `nn.layers.REMAT`. shared: what
     each further argument is of, which goes to every layer alike: "examples" [B, ...], "places"
-    [N, ...], "tokens" [B, N, ...] or None, anything. own: the same of each array of `each`, after
-    its axis of layers. What a block sows into "intermediates" ([B, ...]) is sown as "layers",
+    [N, ...], "tokens" [B, N, ...] or None, anything. per_layer: the same of each array of `each`,
+    after its axis of layers. What a block sows into "intermediates" ([B, ...]) is sown as "layers",
     stacked on a new axis 0, for whoever makes that collection mutable.
     """
 
@@ -48,7 +48,7 @@ class Stack(nn.Module):
     scan: bool
     remat: str
     shared: tuple[str | None, ...] = ()
-    own: tuple[str | None, ...] = ()
+    per_layer: tuple[str | None, ...] = ()
 
     @nn.compact
     def __call__(
@@ -123,8 +123,8 @@ class Stack(nn.Module):
 
         # Outside of what is checkpointed, so that the backward pass keeps nothing of the taps.
         def step(state: Any, layer: tuple[Any, Layers]) -> tuple[Any, tuple[PyTree, PyTree]]:
-            (x, kept), (number, own) = state, layer
-            x, sown = body(x, own)
+            (x, kept), (number, layer_inputs) = state, layer
+            x, sown = body(x, layer_inputs)
             kept = {k: _where(number == k, x, before) for k, before in kept.items()}
             return (x, kept), (x if every else {}, sown)
 
@@ -159,7 +159,7 @@ class Stack(nn.Module):
         cut = places is not None and sequence > 1
         rows = _part("tokens" if cut else "examples", cut)
         cuts = [_part(kind, cut) for kind in self.shared]
-        owns = tuple(PartitionSpec(None, *_part(kind, cut)) for kind in self.own)
+        per_layer = tuple(PartitionSpec(None, *_part(kind, cut)) for kind in self.per_layer)
         named: dict[str, tuple[int, ...]] = {}
         _map(params, self.name, lambda name, leaf: named.setdefault(name, leaf.shape))
         enters = {name: _entry(name, shape, mesh) for name, shape in named.items()}
@@ -170,7 +170,7 @@ class Stack(nn.Module):
             x = _padded(x.reshape(-1, places, width), rows, sequence)
             shared, each = (
                 tuple(_padded(a, spec, sequence) for a, spec in zip(inputs, specs, strict=True))
-                for inputs, specs in ((shared, cuts), (each, owns))
+                for inputs, specs in ((shared, cuts), (each, per_layer))
             )
         if placed.reduce == "bfloat16":
             params = _map(
@@ -180,13 +180,13 @@ class Stack(nn.Module):
             )
 
         def whole(layer: PyTree) -> PyTree:
-            return _map(layer, self.name, part)
+            return _map(layer, self.name, weight)
 
-        def part(name: str, leaf: jax.Array) -> jax.Array:
-            own = tensor_axis(name, named[name], mesh.shape["tensor"])
+        def weight(name: str, leaf: jax.Array) -> jax.Array:
+            tensor = tensor_axis(name, named[name], mesh.shape["tensor"])
             kept = dtype if NARROW.search(name) else leaf.dtype
             for axis, names in enumerate(enters[name]):
-                stored = _tuple(names)[1 if axis == own else 0 :]
+                stored = _tuple(names)[1 if axis == tensor else 0 :]
                 if stored:
                     return gathered(leaf, stored, axis - 1, kept, placed.reduce)
             return leaf.astype(kept)
@@ -200,7 +200,7 @@ class Stack(nn.Module):
         out, kept, sown = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=((specs, PartitionSpec(), owns), rows, *cuts),
+            in_specs=((specs, PartitionSpec(), per_layer), rows, *cuts),
             out_specs=(
                 rows,
                 PartitionSpec(None, *rows) if every else rows,
@@ -221,13 +221,13 @@ def stacked(
     scan: bool,
     remat: str,
     shared: tuple[str | None, ...] = (),
-    own: tuple[str | None, ...] = (),
+    per_layer: tuple[str | None, ...] = (),
 ) -> Callable[..., Stack]:
     """stacked(Block, depth, ...)(fields of the block, name=...) is their `Stack`."""
 
     def make(*fields: Any, name: str | None = None, **named: Any) -> Stack:
-        one = functools.partial(block, *fields, **named, parent=None)
-        return Stack(one, depth, scan, remat, shared, own, name=name)
+        make_block = functools.partial(block, *fields, **named, parent=None)
+        return Stack(make_block, depth, scan, remat, shared, per_layer, name=name)
 
     return make
 
@@ -289,14 +289,14 @@ def _part(kind: str | None, cut: bool) -> PartitionSpec:
     return PartitionSpec(*{"examples": (BATCH,), "places": along, "tokens": (BATCH, *along)}[kind])
 
 
-def _padded(tree: PyTree, spec: PartitionSpec, parts: int) -> PyTree:
-    """Zeros appended along the axis that is cut along `sequence`, until `parts` divides it."""
+def _padded(tree: PyTree, spec: PartitionSpec, devices: int) -> PyTree:
+    """Zeros appended along the axis that is cut along `sequence`, until `devices` divides it."""
     if "sequence" not in spec:
         return tree
     axis = tuple(spec).index("sequence")
 
     def padded(a: jax.Array) -> jax.Array:
-        missing = -a.shape[axis] % parts
+        missing = -a.shape[axis] % devices
         return jnp.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
 
     return jax.tree.map(padded, tree)

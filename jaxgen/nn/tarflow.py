@@ -242,9 +242,9 @@ class TarFlow(nn.Module):
                 rows = jnp.tile(x, (branches, 1))[:, None]
                 h: Any = flow.apply({"params": p}, rows, labels, number, method="enter")
 
-                def through(h: jax.Array, part: Any) -> tuple[jax.Array, PyTree]:
-                    own, cache = part
-                    return layer.apply({"params": own}, h, cache, number, method="step")
+                def through(h: jax.Array, layer_state: Any) -> tuple[jax.Array, PyTree]:
+                    weights, cache = layer_state
+                    return layer.apply({"params": weights}, h, cache, number, method="step")
 
                 h, caches = jax.lax.scan(through, h, (p["stack"], caches))
                 out: Any = flow.apply({"params": p}, h, method="leave")

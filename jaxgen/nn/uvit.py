@@ -97,15 +97,15 @@ class UViT(nn.Module):
         stack = functools.partial(stacked, block, scan=self.scan, remat=self.remat)
         shallow = stack(first)(name="shallow_blocks")
         h, outputs = shallow(h.reshape(-1, width), places=length, every=True)
-        deep = stack(first - 1, own=("tokens",))(name="deep_blocks")
+        deep = stack(first - 1, per_layer=("tokens",))(name="deep_blocks")
         later, skips = tuple(k - first for k in taps if k > first), outputs[-2::-1]
-        h, found = deep(h, places=length, each=(skips,), taps=later)
+        h, tapped = deep(h, places=length, each=(skips,), taps=later)
 
         h = nn.LayerNorm(dtype=dtype, name="norm")(h).reshape(len(x), length, width)[:, 2:]
         h = dense(self.patch**2 * self.out_channels, name="out")(h.reshape(-1, width))
         h = unpatchify(h, len(x), *shape, self.patch)
         out = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")(h).astype(jnp.float32)
-        seen = {k: outputs[k - 1] if k <= first else found[k - first] for k in taps}
+        seen = {k: outputs[k - 1] if k <= first else tapped[k - first] for k in taps}
         return (out, {k: a[:, 2:] for k, a in seen.items()}) if taps else out
 
     def _check(self, taps: Taps) -> None:

@@ -48,14 +48,14 @@ class MLP(nn.Module):
 
 def _gaussian(h: jax.Array, size: int, name: str, direction: bool = False) -> Head:
     """A head (see `families.variational.posterior`) of `size` latents; log-scales in [-7, 7]."""
-    parts = {"mean": size, "log_scale": size, **({"direction": size} if direction else {})}
+    widths = {"mean": size, "log_scale": size, **({"direction": size} if direction else {})}
     zeros = nn.initializers.zeros
     head = {}
-    for part, width in parts.items():
+    for name_of, width in widths.items():
         # Narrow posteriors and priors at the start would make the first gradients huge.
-        init = zeros if part == "log_scale" else nn.initializers.lecun_normal()
-        dense = nn.Dense(width, kernel_init=init, name=f"{name}_{part}")
-        head[part] = dense(h.astype(jnp.float32))
+        init = zeros if name_of == "log_scale" else nn.initializers.lecun_normal()
+        dense = nn.Dense(width, kernel_init=init, name=f"{name}_{name_of}")
+        head[name_of] = dense(h.astype(jnp.float32))
     head["log_scale"] = 7 * jnp.tanh(head["log_scale"] / 7)
     return head
 

@@ -26,10 +26,10 @@ PLATFORM = {"pallas_tpu": "tpu", "pallas_gpu": "gpu", "cudnn": "gpu"}
 @functools.cache
 def measured() -> dict[str, dict[str, str]]:
     """Device kind -> shape class -> the implementation that was fastest."""
-    found: dict[str, dict[str, str]] = json.loads(
+    table: dict[str, dict[str, str]] = json.loads(
         resources.files("jaxgen.ops").joinpath("measured.json").read_text()
     )
-    return found
+    return table
 
 
 def device() -> tuple[str, str]:

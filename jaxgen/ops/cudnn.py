@@ -46,8 +46,8 @@ class Cudnn(derivatives.Operation):
         """As `Operation.backward`."""
         shape = jax.eval_shape(lambda *xs: jax.vjp(self._call(), *xs)[1], *xs)
         pull = jax.tree.unflatten(jax.tree.structure(shape), kept)
-        found: Arrays = pull(g)
-        return found
+        cotangents: Arrays = pull(g)
+        return cotangents
 
     def formula(self, xs: Arrays, aux: Arrays) -> jax.Array:
         """`xla`."""

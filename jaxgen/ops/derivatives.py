@@ -88,10 +88,10 @@ def _pullback_jvp(
     sizes = (len(xs), len(aux), len(kept))
 
     def fn(xs: Arrays, g: jax.Array) -> Arrays:
-        def one(xs: Arrays, aux: Arrays, kept: Arrays, g: jax.Array) -> Arrays:
+        def pullback(xs: Arrays, aux: Arrays, kept: Arrays, g: jax.Array) -> Arrays:
             return jax.vjp(lambda xs: op.formula(xs, aux), xs)[1](g)[0]
 
-        return _mapped(one, axes, sizes, g=True)(xs, aux, kept, g)
+        return _mapped(pullback, axes, sizes, g=True)(xs, aux, kept, g)
 
     change = jax.jvp(fn, (xs, g), (tangents[0], tangents[3]))[1]
     return _pullback(op, axes, needed, xs, aux, kept, g), change
@@ -99,8 +99,8 @@ def _pullback_jvp(
 
 def _mapped(fn: Any, axes: tuple[Any, ...], sizes: tuple[int, ...], *, g: bool = False) -> Any:
     """Fn of (xs, aux, kept, g or tangents) under the `vmap`s that the primitive went through."""
-    for own in axes:
-        given = tuple(_cut(own, sizes))
+    for mapped_axes in axes:
+        given = tuple(_cut(mapped_axes, sizes))
         fn = jax.vmap(fn, in_axes=(*given[:3], 0 if g else given[3]))
     return fn
 
@@ -119,10 +119,10 @@ tangent_p = Primitive("kernel_tangent")
 
 
 def _tangent(*flat: jax.Array, op: Operation, sizes: tuple[int, ...], axes: Any) -> jax.Array:
-    def one(xs: Arrays, aux: Arrays, kept: Arrays, ts: Arrays) -> jax.Array:
+    def tangent(xs: Arrays, aux: Arrays, kept: Arrays, ts: Arrays) -> jax.Array:
         return jax.jvp(lambda *xs: op.formula(xs, aux), xs, ts)[1]
 
-    result: jax.Array = _mapped(one, axes, sizes)(*_cut(flat, sizes))
+    result: jax.Array = _mapped(tangent, axes, sizes)(*_cut(flat, sizes))
     return result
 
 
@@ -155,21 +155,21 @@ def _transpose(g: Any, *flat: Any, op: Operation, sizes: Any, axes: Any) -> list
     constant = [None] * sum(sizes)
     if type(g) is ad.Zero:
         return constant + [ad.Zero(t.aval) if n else None for t, n in zip(ts, needed, strict=True)]
-    found = _pullback(op, axes, needed, xs, aux, kept, g)
-    return constant + [each if n else None for each, n in zip(found, needed, strict=True)]
+    cotangents = _pullback(op, axes, needed, xs, aux, kept, g)
+    return constant + [each if n else None for each, n in zip(cotangents, needed, strict=True)]
 
 
 def _batch(flat: Any, dims: Any, *, op: Operation, sizes: Any, axes: Any) -> tuple[Any, int]:
     size = next(a.shape[d] for a, d in zip(flat, dims, strict=True) if d is not None)
     first = sum(sizes)
-    moved, own = [], []
+    moved, batch_axes = [], []
     for place, (a, d) in enumerate(zip(flat, dims, strict=True)):
         if d is None and place < first:
             moved.append(a)
         else:
             moved.append(batching.bdim_at_front(a, d, size))
-        own.append(None if d is None and place < first else 0)
-    return tangent_p.bind(*moved, op=op, sizes=sizes, axes=(*axes, tuple(own))), 0
+        batch_axes.append(None if d is None and place < first else 0)
+    return tangent_p.bind(*moved, op=op, sizes=sizes, axes=(*axes, tuple(batch_axes))), 0
 
 
 tangent_p.def_impl(lambda *flat, **params: jax.jit(functools.partial(_tangent, **params))(*flat))

@@ -74,11 +74,11 @@ def _layout(
     k_scale: jax.Array | None,
     angles: jax.Array | None,
 ) -> kernels.Layout:
-    parts = heads + 2 * groups
-    if qkv.ndim != 3 or heads % groups or qkv.shape[2] % parts:
+    columns = heads + 2 * groups
+    if qkv.ndim != 3 or heads % groups or qkv.shape[2] % columns:
         allowed = f"[B, N, (H + 2 G) D] with H = {heads}, G = {groups} a divisor of it"
         raise invalid("fused_attention: qkv", qkv.shape, allowed)
-    size = qkv.shape[2] // parts
+    size = qkv.shape[2] // columns
     if (q_scale is None) != (k_scale is None):
         raise invalid("fused_attention: q_scale, k_scale", "one of them", "both or neither")
     for name, given, wanted in (
@@ -96,9 +96,9 @@ def composed(settings: kernels.Settings, xs: derivatives.Arrays, implementation:
     s = settings
     (b, n, _), layout = xs[0].shape, s.layout
     shared = layout.heads // layout.groups
-    parts = xs[0].reshape(b, n, layout.groups, shared + 2, layout.size)
-    parts = parts.transpose(0, 2, 3, 1, 4)
-    q, k, v = parts[:, :, :-2], parts[:, :, -2], parts[:, :, -1]
+    by_head = xs[0].reshape(b, n, layout.groups, shared + 2, layout.size)
+    by_head = by_head.transpose(0, 2, 3, 1, 4)
+    q, k, v = by_head[:, :, :-2], by_head[:, :, -2], by_head[:, :, -1]
     q = q.reshape(b, layout.heads, n, layout.size)
     if s.norm:
         q, k = (rms_norm(a, w, epsilon=s.epsilon) for a, w in ((q, xs[1]), (k, xs[2])))
@@ -127,14 +127,14 @@ class Fused(derivatives.Operation):
         """As `Operation.backward`; angles, which nobody trains, by the formula."""
         given = self._given(xs)
         dqkv, dscales = kernels.backward(xs[0], *given, g, self.settings, self.interpret)
-        found = [dqkv]
+        cotangents = [dqkv]
         if dscales is not None:
-            found += [dscales[i].astype(xs[1 + i].dtype) for i in range(2)]
+            cotangents += [dscales[i].astype(xs[1 + i].dtype) for i in range(2)]
         if self.settings.rope:
             by_angles = lambda angles: self.formula((*xs[:-1], angles), aux)
             angles = jax.vjp(by_angles, xs[-1])[1](g) if needed[-1] else [jnp.zeros_like(xs[-1])]
-            found += angles
-        return tuple(found)
+            cotangents += angles
+        return tuple(cotangents)
 
     def formula(self, xs, aux):  # type: ignore[no-untyped-def]
         """The parts, composed."""

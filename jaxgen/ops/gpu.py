@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxgen.ops.kernel import Settings, estimate, share
+from jaxgen.ops.kernel import Blocks, Settings, estimate
 from jaxgen.ops.masks import Full
 
 BLOCK = 64
@@ -27,18 +27,12 @@ LOG2 = math.log2(math.e)
 LOWEST = -1e30
 
 
-class _Sizes:
-    """Sizes and blocks of one call, and its arrays' elements by number."""
+class _Blocks(Blocks):
+    """`Blocks` of one call, and its arrays' elements by number."""
 
     def __init__(self, q: Any, k: Any, v: Any, settings: Settings) -> None:
-        self.n, self.m = q.shape[2], k.shape[2]
+        super().__init__(q, k, settings, *(min(BLOCK, _power(a.shape[2])) for a in (q, k)))
         self.size, self.values = q.shape[3], v.shape[3]
-        self.rows, self.columns = (min(BLOCK, _power(each)) for each in (self.n, self.m))
-        self.steps = pl.cdiv(self.n, self.rows), pl.cdiv(self.m, self.columns)
-        self.shared = q.shape[1] // k.shape[1]
-        part = share(settings, self.rows, self.columns, self.steps)
-        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * part
-        self.settings = settings
 
     def row(self, i: Any) -> jax.Array:
         """The numbers of the queries of a block."""
@@ -52,9 +46,7 @@ class _Sizes:
         """The blocks of keys, from and to, that a block of queries sees."""
         if not self.settings.masked:
             return 0, self.steps[1]
-        last = self.settings.mask.last(place[0] + (i + 1) * self.rows - 1) - place[1]
-        last = jnp.minimum(last, place[2] - 1)
-        blocks = jax.lax.div(last + self.columns, np.int32(self.columns))
+        blocks = jax.lax.div(self.last(i, place) + self.columns, np.int32(self.columns))
         return 0, jnp.clip(blocks, 0, self.steps[1])
 
     def rows_of(self, j: Any, place: Any) -> tuple[Any, Any]:
@@ -105,7 +97,13 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _scores(
-    q: jax.Array, k: jax.Array, bias: Any, at: tuple[Any, Any], row: Any, column: Any, sizes: _Sizes
+    q: jax.Array,
+    k: jax.Array,
+    bias: Any,
+    at: tuple[Any, Any],
+    row: Any,
+    column: Any,
+    sizes: _Blocks,
 ) -> jax.Array:
     """Scaled, biased scores in units of ln 2, for powers of two."""
     scores = _dot(q, k.T) * (sizes.settings.scale * LOG2)
@@ -129,11 +127,11 @@ def forward(
     interpret: str,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Out [B, H, N, E], and it and the base-2 log-sum-exp [B, H, N] to be kept."""
-    sizes = _Sizes(q, k, v, settings)
+    sizes = _Blocks(q, k, v, settings)
     out = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype)
     lse = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
     given = [each for each in (bias,) if each is not None]
-    found = _call(
+    outputs = _call(
         functools.partial(_forward, sizes=sizes, biased=bias is not None),
         (sizes.steps[0], q.shape[1], q.shape[0]),
         [out, lse],
@@ -142,7 +140,7 @@ def forward(
         sizes,
         interpret,
     )(place, q, k, v, *given)
-    return found[0], tuple(found)
+    return outputs[0], tuple(outputs)
 
 
 def backward(
@@ -158,7 +156,7 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of q, k and v."""
     out, lse = kept
-    sizes = _Sizes(q, k, v, settings)
+    sizes = _Blocks(q, k, v, settings)
     delta = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     given = [each for each in (bias,) if each is not None]
     arguments = (place, q, k, v, g, lse, delta, *given)
@@ -186,7 +184,7 @@ def backward(
 
 def _call(
     kernel: Callable[..., None], grid: tuple[int, ...], results: list[Any], name: str,
-    products: float, sizes: _Sizes, interpret: str,
+    products: float, sizes: _Blocks, interpret: str,
 ) -> Callable[..., Any]:  # fmt: skip
     def run(*arguments: jax.Array) -> Any:
         return pl.pallas_call(
@@ -204,7 +202,7 @@ def _call(
     return run
 
 
-def _forward(place: Any, q: Any, k: Any, v: Any, *rest: Any, sizes: _Sizes, biased: bool) -> None:
+def _forward(place: Any, q: Any, k: Any, v: Any, *rest: Any, sizes: _Blocks, biased: bool) -> None:
     bias, (out, lse) = (rest[0] if biased else None), rest[int(biased) :]
     i, h, b = (pl.program_id(axis) for axis in range(3))
     group = jax.lax.div(h, np.int32(sizes.shared))
@@ -236,7 +234,7 @@ def _forward(place: Any, q: Any, k: Any, v: Any, *rest: Any, sizes: _Sizes, bias
 
 def _weights(
     query: jax.Array, keys: jax.Array, sums: jax.Array, bias: Any, at: tuple[Any, Any], row: Any,
-    column: Any, place: Any, sizes: _Sizes,
+    column: Any, place: Any, sizes: _Blocks,
 ) -> jax.Array:  # fmt: skip
     """Probabilities of a block, from the log-sum-exp of its rows."""
     scores = _scores(query, keys, bias, at, row, column, sizes)
@@ -246,7 +244,7 @@ def _weights(
 
 def _backward_q(
     place: Any, q: Any, k: Any, v: Any, g: Any, lse: Any, delta: Any, *rest: Any,
-    sizes: _Sizes, biased: bool,
+    sizes: _Blocks, biased: bool,
 ) -> None:  # fmt: skip
     bias, dq = (rest[0] if biased else None), rest[-1]
     i, h, b = (pl.program_id(axis) for axis in range(3))
@@ -271,7 +269,7 @@ def _backward_q(
 
 def _backward_kv(
     place: Any, q: Any, k: Any, v: Any, g: Any, lse: Any, delta: Any, *rest: Any,
-    sizes: _Sizes, biased: bool,
+    sizes: _Blocks, biased: bool,
 ) -> None:  # fmt: skip
     bias, (dk, dv) = (rest[0] if biased else None), rest[int(biased) :]
     j, group, b = (pl.program_id(axis) for axis in range(3))

@@ -29,23 +29,23 @@ class Heads(derivatives.Operation):
 
     def forward(self, xs: Arrays, aux: Arrays) -> tuple[jax.Array, Arrays]:
         """As `Operation.forward`."""
-        found: tuple[jax.Array, Arrays] = KERNELS[self.kernel].forward(
+        outputs: tuple[jax.Array, Arrays] = KERNELS[self.kernel].forward(
             *xs[:3], _bias(xs), aux[0], self.settings, self.interpret
         )
-        return found
+        return outputs
 
     def backward(
         self, xs: Arrays, aux: Arrays, kept: Arrays, g: jax.Array, needed: tuple[bool, ...]
     ) -> Arrays:
         """As `Operation.backward`; a bias, whose cotangents are all scores', by the formula."""
-        found: Arrays = KERNELS[self.kernel].backward(
+        cotangents: Arrays = KERNELS[self.kernel].backward(
             *xs[:3], _bias(xs), aux[0], kept, g, self.settings, self.interpret
         )
         if len(xs) == 3:
-            return found
+            return cotangents
         by_bias = lambda bias: self.formula((*xs[:3], bias), aux)
         bias = jax.vjp(by_bias, xs[3])[1](g)[0] if needed[3] else jnp.zeros_like(xs[3])
-        return *found, bias
+        return *cotangents, bias
 
     def formula(self, xs: Arrays, aux: Arrays) -> jax.Array:
         """`xla`."""

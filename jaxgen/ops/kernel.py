@@ -47,6 +47,31 @@ def share(settings: Settings, rows: int, columns: int, steps: tuple[int, int]) -
     return float(seen) / math.prod(steps)
 
 
+class Blocks:
+    """Sizes of one call of flash attention, and the blocks that its scores are computed in.
+
+    q [B, H, N, D], k [B, G, M, D]; rows, columns: queries and keys of a block. steps: blocks each
+    way; shared: heads of queries for each head of keys; scores: how many are computed in all.
+    """
+
+    def __init__(self, q: Any, k: Any, settings: Settings, rows: int, columns: int) -> None:
+        """Sizes and blocks of queries q and keys k, in blocks of rows x columns."""
+        self.n, self.m = q.shape[2], k.shape[2]
+        self.rows, self.columns, self.settings = rows, columns, settings
+        self.steps = pl.cdiv(self.n, rows), pl.cdiv(self.m, columns)
+        self.shared = q.shape[1] // k.shape[1]
+        computed = share(settings, rows, columns, self.steps)
+        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * computed
+
+    def last(self, i: Any, place: Any) -> Any:
+        """The last key, from this device's first, that block i of queries sees; below 0: none.
+
+        place: the first query's and the first key's place, and how many keys there are from there.
+        """
+        last = self.settings.mask.last(place[0] + (i + 1) * self.rows - 1) - place[1]
+        return jnp.minimum(last, place[2] - 1)
+
+
 _INTERPRET = contextvars.ContextVar("interpret", default="")
 
 

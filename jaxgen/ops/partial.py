@@ -49,10 +49,10 @@ def attention_with_lse(
 
 
 def merge(
-    one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]
+    first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of the same queries to two sets of keys, each (out, lse), as to their union."""
-    (a, la), (b, lb) = one, other
+    (a, la), (b, lb) = first, second
     top = jax.lax.stop_gradient(jnp.maximum(la, lb))
     wa, wb = jnp.exp(la - top), jnp.exp(lb - top)
     total = wa + wb

@@ -64,7 +64,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") 
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    found = costs(compiled.as_text(), len(devices))
+    counted = costs(compiled.as_text(), len(devices))
     state = jax.eval_shape(setup.method.init, jax.random.key(0))
     return {
         "topology": topology,
@@ -74,9 +74,9 @@ def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") 
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "images": images,
         "useful_flops": useful / len(devices),
-        "compiled_flops": found.flops,
-        "kernels_not_counted": dict(found.opaque),
-        "hbm_bytes": found.bytes,
+        "compiled_flops": counted.flops,
+        "kernels_not_counted": dict(counted.opaque),
+        "hbm_bytes": counted.bytes,
         "memory_gib": {
             "arguments": memory.argument_size_in_bytes / GIB,
             "temporaries": memory.temp_size_in_bytes / GIB,
@@ -87,10 +87,10 @@ def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") 
         "fits": chip is None or peak <= chip.memory,
         "collectives": [
             {"kind": kind, "devices": group, "count": number, "bytes": size}
-            for (kind, group), (number, size) in sorted(found.collectives.items())
+            for (kind, group), (number, size) in sorted(counted.collectives.items())
         ],
         "compile_seconds": seconds,
-        "roofline": chip and _roofline(chip, found, useful / len(devices), images),
+        "roofline": chip and _roofline(chip, counted, useful / len(devices), images),
     }
 
 
@@ -143,15 +143,15 @@ def _abstract(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDty
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _roofline(chip: Chip, found: Costs, useful: float, images: int) -> dict[str, Any]:
+def _roofline(chip: Chip, counted: Costs, useful: float, images: int) -> dict[str, Any]:
     """Times by what each part of the chip has to do, and the bounds that follow.
 
     MFU at most: where all overlap; where compute and memory do not (serial); where nothing does.
     """
     times = {
-        "compute": 1e3 * found.flops / chip.flops,
-        "memory": 1e3 * found.bytes / chip.bandwidth,
-        "interconnect": 1e3 * found.wire / chip.wire,
+        "compute": 1e3 * counted.flops / chip.flops,
+        "memory": 1e3 * counted.bytes / chip.bandwidth,
+        "interconnect": 1e3 * counted.wire / chip.wire,
     }
     ideal, longest = 1e3 * useful / chip.flops, max(times.values())
     return {

@@ -68,10 +68,10 @@ def remedies(
 def combinations(text: str) -> list[list[str]]:
     """ "a=1,2;b=x,y" as all overrides: [["a=1", "b=x"], ...]. Brackets keep their commas."""
     choices = []
-    for part in filter(None, text.split(";")):
-        key, _, values = part.partition("=")
+    for entry in filter(None, text.split(";")):
+        key, _, values = entry.partition("=")
         if not values:
-            raise UsageError(f"--sweep: got {part!r}; allowed: KEY=VALUE,VALUE;KEY=VALUE,...")
+            raise UsageError(f"--sweep: got {entry!r}; allowed: KEY=VALUE,VALUE;KEY=VALUE,...")
         choices.append([f"{key.strip()}={value}" for value in _values(values)])
     return [list(each) for each in itertools.product(*choices)]
 

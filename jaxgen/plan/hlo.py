@@ -70,13 +70,13 @@ class Instruction:
 
     def called(self, role: str) -> str | None:
         """The computation that an attribute names."""
-        found = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
-        return found and found.group(1)
+        match = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
+        return match and match.group(1)
 
     def integers(self, key: str) -> tuple[int, ...]:
         """An attribute such as `dimensions={0,2}`."""
-        found = re.search(rf"\b{key}=\{{([0-9,]*)\}}", self.attributes)
-        return tuple(map(int, filter(None, found.group(1).split(",")))) if found else ()
+        match = re.search(rf"\b{key}=\{{([0-9,]*)\}}", self.attributes)
+        return tuple(map(int, filter(None, match.group(1).split(",")))) if match else ()
 
 
 @dataclasses.dataclass
@@ -126,8 +126,8 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         elif line.startswith("}"):
             current = None
         elif current is not None and " = " in line:
-            found = _instruction(line)
-            current[found.name] = found
+            instruction = _instruction(line)
+            current[instruction.name] = instruction
     return computations, entry
 
 
@@ -224,16 +224,20 @@ class _Program:
         if known:
             return int(known.group(1))
         bounds = [
-            int(found.inside)
-            for found in self.computations[it.called("condition") or ""].values()
-            if found.opcode == "constant" and re.fullmatch(r"\d+", found.inside)
+            int(bound.inside)
+            for bound in self.computations[it.called("condition") or ""].values()
+            if bound.opcode == "constant" and re.fullmatch(r"\d+", bound.inside)
         ]
         return max(bounds, default=1)
 
     def shape(self, where: str, name: str) -> Shape:
         """The first shape of an instruction of a computation."""
-        found = self.computations[where].get(name)
-        return found.shapes[0] if found and found.shapes else Shape("token", (), False)
+        instruction = self.computations[where].get(name)
+        return (
+            instruction.shapes[0]
+            if instruction and instruction.shapes
+            else Shape("token", (), False)
+        )
 
     def convolution(self, it: Instruction, where: str) -> float:
         """Multiply-adds, of places where the window lies on numbers (not on padding or holes)."""
@@ -282,15 +286,15 @@ class _Program:
     def group(self, it: Instruction) -> int:
         """How many devices take part together."""
         text = it.attributes
-        if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
-            return int(found.group(2))
-        if found := re.search(
+        if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+            return int(match.group(2))
+        if match := re.search(
             r"replica_groups=mesh\[([^\]]*)\][^{]*(?:\([^)]*\)[^{]*)?\{([^}]*)\}", text
         ):
-            sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
-            return math.prod(int(sizes.get(a, 1)) for a in re.findall(r"'(\w+)'", found.group(2)))
-        if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-            return len(found.group(1).split(","))
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", match.group(1)))
+            return math.prod(int(sizes.get(a, 1)) for a in re.findall(r"'(\w+)'", match.group(2)))
+        if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+            return len(match.group(1).split(","))
         return self.devices
 
     def traffic(self, it: Instruction, where: str) -> float:
@@ -309,8 +313,8 @@ class _Program:
             size = it.shapes[0].bytes
             return size * (it.shapes[0].main + self.shape(where, it.operands[0]).main)
         if it.opcode == "dynamic-update-slice":
-            part = self.shape(where, it.operands[1])
-            return part.bytes * (part.main + it.shapes[0].main)
+            update = self.shape(where, it.operands[1])
+            return update.bytes * (update.main + it.shapes[0].main)
         body = self.computations.get(it.called("calls") or "", {}) if it.opcode == "fusion" else {}
         read = self._read(it, where, body)
         return read + self._written(it, body)
@@ -325,7 +329,9 @@ class _Program:
             sliced = [u for u, _ in users if u.opcode in ("dynamic-slice", "slice", "gather")]
             # Written over in place, the rest is not read.
             updated = [
-                u for u, own in users if u.opcode == "dynamic-update-slice" and u.operands[0] == own
+                u
+                for u, operand in users
+                if u.opcode == "dynamic-update-slice" and u.operands[0] == operand
             ]
             if users and len(sliced) + len(updated) == len(users):
                 total += min(shape.bytes, sum(u.shapes[0].bytes for u in sliced))
@@ -375,17 +381,17 @@ class _Program:
                     each = next((i for i in within.values() if i.root), None)
                 else:
                     break
-            part = None
+            written = None
             if each is not None and each.opcode == "dynamic-update-slice":
                 update = within.get(each.operands[1])
-                part = update.shapes[0].bytes if update else None
-            made.append(part)
+                written = update.shapes[0].bytes if update else None
+            made.append(written)
         return made
 
 
 def _braces(text: str, key: str) -> str:
-    found = re.search(rf"\b{key}=\{{([^}}]*)\}}", text)
-    return found.group(1) if found else ""
+    match = re.search(rf"\b{key}=\{{([^}}]*)\}}", text)
+    return match.group(1) if match else ""
 
 
 def _parameter(body: dict[str, Instruction], place: int) -> str:

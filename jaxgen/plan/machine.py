@@ -82,11 +82,11 @@ def devices_of(topology: str) -> tuple[list[Any], Chip | None]:
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # libtpu reports what it does not know by many types
         text = str(error).strip().splitlines()[0][:300]
         raise UsageError(
             f"--topology: {topology} cannot be compiled for: {text} (is libtpu installed? "
             "pip install libtpu; shapes are the product's own, as v5e:2x2, 4x4, 8x8, 16x16)"
         ) from error
-    return list(found.devices), CHIPS[name]
+    return list(description.devices), CHIPS[name]

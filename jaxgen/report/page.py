@@ -72,11 +72,11 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-def page(title: str, parts: Sequence[str], style: str = "") -> str:
-    """The whole page: `parts` are HTML; style: CSS beside `STYLE`."""
+def page(title: str, sections: Sequence[str], style: str = "") -> str:
+    """The whole page: `sections` are HTML; style: CSS beside `STYLE`."""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
-        f"<main>{''.join(parts)}</main></html>"
+        f"<main>{''.join(sections)}</main></html>"
     )

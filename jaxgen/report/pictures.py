@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen import files
 from jaxgen.data.pixels import MODES, png
 from jaxgen.data.walk import CLASS
 from jaxgen.errors import invalid
@@ -68,16 +69,14 @@ def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.nda
 def picture(spec: Spec, samples: np.ndarray, columns: int) -> np.ndarray:
     """Samples as a picture [H, W, 3] uint8: a grid of images, or what a target makes of its own."""
     if spec.target is not None:
-        found: np.ndarray = spec.target.picture(samples, columns)
-        return found
+        image: np.ndarray = spec.target.picture(samples, columns)
+        return image
     return grid(samples, columns)
 
 
 def save_png(path: str | Path, picture: np.ndarray, text: Mapping[str, str] | None = None) -> None:
     """Write a picture [H, W, 1 to 4] as PNG, making the folder. text: see `data.pixels.png`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(picture, text))
+    files.write(path, png(picture, text))
 
 
 def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str, str]:
@@ -88,30 +87,25 @@ def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str,
     return {"Rows": "\n".join(said)}
 
 
-def folder(
-    path: str | Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], replace: bool
+def save_samples(
+    path: Path, first: int, images: np.ndarray, labels: Sequence[int], names: Sequence[str]
 ) -> None:
-    """Write images [N, H, W, C] in [-1, 1], C from 1 to 4, as PNGs called 000000_label3.png.
+    """Write images [n, H, W, C] in [-1, 1], C from 1 to 4, as PNGs called 000000_label3.png.
 
-    Each says the name of its class under the keyword `Class`, by which folders are trained on and
-    scored (`data.walk`). replace: whether samples that are there already make place. Raises
-    UsageError as `check_folder` does.
+    first: the number of the first; labels of all. Each says the name of its class under the keyword
+    `Class`, by which folders are trained on and scored (`data.walk`).
     """
-    path = Path(path)
-    check_folder(path, replace)
-    for old in earlier(path):
-        old.unlink()
-    path.mkdir(parents=True, exist_ok=True)
     pixels = quantise(np.asarray(images, np.float32))
     if pixels.shape[-1] not in MODES:
         # Latents and the like show their first channel.
         pixels = pixels[..., :1]
-    for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+    for i, image in enumerate(pixels, first):
+        label = int(labels[i])
         text = {CLASS: names[label]} if label < len(names) else None
         save_png(path / f"{i:06d}_label{label}.png", image, text)
 
 
-def check_folder(path: Path, replace: bool) -> None:
+def check_folder(path: Path, replace: bool, option: str = "--out") -> None:
     """Refuse to write samples among files that are there already: all would be scored as one set.
 
     Raises UsageError for a folder with anything in it; with `replace`, for one with anything that
@@ -123,10 +117,9 @@ def check_folder(path: Path, replace: bool) -> None:
     if others:
         given = f"{path}, with {len(others)} files such as {others[0]}"
         fix = None if replace else "Samples that are there make place with --replace."
-        raise invalid("--out", given, "a new or an empty folder", fix)
+        raise invalid(option, given, "a new or an empty folder", fix)
 
 
 def earlier(path: Path) -> list[Path]:
-    """Samples that `folder` wrote to a folder."""
-    names = [f for f in path.iterdir() if _OURS.fullmatch(f.name)] if path.is_dir() else []
-    return sorted(names)
+    """Samples that `save_samples` wrote to a folder."""
+    return sorted(f for f in path.glob("*.png") if _OURS.fullmatch(f.name))

@@ -12,17 +12,24 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from jaxgen import __version__
 from jaxgen import config as configs
 from jaxgen.data.pixels import png
+from jaxgen.files import json_text, read_json
 from jaxgen.report.page import image, page, plot, table
 from jaxgen.report.page import png as drawn
 from jaxgen.run.model import Model
-from jaxgen.scoring import classification_line, likelihood_line, one_line, title
+from jaxgen.scoring import title
+from jaxgen.scoring.common import receipts
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl
+
+FILE = "report.json"
+TRAINING = ("setup", "compile", "train", "images_per_second")
+"""Timings of the training itself."""
 
 
 def write(
@@ -58,28 +65,46 @@ def write(
         },
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if not hosts.first():
-        return content
-    write_atomic(workdir / "report.json", json.dumps(content, indent=2, sort_keys=True))
-    curves = _curves(read_jsonl(workdir / "metrics.jsonl"))
-    write_atomic(workdir / "report.html", _page(workdir, content, curves, grids, _rows(model)))
+    if hosts.first():
+        _write(workdir, model, content, grids)
     return content
 
 
-def summary(content: Mapping[str, Any]) -> str:
-    """The report as a few lines for the terminal."""
-    lines = []
-    for receipt in content["results"].get("evaluate", {}).get("receipts", []):
-        lines.append(f"{title(receipt)}: {one_line(receipt)}")
-    if "likelihood" in content["results"]:
-        lines.append(likelihood_line(content["results"]["likelihood"]))
-    found = content["results"].get("classify")
-    if found:
-        lines.append(classification_line(found))
-    times = ", ".join(
-        f"{k} {v:.1f}" for k, v in content["timings"].items() if k != "images_per_second"
-    )
-    return "\n".join([*lines, f"seconds: {times}"])
+def rewrite(workdir: Path, model: Model) -> None:
+    """Write a run's report again, if it has one, with the receipts that are there now."""
+    if not hosts.first() or not (workdir / FILE).is_file():
+        return
+    content = read_json(workdir / FILE)
+    kept, results = receipts(workdir), dict(content.get("results", {}))
+    if kept:
+        accuracy = kept[0].get("classifier_test_accuracy")
+        results["evaluate"] = {"receipts": kept, "classifier_test_accuracy": accuracy}
+    for name in ("likelihood", "classify"):
+        path = workdir / "receipts" / f"{name}_test.json"
+        if path.is_file():
+            results[name] = read_json(path)
+    grids = {}
+    for path in sorted((workdir / "samples").glob("final_*.png")):
+        with Image.open(path) as picture:
+            grids[path.stem.removeprefix("final_")] = np.asarray(picture.convert("RGB"))
+    written = {"written": datetime.now(UTC).isoformat(timespec="seconds")}
+    _write(workdir, model, content | {"results": results} | written, grids)
+
+
+def timings(workdir: Path) -> dict[str, float]:
+    """What a run's report says of how long its training took; {} without a report."""
+    if not (workdir / FILE).is_file():
+        return {}
+    known = read_json(workdir / FILE).get("timings", {})
+    return {key: known[key] for key in TRAINING if key in known}
+
+
+def _write(
+    workdir: Path, model: Model, content: dict[str, Any], grids: Mapping[str, np.ndarray]
+) -> None:
+    write_atomic(workdir / FILE, json_text(content) + "\n")
+    curves = _curves(read_jsonl(workdir / "metrics.jsonl"))
+    write_atomic(workdir / "report.html", _page(workdir, content, curves, grids, _rows(model)))
 
 
 def _curves(rows: list[dict[str, Any]]) -> bytes:
@@ -123,9 +148,10 @@ def _page(
     cards = [
         (f"{content['parameters'] / 1e6:.2f} M", "parameters"),
         (f"{content['images_seen']:,}", "images seen"),
-        (f"{timings['images_per_second']:,.0f}", "training images/s"),
-        (f"{timings['total']:.0f} s", "whole command"),
+        (f"{timings.get('total', 0):.0f} s", "whole command"),
     ]
+    if "images_per_second" in timings:
+        cards.insert(2, (f"{timings['images_per_second']:,.0f}", "training images/s"))
     body = [
         f"<h1>{html.escape(workdir.name)}</h1>",
         f'<p class="sub">jaxgen {content["versions"]["jaxgen"]}, JAX {content["versions"]["jax"]}, '
@@ -162,10 +188,10 @@ def _page(
             )
     headings = {"likelihood": "Likelihood", "classify": "Generative classifier"}
     for section, heading in headings.items():
-        found = results.get(section)
-        if found:
+        result = results.get(section)
+        if result:
             body.append(f"<h2>{heading}</h2>")
-            shown = found | {f"tempered {k}": v for k, v in (found.get("tempered") or {}).items()}
+            shown = result | {f"tempered {k}": v for k, v in (result.get("tempered") or {}).items()}
             keys = [k for k, v in shown.items() if isinstance(v, (int, float, str))]
             body.append(table(["", "value"], [[k, _number(shown[k])] for k in keys]))
     body += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import ml_collections
 import numpy as np
 
 from jaxgen import config as configs
+from jaxgen import files
 from jaxgen.data import Source, Target, normalise
 from jaxgen.data.features import hashes
 from jaxgen.errors import UsageError, invalid
-from jaxgen.paths import local
+from jaxgen.files import local
 from jaxgen.run.setup import DataOptions, open_source
-from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import progress, say
 
 Check = Callable[[], None]
@@ -63,9 +62,7 @@ def encode(
         for name, mirrored in ((split, False), (f"{split}_mirrored", True))[: 1 + flips]:
             arrays[name] = _encoded(program, source, name, mirrored, batch_size, check)
         arrays[f"{split}_hashes"] = hashes(source, np.arange(len(source)))
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomic(out, buffer.getvalue())
+    files.write_arrays(out, arrays)
     counts = {name: len(a) for name, a in arrays.items() if a.ndim == 2}
     width = arrays[data.train].shape[1]
     say(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {width} features each -> {out}")

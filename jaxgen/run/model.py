@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +18,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from jaxgen import config as configs
 from jaxgen.data import normalise, to_global, to_host
-from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.errors import UsageError, check_seed, invalid, unknown
+from jaxgen.files import local
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
-from jaxgen.paths import local
 from jaxgen.run import record
 from jaxgen.run.others import branch, sections
-from jaxgen.run.setup import Setup, make_sampler, sample_options, set_up, text_order
+from jaxgen.run.precision import single
+from jaxgen.run.setup import Setup, answering, make_sampler, sample_options, set_up, text_order
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
 from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
-from jaxgen.training.weights import dump, read
+from jaxgen.training.weights import fingerprint, read
 
 PyTree = Any
 
@@ -117,6 +118,7 @@ class Model:
             self._programs[key] = (sampler, jax.jit(within(self.setup.layout, sampler.fn)))
         return self._programs[key]
 
+    @single
     def sample(
         self,
         labels: Sequence[int] | np.ndarray,
@@ -126,6 +128,8 @@ class Model:
         weak: str | None = None,
         batch_size: int | None = None,
         check: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
+        each: Callable[[int, np.ndarray], None] = lambda first, images: None,
         show: bool = False,
         decode: bool = True,
         **changes: Any,
@@ -136,7 +140,9 @@ class Model:
         images per call of the compiled program (the result does not depend on it). changes:
         keywords of the method's sampler (guidance, solver, steps, ...) instead of the config's;
         `models` among them: other workdirs, by the name that guidance asks for (`run.others`).
-        check: called between batches. decode=False leaves codes as they are, and needs no
+        check, stop: called between batches; where `stop` says so, the images made so far are all
+        (none: Samples of length 0). each: called with every batch's first place and its images, as
+        they are made. decode=False leaves codes as they are, and needs no
         tokenizer. Raises UsageError for labels or options out of range.
         """
         labels = np.asarray(labels)
@@ -147,8 +153,10 @@ class Model:
         if len(wrong):
             raise invalid("labels", int(wrong[0]), f"0 to {classes - 1}, or {classes} for no label")
         labels = labels.astype(np.int32)
+        check_seed("--seed", seed)
         options = sample_options(self.setup, changes)
-        sampler, program = self.program(options)
+        with configs.collecting() as names, answering(names):
+            sampler, program = self.program(options)
         params = self.weights(ema)
         if weak is not None:
             params = {**params, "weak": self.setup.method.plain(self.weights(weak))["net"]}
@@ -168,20 +176,32 @@ class Model:
             # The last chunk is padded by going on counting: one shape, one compilation.
             padded = np.resize(labels, max(len(labels), int(ids[-1]) + 1))[ids]
             keys = to_global(make_keys(jnp.asarray(ids)), sharding)
-            return program(params, keys, to_global(padded, sharding))
+            with answering((*names, *self.setup.own)):
+                return program(params, keys, to_global(padded, sharding))
 
-        jax.block_until_ready(run(chunks[0])) if len(chunks) > 1 else None
-        program_ready = time.monotonic()
-        out = []
+        if len(chunks) > 1 and not stop():  # compile first, so that the rate is of the work
+            jax.block_until_ready(run(chunks[0]))
+        seconds, count = 0.0, 0
+        made: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         for ids in _shown("sample", chunks, size, show):
             check()
-            out.append(to_host(run(ids)))
-        seconds = time.monotonic() - program_ready
-        made = np.concatenate(out)[: len(labels)]
+            if stop():
+                break
+            began = time.monotonic()
+            batch = to_host(run(ids))
+            seconds += time.monotonic() - began
+            shown = batch if tokenizer is None else tokenizer.decode(self._raw(batch))
+            there = min(len(ids), len(labels) - count)
+            made.append(batch[:there])
+            images.append(shown[:there])
+            each(count, images[-1])
+            count += there
+        codes = np.concatenate(made) if made else np.zeros((0, *self.setup.spec.shape), np.float32)
         return Samples(
-            images=made if tokenizer is None else tokenizer.decode(self._raw(made)),
-            codes=made if tokenizer is not None or (coded and not decode) else None,
-            labels=labels,
+            images=np.concatenate(images) if made and tokenizer is not None else codes,
+            codes=codes if tokenizer is not None or (coded and not decode) else None,
+            labels=labels[:count],
             seed=seed,
             ema=ema or self.ema,
             options=options,
@@ -227,6 +247,7 @@ class Model:
             x = spec.from_tokens(spec.to_tokens(x))
         return np.asarray(x)
 
+    @single
     def log_prob(
         self,
         images: np.ndarray,
@@ -254,6 +275,7 @@ class Model:
         labels = np.asarray(labels, np.int32)
         return self._map(fn, (images, labels, keys), ema, batch_size)
 
+    @single
     def encode(
         self, images: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
     ) -> np.ndarray:
@@ -267,6 +289,7 @@ class Model:
 
         return self._map(self._program("encode", lambda: fn), (images,), ema, batch_size)
 
+    @single
     def decode(
         self, codes: np.ndarray, *, ema: str | None = None, batch_size: int | None = None
     ) -> np.ndarray:
@@ -308,16 +331,26 @@ class Model:
         return np.concatenate(out)[:count]
 
 
-def load(workdir: str | Path, *, tokenizer: str | Path | None = None) -> Model:
+@single
+def load(
+    workdir: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    trust: Sequence[str] = (),
+    data: Sequence[str] = (),
+) -> Model:
     """The model of a workdir, from its newest whole checkpoint, with every average of it.
 
     No data are opened before they are asked for (`setup.source`): the workdir says what they hold.
     tokenizer: where the tokenizer of its codes is now, if neither beside it nor where it was.
+    trust: modules besides jaxgen's own that its config, which somebody else may have written, may
+    name; none but these are imported for it (`config.foreign`). data: assignments that say where
+    its data are now, such as "data.source.path=/new/place".
     Raises UsageError where there is no run or no checkpoint that can be read, and where neither a
     record nor the data themselves (of a run of before there were records) say what they hold.
     """
     workdir = local("--workdir", workdir)
-    setup = _setup(workdir, record.recorded(workdir))
+    setup = _setup(workdir, record.recorded(workdir), data, (*configs.trusted(), *trust))
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
     abstract = jax.eval_shape(setup.method.init, jax.random.key(0))
@@ -327,19 +360,44 @@ def load(workdir: str | Path, *, tokenizer: str | Path | None = None) -> Model:
         raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
     model = of_state(setup, restored[1], lambda: load_tokenizer(setup, workdir, tokenizer))
     for path in sorted((workdir / "ema").glob("*.safetensors")):
-        found = read(path)[0]
-        model.params[path.stem] = sampling_params(setup.method, model.params["params"], found)
+        average, about = read(path)
+        images = int(about["images"]) if about.get("images", "").isdigit() else None
+        name = average_name(path.stem, images, (model.images_seen, model.setup.ema.names))
+        model.params[name] = sampling_params(setup.method, model.params["params"], average)
     return model
 
 
-def _setup(workdir: Path, said: Mapping[str, Any]) -> Setup:
+def average_name(stem: str, images: int | None, run: tuple[int | None, Sequence[str]]) -> str:
+    """What `--ema` calls an average in a file: its name, or NAME@IMAGES of another moment.
+
+    images: at how many seen it was made. run: (how many the run has seen, the averages that it
+    keeps itself, which no file takes the place of).
+    """
+    seen, names = run
+    outgrown = images is not None and seen is not None and images != seen
+    return (
+        f"{stem}@{images if images is not None else 'file'}" if outgrown or stem in names else stem
+    )
+
+
+def _setup(
+    workdir: Path, said: Mapping[str, Any], data: Sequence[str], trusted: Sequence[str]
+) -> Setup:
     """The setup of a workdir's config, by its record, or else by its data."""
     # Where the run was trained is no matter here: the environment says who joins.
-    config = {k: v for k, v in record.saved_config(workdir).items() if k != "hosts"}
+    saved = record.saved_config(workdir).items()
+    config = ml_collections.ConfigDict({k: v for k, v in saved if k != "hosts"})
+    for assignment in data:
+        if not assignment.startswith("data."):
+            allowed = "keys of config.data: the rest is how the model was trained"
+            raise invalid(f"--config.{assignment.partition('=')[0]}", assignment, allowed)
+    configs.override(config, data)
     spec, coding = record.spec_of_record(said), record.coding_of_record(said)
     try:
         order = text_order if spec is None else None
-        setup = set_up(ml_collections.ConfigDict(config), spec=spec, coding=coding, classes=order)
+        setup = set_up(
+            config, spec=spec, coding=coding, classes=order, trusted=trusted, joining=False
+        )
         return dataclasses.replace(setup, held=said.get("holdout"))
     except UsageError as error:
         if said or not str(error).startswith(("source", "config.data")):
@@ -407,7 +465,7 @@ def load_tokenizer(setup: Setup, workdir: Path, place: str | Path | None = None)
 
 def digest(params: PyTree) -> str:
     """sha256 of parameters, as their safetensors file has them."""
-    return hashlib.sha256(dump(params, {})).hexdigest()
+    return fingerprint(params)
 
 
 def _key(options: Mapping[str, Any]) -> str:

@@ -17,9 +17,9 @@ import ml_collections
 
 from jaxgen import config as configs
 from jaxgen.data import Coding, Source
-from jaxgen.errors import UsageError, invalid
+from jaxgen.errors import invalid
+from jaxgen.files import local, read_json
 from jaxgen.method import Spec
-from jaxgen.paths import local
 from jaxgen.run.setup import Setup, differences, other_data, text_order
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 
@@ -140,8 +140,4 @@ def _read(workdir: Path) -> dict[str, Any]:
     path = local("--workdir", workdir) / FILE
     if not path.is_file():
         raise invalid("--workdir", str(workdir), f"the folder of a run (it has a {FILE})")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON: {error}") from error
-    return found
+    return read_json(path)

@@ -5,11 +5,12 @@ Everything that a config says is checked here, before a workdir is touched or an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ from jaxgen.data import Coding, Source, Target, normalise
 from jaxgen.data.classes import listed, natural
 from jaxgen.data.folder import FolderSource
 from jaxgen.data.holdout import held_out
-from jaxgen.errors import UsageError, invalid, unknown
-from jaxgen.mesh import Layout
+from jaxgen.errors import Failure, UsageError, check_seed, invalid, unknown
+from jaxgen.mesh import Layout, within
 from jaxgen.method import Method, Sampler, Spec, update_with
 from jaxgen.nn.flops import count
 from jaxgen.run.networks import Other, opened
@@ -168,7 +169,9 @@ class Setup:
 
     coding: how images became the examples, where these are codes. opened: the training half, where
     it had to be opened to know the spec; `source` opens it when first asked for. held: what the
-    run recorded of its `holdout` when it began.
+    run recorded of its `holdout` when it began. trusted: of a config that came with a model, the
+    modules besides jaxgen's own that it may name. own: the names outside of jaxgen that it is
+    built from.
     """
 
     config: ml_collections.ConfigDict
@@ -190,6 +193,8 @@ class Setup:
     start: StartOptions | None
     opened: Source | None = None
     held: Mapping[str, Any] | None = None
+    trusted: tuple[str, ...] | None = None
+    own: tuple[str, ...] = ()
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -216,14 +221,13 @@ class Setup:
         if self.data.holdout:
             return self._halves[1]
         try:
-            source = open_source(self.data, self.data.test)
+            return self._open(self.data.test, fewer=True)
         except UsageError as error:
             raise UsageError(
                 f"config.data.test: got {self.data.test!r}, a half for scoring that cannot be "
                 f"opened. {error} A part of the training half in its place: "
                 "--config.data.holdout=0.1"
             ) from error
-        return self._checked(source, fewer=True)
 
     @property
     def holdout(self) -> dict[str, Any] | None:
@@ -247,10 +251,12 @@ class Setup:
         """What the source calls its training half."""
         if self.opened is not None:
             return self.opened
-        return self._checked(open_source(self.data, self.data.train))
+        return self._open(self.data.train)
 
-    def _checked(self, source: Source, fewer: bool = False) -> Source:
-        """The source with the labels that the model was trained with, matched by name."""
+    def _open(self, split: str, fewer: bool = False) -> Source:
+        """A half, with the labels that the model was trained with, matched by name."""
+        with configs.foreign(self.trusted):
+            source = open_source(self.data, split)
         ours, wanted = set(source.class_names), self.spec
         if wanted.classes and (
             ours == set(wanted.classes) or (fewer and ours < set(wanted.classes))
@@ -293,16 +299,78 @@ def set_up(
     spec: Spec | None = None,
     coding: Coding | None = None,
     classes: Callable[[Source], Sequence[str]] | None = None,
+    trusted: Sequence[str] | None = None,
+    joining: bool = True,
 ) -> Setup:
     """Build and check all that a config says. Raises UsageError naming the option at fault.
 
-    Joins the other processes of the run first, as `config.hosts` says.
+    Joins the other processes of the run first, as `config.hosts` says; with joining=False only
+    those that can be found, and what a launcher half says is passed over. trusted: of a config that
+    came with a model, the modules besides jaxgen's own that it may name; None: of the user's own.
 
     devices: in place of those of this run. data=False: where the config says what its source
     holds, that source is not opened before it is asked for. spec, coding: of a source that need not
     be opened either, since a trained model says what it holds (`run.record`). classes: the order
     that a run which goes on has them in, where they are the same.
     """
+    with configs.foreign(trusted), configs.collecting() as names, answering(names):
+        setup = _set_up(config, devices, data, spec, coding, classes, joining)
+    return dataclasses.replace(
+        setup, trusted=None if trusted is None else tuple(trusted), own=tuple(sorted(names))
+    )
+
+
+@contextlib.contextmanager
+def answering(names: Collection[str]) -> Iterator[None]:
+    """Turns errors in the user's own code, or in how it is called, into one message.
+
+    names: what of the config is not jaxgen's.
+    """
+    try:
+        yield
+    except (UsageError, Failure):
+        raise
+    except Exception as error:
+        if not names or jax.errors.JaxRuntimeError in type(error).__mro__:
+            raise
+        raise UsageError(
+            f"config: {', '.join(sorted(names))} cannot be used as this method uses it: "
+            f"{configs.told(error)}. What each kind of part is called with, docs/extending.md says."
+        ) from error
+
+
+def trace_own(setup: Setup) -> None:
+    """Trace the update and the sampler of a config with parts that are not jaxgen's.
+
+    So that what they do wrong is said before the run. Raises UsageError.
+    """
+    if not setup.own:
+        return
+    method = setup.method
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    with answering(setup.own):
+        jax.eval_shape(
+            lambda s, b, f: update_with(method, s, normalise(b), jax.random.key(0), f),
+            state,
+            abstract_batch(setup),
+            method.frozen,
+        )
+        if method.sampler is not None:
+            sampler = make_sampler(setup, sample_options(setup, {}))
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+            labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+            jax.eval_shape(within(setup.layout, sampler.fn), state.params, keys, labels)
+
+
+def _set_up(
+    config: ml_collections.ConfigDict,
+    devices: Sequence[Any] | None,
+    data: bool,
+    spec: Spec | None,
+    coding: Coding | None,
+    classes: Callable[[Source], Sequence[str]] | None,
+    joining: bool,
+) -> Setup:
     for key in config:
         if key not in TOP:
             raise unknown(f"config.{key}", key, TOP)
@@ -314,6 +382,7 @@ def set_up(
         section = config.get(key, {"half_life": (50_000,)} if key == "ema" else {})
         keywords = configs.check(cls, dict(section), f"config.{key}")
         options[key] = cls(**keywords)
+    check_seed("config.seed", config.get("seed", 0))
     reading, train = options["data"], options["train"]
     if train.images < 1:
         raise invalid("config.train.images", train.images, "images >= 1")
@@ -322,7 +391,7 @@ def set_up(
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
     if devices is None:
-        join(options["hosts"])
+        join(options["hosts"], lonely=not joining)
     sizes = configs.check(make_layout, dict(config.get("mesh", {})), "config.mesh", {"devices"})
     layout = make_layout(**sizes, devices=devices)
     check_batch(reading.batch_size, layout.mesh, train.accumulate)

@@ -12,7 +12,6 @@ an error that lists them, unless `skip` matches it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -23,10 +22,10 @@ import numpy as np
 from jaxgen.data import to_host
 from jaxgen.data.classes import mismatch
 from jaxgen.errors import UsageError, invalid
+from jaxgen.files import local
 from jaxgen.method import Method, TrainState
-from jaxgen.paths import local
 from jaxgen.training.log import say
-from jaxgen.training.weights import dump, read
+from jaxgen.training.weights import fingerprint, read
 
 PyTree = Any
 MOST = 8
@@ -130,7 +129,7 @@ def initial(
         follow = None if method.training is None else method.training.started
         return state if follow is None else follow(state)
 
-    digest = hashlib.sha256(dump(source, {})).hexdigest()
+    digest = fingerprint(source)
     return started, {"from": place, "digest": digest}
 
 

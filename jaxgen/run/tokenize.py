@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.data import Source, codes
 from jaxgen.errors import invalid
-from jaxgen.paths import local
+from jaxgen.files import local
 from jaxgen.run.model import Model, digest
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import progress, say

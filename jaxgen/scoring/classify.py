@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import __version__
+from jaxgen import __version__, files
 from jaxgen.classify import Classification, add_noise, halving, noise_levels
 from jaxgen.classify import classify as classify_images
 from jaxgen.data import Source, normalise
-from jaxgen.errors import invalid, unknown
+from jaxgen.errors import check_seed, invalid, unknown
 from jaxgen.metrics.receipt import plain
 from jaxgen.metrics.scores import calibration
 from jaxgen.run.model import Model
+from jaxgen.run.precision import single
 from jaxgen.run.setup import Setup
-from jaxgen.scoring.common import Check, local, write
+from jaxgen.scoring.common import Check, local, other, receipt_name, write
 from jaxgen.scoring.given import chosen
 from jaxgen.training.log import progress, say
 
@@ -30,6 +31,7 @@ ROUNDS = ("halving", "one")
 Temperatures = tuple[float, float]
 
 
+@single
 def classify(
     model: Model,
     workdir: str | Path,
@@ -54,9 +56,10 @@ def classify(
     noise: standard deviations of Gaussian noise, at each of which the images are classified again
     (`jaxgen.classify.add_noise`). None: as the config's `classify` section says.
 
-    Calibration is of the softmax of the scores (priors are equal), and again at temperatures
-    fitted on the other half of the clean images (`calibration.cross_fitted`), null for one image.
-    Writes `receipts/classify_SPLIT.json` and returns what it holds. Raises UsageError.
+    Calibration is of the softmax of the scores (priors are equal), and again at temperatures fitted
+    on the other half of the clean images (`calibration.cross_fitted`), null for one image. Writes
+    `receipts/classify_SPLIT.json`, whose name also says what the config does not, and returns what
+    it holds. Raises UsageError.
     """
     setup, options = model.setup, model.setup.classify
     if setup.method.label_error is None:
@@ -64,15 +67,16 @@ def classify(
     if rounds not in ROUNDS:
         raise unknown("--rounds", rounds, ROUNDS)
     levels = noise_levels(setup.spec, noise)
-    draws = options.draws if draws is None else draws
+    usual_draws, usual_limit = options.draws, options.limit if images is None else 0
+    draws = usual_draws if draws is None else draws
     if draws < 1:
         raise invalid("--draws", draws, "draws >= 1")
-    if not setup.method.label_noise:
-        draws = min(draws, 1)  # the likelihood is exact: more would say the same again
-    if limit is None:
-        limit = options.limit if images is None else 0
-    seed = options.seed if seed is None else seed
+    limit = usual_limit if limit is None else limit
+    files.check("--workdir", Path(workdir) / "receipts", directory=True)
+    seed = check_seed("--seed", options.seed if seed is None else seed)
     asked = chosen(model, split, images, limit, seed)
+    if not setup.method.label_noise:  # the likelihood is exact: more would say the same again
+        draws = usual_draws = 1
     source, order = asked.source, asked.order
     labels = source.labels[order]
     params = jax.device_put(local(model.weights(ema)))
@@ -113,8 +117,13 @@ def classify(
         "jax": jax.__version__,
     }
     result = plain(result)
-    write(workdir, f"classify_{asked.name}", result)
     say(classification_line(result))
+    differs = {
+        **{"draws": other(draws, usual_draws), "rounds": other(rounds, ROUNDS[0])},
+        **{"noise": list(levels) or None, "limit": other(limit, usual_limit)},
+        **{"ema": other(result["ema"], model.ema), "seed": other(seed, options.seed)},
+    }
+    write(workdir, receipt_name(f"classify_{asked.name}", differs), result)
     return result
 
 

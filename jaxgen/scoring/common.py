@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxgen import files
 from jaxgen.data import Source, to_host
-from jaxgen.errors import invalid
+from jaxgen.errors import UsageError, invalid
 from jaxgen.run.setup import Setup
 from jaxgen.training.checkpoint import write_atomic
 
 Check = Callable[[], None]
+LONGEST = 32
+"""Characters of a setting in a receipt's file name; of a longer one, a digest."""
 
 
 def part(setup: Setup, split: str, limit: int, seed: int) -> tuple[Source, np.ndarray]:
@@ -34,6 +39,62 @@ def check_draws(intervals: int | None) -> None:
         raise invalid("--intervals", intervals, "0, or 2 and more")
 
 
+def score_line(score: Mapping[str, Any]) -> str:
+    """A score's value, interval and floor."""
+    value = score["value"]
+    line = value if isinstance(value, str) else f"{value:.6g}"
+    if score.get("interval"):
+        line += " [{:.4g}, {:.4g}]".format(*score["interval"])
+    floor = score.get("floor")
+    return line + (f"  (floor {floor:.4g})" if isinstance(floor, (int, float)) else "")
+
+
+def receipt_name(base: str, differs: Mapping[str, Any]) -> str:
+    """`base` and whatever was asked for that the run's config does not say, in a file's name.
+
+    So a quick look never takes the place of the run's own receipt. None: as the config says.
+    """
+    words = [base]
+    for key, value in differs.items():
+        if value is not None:
+            text = value if isinstance(value, str) else files.json_text(value, indent=None)
+            short = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-")
+            if len(short) > LONGEST:
+                short = hashlib.sha256(text.encode()).hexdigest()[:8]
+            words += [key, short]
+    return "_".join(words)
+
+
+def other(value: Any, usual: Any) -> Any:
+    """`value` where it is not the usual one, else None: for `receipt_name`."""
+    return None if value == usual else value
+
+
+def receipts(workdir: str | Path) -> list[dict[str, Any]]:
+    """A run's receipts with scores; of those for one sampler, the one of the most samples.
+
+    Smaller ones were quick looks; scores of different numbers of samples cannot be compared.
+    """
+    found = []
+    for path in sorted((Path(workdir) / "receipts").glob("*.json")):
+        with contextlib.suppress(UsageError):
+            receipt = files.read_json(path)
+            if isinstance(receipt.get("scores"), list):
+                found.append(receipt)
+    return [receipt for receipt in found if samples_of(receipt) == most(found)]
+
+
+def samples_of(receipt: Mapping[str, Any]) -> int:
+    """How many samples a receipt's scores are of; 0 where it does not say."""
+    count = (receipt.get("samples") or {}).get("count")
+    return count if isinstance(count, int) else 0
+
+
+def most(receipts: Iterable[Mapping[str, Any]]) -> int:
+    """The largest number of samples in any of them."""
+    return max(map(samples_of, receipts), default=0)
+
+
 def local(params: Any) -> Any:
     """Parameters for a program of this process alone."""
     return params if jax.process_count() == 1 else to_host(params)
@@ -41,5 +102,4 @@ def local(params: Any) -> Any:
 
 def write(workdir: str | Path, name: str, content: Any) -> None:
     """Write `receipts/NAME.json`, whole or not at all."""
-    path = Path(workdir) / "receipts" / f"{name}.json"
-    write_atomic(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_atomic(Path(workdir) / "receipts" / f"{name}.json", files.json_text(content) + "\n")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgen import files
 from jaxgen.data.pixels import BACKGROUND
-from jaxgen.errors import UsageError, invalid
+from jaxgen.errors import UsageError, check_seed
 from jaxgen.metrics import extractors
+from jaxgen.metrics.scores.table import check_names
 from jaxgen.metrics.sets import reading as sets
 from jaxgen.metrics.sets.files import evaluate_sets
 from jaxgen.metrics.sets.reading import Set
 from jaxgen.metrics.sets.side import Extractor
-from jaxgen.scoring.common import check_draws
+from jaxgen.scoring.common import check_draws, score_line
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import say
 
@@ -42,8 +43,10 @@ def evaluate_files(
     classifier trained on the reference's labels. out: a file for the receipt, too.
     """
     check_draws(intervals)
-    if out is not None and Path(out).suffix != ".json":
-        raise invalid("--out", str(out), "a name that ends in .json")
+    check_seed("--seed", seed)
+    check_names(scores)
+    if out is not None:
+        files.check_out("--out", out, (".json",))
     how: dict[str, Any] = dict(range=range, channels=channels, background=background)
     made = sets.load(samples, option="--samples", **how)
     known = sets.load(reference, option="--reference", **how)
@@ -59,10 +62,13 @@ def evaluate_files(
         seed=seed,
         say=say,
     )
+    width = max(map(len, found["scores"]), default=0)
     for name, entry in found["scores"].items():
-        say(f"{name:>24} {score_line(entry)}")
+        say(f"{name:>{width}} {score_line(entry)}")
+    for text in found["cautions"]:
+        say(f"CAUTION: {text}")
     if out is not None:
-        write_atomic(Path(out), json.dumps(found, indent=2, sort_keys=True) + "\n")
+        write_atomic(Path(out), files.json_text(found) + "\n")
     return found
 
 
@@ -82,11 +88,3 @@ def _extractor(
             say("no weights of the Inception network here: a classifier of the reference instead")
             return "classifier"
     return extractors.load(features, weights)
-
-
-def score_line(score: Mapping[str, Any]) -> str:
-    """A score of `evaluate_files`: value, interval and floor."""
-    line = f"{score['value']:.6g}"
-    if score.get("interval"):
-        line += " [{:.4g}, {:.4g}]".format(*score["interval"])
-    return line + ("" if score["floor"] is None else f"  (floor {score['floor']:.4g})")

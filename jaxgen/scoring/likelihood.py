@@ -11,17 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import __version__
+from jaxgen import __version__, files
 from jaxgen.data import Source, normalise
-from jaxgen.errors import invalid
+from jaxgen.errors import check_seed, invalid
 from jaxgen.method import Spec, fold
+from jaxgen.method.streams import NOISE
 from jaxgen.run.model import Model
+from jaxgen.run.precision import single
 from jaxgen.run.setup import Setup
-from jaxgen.scoring.common import Check, write
+from jaxgen.scoring.common import Check, other, receipt_name, write
 from jaxgen.scoring.given import chosen as chosen_of
 from jaxgen.training.log import progress, say
 
 
+@single
 def likelihood(
     model: Model,
     workdir: str | Path,
@@ -43,19 +46,21 @@ def likelihood(
     of the training half. options: keywords of the method's `log_prob`. draws: noise draws averaged,
     where there is noise. images: labelled ones, in the place of a split (`scoring.given`): each
     one's nats are then among the results, and the baselines, which need the training half, are not.
-    Writes `receipts/likelihood_SPLIT.json` and returns what it holds.
+    Writes `receipts/likelihood_SPLIT.json`, whose name also says what the config does not, and
+    returns what it holds.
 
     Raises UsageError for a method without a likelihood, and images without labels.
     """
     setup, section, kind = model.setup, model.setup.likelihood, model.setup.method.likelihood
     if setup.method.log_prob is None or kind is None:
         raise invalid("likelihood", "a method without a likelihood", "families that have one")
+    usual_limit = section.limit if images is None else 0
     draws = section.draws if draws is None else draws
-    if limit is None:
-        limit = section.limit if images is None else 0
-    seed = section.seed if seed is None else seed
+    limit = usual_limit if limit is None else limit
+    seed = check_seed("--seed", section.seed if seed is None else seed)
     if draws < 1:
         raise invalid("--draws", draws, "draws >= 1")
+    files.check("--workdir", Path(workdir) / "receipts", directory=True)
     asked = chosen_of(model, split, images, limit, seed)
     source, order = asked.source, asked.order
     if not asked.labelled:
@@ -64,6 +69,7 @@ def likelihood(
     spec = setup.spec
     noisy = not kind.mass and spec.levels is not None
     random = noisy or not kind.exact
+    differs = {"draws": other(draws, section.draws) if random else None}
     if not random:
         draws = 1
     root, size = jax.random.key(seed), section.batch_size
@@ -75,7 +81,7 @@ def likelihood(
             batch = normalise({"image": jnp.asarray(source.images(chosen))})["image"]
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
             for draw in range(draws):
-                x = spec.dequantise(batch, fold(fold(keys, draw), 0)) if noisy else batch
+                x = spec.dequantise(batch, fold(fold(keys, draw), NOISE)) if noisy else batch
                 found = model.log_prob(
                     np.asarray(x),
                     source.labels[chosen],
@@ -111,8 +117,12 @@ def likelihood(
         **(_independent(setup, source, order) if of_mass and images is None else {}),
         **({} if images is None else {"places": order.tolist(), "nats_of_each": total.tolist()}),
     }
-    write(workdir, f"likelihood_{asked.name}", result)
     say(likelihood_line(result))
+    differs |= {
+        **{"limit": other(limit, usual_limit), "seed": other(seed, section.seed)},
+        **{"ema": other(result["ema"], model.ema), **options},
+    }
+    write(workdir, receipt_name(f"likelihood_{asked.name}", differs), result)
     return result
 
 

@@ -11,24 +11,33 @@ import jax
 import numpy as np
 
 from jaxgen import config as configs
+from jaxgen import files
 from jaxgen.data import Streamed, at_hand, whole
 from jaxgen.data.pipeline import AT_ONCE
-from jaxgen.errors import invalid
+from jaxgen.errors import check_seed, invalid
 from jaxgen.method import Method
 from jaxgen.metrics import Classifier, Extractor, Sampling, Training, cached, extractors
+from jaxgen.metrics.cautions import cautions
 from jaxgen.metrics.evaluate import evaluate as score
 from jaxgen.metrics.evaluate import look, spread
 from jaxgen.metrics.extractors import lpips
 from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.receipt import receipt
 from jaxgen.metrics.scores.reconstruction import reconstruction
+from jaxgen.metrics.scores.table import check_names
 from jaxgen.run.model import Model, Samples, balanced_labels
-from jaxgen.scoring.common import Check, check_draws, local, write
+from jaxgen.run.precision import single
+from jaxgen.run.setup import Setup, make_sampler, sample_options
+from jaxgen.scoring.common import Check, check_draws, local, other, receipt_name, score_line, write
 from jaxgen.scoring.shared import Shared
 from jaxgen.training import hosts
+from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import say
 
+ELSEWHERE = "To have the scores all the same: --out scores.json."
 
+
+@single
 def evaluate(
     model: Model,
     workdir: str | Path,
@@ -42,6 +51,7 @@ def evaluate(
     weights: str | Path | None = None,
     scores: Sequence[str] | None = None,
     intervals: int | None = None,
+    out: str | Path | None = None,
     check: Check = lambda: None,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -52,29 +62,43 @@ def evaluate(
     names of extractors beside the classifier, with commas between, and weights for a single one
     (`metrics.extractors.load`). scores, intervals: see `metrics.table.compute`. changes: keywords
     of the method's sampler. Of a tokenizer, its reconstructions of the test half are scored, and
-    `lpips` is one of the names; of a target, what the family can measure. Writes
-    `receipts/evaluate[_guidance_W].json`; returns {"receipts": [...], "classifier_test_accuracy":
-    None where nothing was classified}.
+    `lpips` is one of the names; of a target, what the family can measure. What cannot be had of so
+    few images is left out, with the reason, unless it was asked for by name. Writes
+    `receipts/evaluate[_guidance_W].json`, whose name also says what the config does not; out: all
+    receipts into this file instead, and nothing into the workdir. Returns {"receipts": [...],
+    "classifier_test_accuracy": None where nothing was classified}.
     Many processes sample together and look at a part of the images each; the first one compares.
     """
     setup, options = model.setup, model.setup.evaluate
     count = options.samples if samples is None else samples
-    if count < 1:
-        raise invalid("--samples", count, "images >= 1")
-    check_draws(intervals)
     seed = options.seed if seed is None else seed
     scales: Sequence[float | None] = (options.guidance if guidance is None else guidance) or (None,)
     if sections is not None:
         if guidance:
             raise invalid("--guidance", guidance, "scales, or --sample.guidance; not both")
         scales, changes = (None,), {**changes, "guidance": sections}
-    judge = _judge(model, workdir, features, weights, check, count)
+    check_evaluation(setup, count, scales, changes, seed, scores, intervals)
+    if out is None:
+        files.check("--workdir", Path(workdir) / "receipts", directory=True, fix=ELSEWHERE)
+    else:
+        files.check_out("--out", out, (".json",))
+    differs = {
+        **{
+            key: other(value, setup.config.get("sample", {}).get(key))
+            for key, value in changes.items()
+        },
+        **{"ema": other(ema, model.ema), "samples": other(count, options.samples)},
+        **{"seed": other(seed, options.seed), "features": features, "intervals": intervals},
+        "scores": None if scores is None else ",".join(scores),
+    }
+    judge = _judge(model, None if out else workdir, features, weights, check)
     receipts = []
     for scale in scales:
         check()
         asked = {**changes, **({} if scale is None else {"guidance": scale})}
         found: dict[str, Any] = {}
         about: dict[str, Any] = {}
+        left_out: dict[str, str] = {}
         how = Sampling(seed=seed, ema=ema or model.ema)
         if judge is not None:
             test = judge.test
@@ -89,7 +113,9 @@ def evaluate(
             check()
             seen = look(images, labels, judge.train, test, *judge.extractors)
             if hosts.first():
-                seen_scores = score(seen, scores=scores, intervals=intervals, seed=seed)
+                seen_scores = score(
+                    seen, scores=scores, intervals=intervals, seed=seed, left_out=left_out
+                )
                 found |= {_named(k, setup.method): v for k, v in seen_scores.items()}
             about |= seen.describe()
         if setup.method.scores is not None:
@@ -105,32 +131,44 @@ def evaluate(
                 "classifier_test_accuracy": None if judge is None else judge.accuracy,
                 **({} if setup.spec.target else {"classes": list(setup.spec.class_names)}),
                 **({} if judge is None or judge.holdout is None else {"holdout": judge.holdout}),
+                "left_out": {_named(k, setup.method): why for k, why in left_out.items()},
+                "cautions": cautions(found, setup.spec.num_classes if judge is not None else None),
                 **about,
             },
         )
         result = hosts.tell(result)
-        name = "evaluate" if scale is None else f"evaluate_guidance_{scale:g}"
-        write(workdir, name, result)
+        say(f"{title(result)}:\n{lines(result)}")  # first of all: it may be all that is left
         receipts.append(result)
-        say(f"{title(result)}: {one_line(result)}")
+        if out is None:
+            name = "evaluate" if scale is None else f"evaluate_guidance_{scale:g}"
+            write(workdir, receipt_name(name, differs), result)
     accuracy = None if judge is None else judge.accuracy
-    return {"receipts": receipts, "classifier_test_accuracy": accuracy}
+    evaluation = {"receipts": receipts, "classifier_test_accuracy": accuracy}
+    if out is not None:
+        write_atomic(Path(out), files.json_text(evaluation) + "\n")
+    return evaluation
 
 
-def check_sizes(train: int, test: int, samples: int | None) -> None:
-    """Refuse what is too little to be scored, before any work. samples: None of a tokenizer.
-
-    The scores that are always there need a classifier's 64 features and one image more, and of the
-    test half the percentile that copies are told by (`memorisation.threshold`).
-    """
-    for option, count, least in (
-        ("config.data.train", train, 65),
-        ("config.data.test", test, 100),
-        *((("--samples", samples, 65),) if samples is not None else ()),
-    ):
-        if count < least:
-            fix = "Training without: --config.evaluate.at_end=False."
-            raise invalid(option, count, f"{least} images or more for the scores", fix)
+def check_evaluation(
+    setup: Setup,
+    count: int,
+    scales: Sequence[float | None] = (None,),
+    changes: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    scores: Sequence[str] | None = None,
+    intervals: int | None = None,
+) -> None:
+    """Refuse what `evaluate` could only refuse after the samples. Raises UsageError."""
+    if count < 2:
+        raise invalid("--samples", count, "images >= 2")
+    check_draws(intervals)
+    check_seed("--seed", seed)
+    check_names(scores)
+    if setup.method.sampler is None:
+        return
+    for scale in scales:
+        asked = {**(changes or {}), **({} if scale is None else {"guidance": scale})}
+        make_sampler(setup, sample_options(setup, asked))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,14 +187,12 @@ class _Judge:
 
 
 def _judge(
-    model: Model,
-    workdir: str | Path,
-    features: str | None,
-    weights: Any,
-    check: Check,
-    count: int,
+    model: Model, workdir: str | Path | None, features: str | None, weights: Any, check: Check
 ) -> _Judge | None:
-    """Who scores images; None of a target, which has none."""
+    """Who scores images; None of a target, which has none.
+
+    workdir: where the classifier is kept, or None for nowhere.
+    """
     asked = [name for name in (features or "").split(",") if name not in ("", "classifier")]
     if weights is not None and len(asked) != 1:
         raise invalid("--weights", str(weights), "weights for a single network of --features")
@@ -183,8 +219,6 @@ def _judge(
             half.relabelled(model.setup.spec.classes, "config.data.tokenizer", **how)
             for half in sources
         ]
-    made = None if model.setup.method.sampler is None else count
-    check_sizes(len(sources[0]), len(sources[1]), made)
     train, test = at_hand(sources[0]), at_hand(sources[1])
     if model.setup.method.sampler is None:
         test = whole(sources[1])
@@ -193,7 +227,7 @@ def _judge(
 
     def network() -> Classifier:
         return cached(
-            Path(workdir) / "classifier.safetensors",
+            None if workdir is None else Path(workdir) / "classifier.safetensors",
             learnt["image"],
             learnt["label"],
             model.setup.spec.num_classes,
@@ -248,14 +282,13 @@ def title(found: Mapping[str, Any]) -> str:
     return "reconstructions" if found["sampling"]["labels"] == "of the test half" else "samples"
 
 
-def one_line(found: Mapping[str, Any]) -> str:
-    """A receipt's scores in one line, each with its floor."""
-    return ", ".join(
-        f"{s['name']} {s['value']:.4g}"
-        + ("" if s["floor"] is None else f" (floor {s['floor']:.4g})")
-        for s in found["scores"]
-        if isinstance(s["value"], (int, float))
-    )
+def lines(found: Mapping[str, Any]) -> str:
+    """A receipt's scores, a line each with interval and floor; what is missing, and cautions."""
+    scores = [s for s in found["scores"] if isinstance(s["value"], (int, float))]
+    width = max((len(s["name"]) for s in scores), default=0)
+    out = [f"  {s['name']:<{width}}  {score_line(s)}" for s in scores]
+    out += [f"  {name} left out: {why}" for name, why in found.get("left_out", {}).items()]
+    return "\n".join(out + [f"  CAUTION: {text}" for text in found.get("cautions", ())])
 
 
 def _named(score: str, method: Method) -> str:

@@ -85,10 +85,10 @@ def select(
         raise invalid("reference_features", f"{reference.size} images", "2 or more")
     width = len(reference.mean)
 
-    def update(found: Moments | None, features: np.ndarray) -> Moments:
+    def update(before: Moments | None, features: np.ndarray) -> Moments:
         if features.shape[1] != width:
             raise invalid("generators", features.shape, f"features [{batch}, {width}]")
-        return moments(features) if found is None else merge([found, moments(features)])
+        return moments(features) if before is None else merge([before, moments(features)])
 
     of_arm = functools.partial(bound or frechet_bound, reference)
     return play(generators, update, of_arm, rounds, batch=batch, seed=seed)
@@ -204,9 +204,9 @@ def frechet_bound(
     # With the mean at the reference's, what is left is the covariances' part; S + D adds d D to
     # its trace, which is not meant.
     wide = covariance + apart * np.eye(len(covariance))
-    part = gaussian_distance(reference.mean, wide, *given) - apart * len(covariance)
+    covariance_part = gaussian_distance(reference.mean, wide, *given) - apart * len(covariance)
     distance = np.linalg.norm(generated.mean - reference.mean)
-    optimistic = max(distance - mean, 0.0) ** 2 + part - spread
+    optimistic = max(distance - mean, 0.0) ** 2 + covariance_part - spread
     # A distance is never below 0, but of several that may be 0 the least known is to be asked.
     return Bound(estimate, float(optimistic))
 
@@ -259,7 +259,7 @@ class Predictions(NamedTuple):
     entropy_squared: float
 
 
-def inception_bound(found: Predictions, *, delta: float = 0.05) -> Bound:
+def inception_bound(predictions: Predictions, *, delta: float = 0.05) -> Bound:
     """-ln of the inception score, and as low as its parts may be with probability 1 - delta.
 
     ln IS = H(mean p) - mean H(p). By the empirical Bernstein inequality (Maurer & Pontil 2009), a
@@ -269,20 +269,20 @@ def inception_bound(found: Predictions, *, delta: float = 0.05) -> Bound:
     """
     if not 0 < delta < 1:
         raise invalid("delta", delta, "0 to 1, both excluded")
-    size, classes = found.size, len(found.p)
+    size, classes = predictions.size, len(predictions.p)
     likely = np.log(4 * (classes + 1) / delta)
 
     def width(total: Any, squared: Any, span: float) -> Any:
         variance = np.maximum(squared - total**2 / size, 0) / (size - 1)
         return np.sqrt(2 * variance * likely / size) + 7 * span * likely / (3 * (size - 1))
 
-    mean = found.p / size
-    off = width(found.p, found.p_squared, 1.0)
+    mean = predictions.p / size
+    off = width(predictions.p, predictions.p_squared, 1.0)
     # -q ln q rises up to q = 1 / e and falls beyond.
     most = np.clip(np.exp(-1), np.maximum(mean - off, 0), np.minimum(mean + off, 1))
     marginal = min(float(_plogp(most).sum()), float(np.log(classes)))
-    conditional = found.entropy / size
-    off_entropy = width(found.entropy, found.entropy_squared, np.log(classes))
+    conditional = predictions.entropy / size
+    off_entropy = width(predictions.entropy, predictions.entropy_squared, np.log(classes))
     estimate = conditional - float(_plogp(mean).sum())
     return Bound(estimate, float(max(conditional - off_entropy, 0.0) - marginal))
 
@@ -292,23 +292,23 @@ def _plogp(p: np.ndarray) -> np.ndarray:
     return -p * np.log(np.where(p > 0, p, 1.0))
 
 
-def _add_predictions(found: Predictions | None, p: np.ndarray) -> Predictions:
+def _add_predictions(before: Predictions | None, p: np.ndarray) -> Predictions:
     if (p < 0).any() or np.abs(p.sum(1) - 1).max() > 1e-3:
         raise invalid("generators", "rows that are no distributions", "predictions [batch, C]")
     entropy = _plogp(p).sum(1)
     new = Predictions(
         len(p), p.sum(0), (p**2).sum(0), float(entropy.sum()), float((entropy**2).sum())
     )
-    if found is None:
+    if before is None:
         return new
-    if len(found.p) != p.shape[1]:
-        raise invalid("generators", p.shape, f"predictions over {len(found.p)} classes")
+    if len(before.p) != p.shape[1]:
+        raise invalid("generators", p.shape, f"predictions over {len(before.p)} classes")
     return Predictions(
-        found.size + new.size,
-        found.p + new.p,
-        found.p_squared + new.p_squared,
-        found.entropy + new.entropy,
-        found.entropy_squared + new.entropy_squared,
+        before.size + new.size,
+        before.p + new.p,
+        before.p_squared + new.p_squared,
+        before.entropy + new.entropy,
+        before.entropy_squared + new.entropy_squared,
     )
 
 

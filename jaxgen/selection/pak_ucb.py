@@ -70,8 +70,8 @@ def choose(
     for place, context in enumerate(contexts):
         arm = place
         if place >= arms:
-            found = [regressor.predict(state, context) for state in states]
-            arm = int(np.argmax([mean + eta * width for mean, width in found]))
+            predictions = [regressor.predict(state, context) for state in states]
+            arm = int(np.argmax([mean + eta * width for mean, width in predictions]))
         score = float(generators[arm](seed * len(contexts) + place, context))
         if not np.isfinite(score):
             raise invalid(f"generators[{arm}]", f"a score of {score}", "finite scores")

@@ -20,6 +20,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, path_of, together
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import CALL, NOISE, START, STEPS
 from jaxgen.steer.particles import Particles, check_threshold, smc
 
 
@@ -89,44 +90,46 @@ def power_product(
         raise invalid("steer.powers", list(powers), f"{len(denoisers)} numbers whose sum is > 0")
     if noise < 0:
         raise invalid("steer.noise", noise, "noise >= 0")
-    way = path_of(denoisers[0], path)
+    path = path_of(denoisers[0], path)
     times = np.asarray(grid, np.float32)
-    if len(times) < 2 or not math.isfinite(float(way.ratio(jnp.asarray(times[0])))):
+    if len(times) < 2 or not math.isfinite(float(path.ratio(jnp.asarray(times[0])))):
         allowed = "at least one step, from where sigma / alpha is finite"
         raise invalid("steer.grid", times.tolist(), allowed)
-    levels = way.ratio(jnp.asarray(times)) ** 2
+    levels = path.ratio(jnp.asarray(times)) ** 2
     weights = jnp.asarray(powers, jnp.float32)
     size = math.prod(shape)
 
     def estimate(keys: jax.Array, y: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
         """(sum of scores, sum of x0, weight rate) at y, and the memories."""
-        found, memory = together(denoisers, keys, way.alpha(t) * y, t, memory)
-        return _combined(found, weights, way.ratio(t)), memory
+        predictions, memory = together(denoisers, keys, path.alpha(t) * y, t, memory)
+        return _combined(predictions, weights, path.ratio(t)), memory
 
     def fn(keys: jax.Array) -> Particles:
-        own = fold(keys, 1)
-        y = jnp.sqrt(levels[0] / total) * normal(fold(keys, 0), shape)
+        step_keys = fold(keys, STEPS)
+        y = jnp.sqrt(levels[0] / total) * normal(fold(keys, START), shape)
         memory = tuple(d.init(y) for d in denoisers)
 
         def move(y: jax.Array, x0: jax.Array, number: Any, v: jax.Array, u: jax.Array) -> Any:
-            fresh = normal(fold(fold(own, number), 0), shape)
+            fresh = normal(fold(fold(step_keys, number), NOISE), shape)
             return _move(y, x0 / total, v, u, (1 + noise) / 2 * total, noise, fresh)
 
         def step(state: Any, given: Any) -> tuple[Any, jax.Array]:
             y, (x0, rate), memory = state
             number, v, u, s = given
             y = move(y, x0, number, v, u)
-            (x0, after), memory = estimate(fold(fold(own, number), 1), y, s, memory)
+            (x0, after), memory = estimate(fold(fold(step_keys, number), CALL), y, s, memory)
             return (y, (x0, after), memory), 0.5 * (rate + after) * (v - u)
 
-        begun, memory = estimate(fold(fold(own, len(times)), 1), y, jnp.asarray(times[0]), memory)
+        begun, memory = estimate(
+            fold(fold(step_keys, len(times)), CALL), y, jnp.asarray(times[0]), memory
+        )
         steps = jnp.arange(len(times) - 2)
         inputs = (steps, levels[:-2], levels[1:-1], jnp.asarray(times[1:-1]))
-        found = smc(step, (y, begun, memory), inputs, keys, threshold)
-        y, (x0, rate), _ = found.x
+        particles = smc(step, (y, begun, memory), inputs, keys, threshold)
+        y, (x0, rate), _ = particles.x
         y = move(y, x0, len(times) - 2, levels[-2], levels[-1])
         last = rate * (levels[-2] - levels[-1])
-        return _finish(found, way.alpha(jnp.asarray(times[-1])) * y, last, _prior(levels[0]))
+        return _finish(particles, path.alpha(jnp.asarray(times[-1])) * y, last, _prior(levels[0]))
 
     def _prior(v: jax.Array) -> jax.Array:
         """ln of the integral of N(0, v I)^B."""
@@ -137,12 +140,14 @@ def power_product(
 
 
 def _combined(
-    found: Sequence[Prediction], powers: jax.Array, ratio: jax.Array
+    predictions: Sequence[Prediction], powers: jax.Array, ratio: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(sum_i powers[i] x0_i [K, ...], the log-weights' rate per unit of v [K])."""
-    x0 = sum((b * p.x0 for b, p in zip(powers, found, strict=True)), jnp.float32(0))
-    eps = sum((b * p.eps for b, p in zip(powers, found, strict=True)), jnp.float32(0))
-    apart = sum((b * _square(p.eps) for b, p in zip(powers, found, strict=True)), jnp.float32(0))
+    x0 = sum((b * p.x0 for b, p in zip(powers, predictions, strict=True)), jnp.float32(0))
+    eps = sum((b * p.eps for b, p in zip(powers, predictions, strict=True)), jnp.float32(0))
+    apart = sum(
+        (b * _square(p.eps) for b, p in zip(powers, predictions, strict=True)), jnp.float32(0)
+    )
     return jnp.asarray(x0), (_square(jnp.asarray(eps)) - apart) / (2 * ratio**2)
 
 
@@ -169,10 +174,10 @@ def _move(
     return x0 + keep**pull * (y - x0) + jnp.sqrt(noise * v * keep * grown) * fresh
 
 
-def _finish(found: Particles, x: jax.Array, last: jax.Array, prior: jax.Array) -> Particles:
+def _finish(particles: Particles, x: jax.Array, last: jax.Array, prior: jax.Array) -> Particles:
     """The particles at their end: the last step's weights, and the prior's normaliser."""
-    before = jax.nn.logsumexp(found.log_weights)
-    log_weights = found.log_weights + last
+    before = jax.nn.logsumexp(particles.log_weights)
+    log_weights = particles.log_weights + last
     more = jax.nn.logsumexp(log_weights) - before
-    total = found.log_normaliser + more + prior
-    return found._replace(x=x, log_weights=log_weights, log_normaliser=total)
+    total = particles.log_normaliser + more + prior
+    return particles._replace(x=x, log_weights=log_weights, log_normaliser=total)

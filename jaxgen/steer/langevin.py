@@ -13,6 +13,7 @@ import jax
 
 from jaxgen.errors import invalid
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import START, STEPS
 
 Map = Callable[[jax.Array], jax.Array]
 
@@ -50,13 +51,13 @@ def plug_and_play(
         return log_prob(generate(h)).sum()
 
     def fn(keys: jax.Array) -> jax.Array:
-        own = fold(keys, 1)
+        step_keys = fold(keys, STEPS)
 
         def step(number: jax.Array, h: jax.Array) -> jax.Array:
             move = prior * (reconstruct(h) - h) + condition * jax.grad(total)(h)
-            return h + move + noise * normal(fold(own, number), shape)
+            return h + move + noise * normal(fold(step_keys, number), shape)
 
-        h = normal(fold(keys, 0), shape) if start is None else start(fold(keys, 0))
+        h = normal(fold(keys, START), shape) if start is None else start(fold(keys, START))
         return jax.lax.fori_loop(0, steps, step, h)
 
     return fn

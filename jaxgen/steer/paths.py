@@ -68,7 +68,7 @@ def over_paths(
 
         def candidates(state: State, turn: jax.Array | int) -> tuple[jax.Array, State]:
             """Every path branched and brought to the end of the round: [many B]."""
-            own = keyed(keys, many, turn)
+            candidate_keys = keyed(keys, many, turn)
             wide = jax.tree.map(
                 lambda a: (
                     jnp.repeat(a.reshape(width, size, *a.shape[1:]), branches, 0).reshape(
@@ -81,13 +81,13 @@ def over_paths(
             )
             at = start + stride * turn
             if back and chain.back is not None:
-                wide = chain.back(own, wide, jnp.asarray(at), jnp.asarray(at - back))
-            return own, run(own, wide, at - back, back + stride)
+                wide = chain.back(candidate_keys, wide, jnp.asarray(at), jnp.asarray(at - back))
+            return candidate_keys, run(candidate_keys, wide, at - back, back + stride)
 
         def turn(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-            own, state = candidates(carry, number)
+            candidate_keys, state = candidates(carry, number)
             after = start + stride * (number + 1)
-            state, best = keep(state, reward(chain.estimate(own, state, after)), size)
+            state, best = keep(state, reward(chain.estimate(candidate_keys, state, after)), size)
             return state, best[0]
 
         first = keyed(keys, width, 0)

@@ -50,10 +50,10 @@ def systematic(key: jax.Array, log_weights: jax.Array) -> jax.Array:
     count = log_weights.shape[0]
     reach = jnp.cumsum(relative(log_weights))
     positions = (jax.random.uniform(key) + jnp.arange(count)) / count
-    found = jnp.searchsorted(
+    ancestors = jnp.searchsorted(
         reach / reach[-1], jnp.minimum(positions, BELOW_ONE), side="right", method="sort"
     )
-    return found.astype(jnp.int32)
+    return ancestors.astype(jnp.int32)
 
 
 def take(particles: PyTree, indices: jax.Array) -> PyTree:

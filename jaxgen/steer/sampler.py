@@ -41,13 +41,13 @@ def steered(sampler: Sampler, section: Any) -> Sampler:
         return configs.build(keywords, configs.ROOMS["steer"], OPTION, **given)
 
     def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        def one(key: jax.Array, label: jax.Array) -> jax.Array:
+        def image(key: jax.Array, label: jax.Array) -> jax.Array:
             def reward(x: jax.Array) -> jax.Array:
                 return score(x, jnp.broadcast_to(label, x.shape[:1]))
 
             return make(taken_apart(params, label), reward)(key[None])[0]
 
-        return jax.vmap(one)(keys, labels)
+        return jax.vmap(image)(keys, labels)
 
     calls = make(taken_apart(None, jnp.int32(0)), lambda x: jnp.zeros(len(x))).calls
     return Sampler(fn, calls, sampler.steps)

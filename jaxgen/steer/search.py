@@ -44,15 +44,15 @@ def branch(keys: jax.Array, number: jax.Array | int) -> jax.Array:
     return jnp.where(jnp.asarray(number) == 0, keys, other)
 
 
-def _better(one: Any, two: Any) -> Any:
+def _better(first: Any, second: Any) -> Any:
     """Of two (reward [B], *states) the rows of higher reward; NaN never wins."""
-    wins = two[0] > one[0]
+    wins = second[0] > first[0]
     return jax.tree.map(
         lambda a, b: (
             jnp.where(wins.reshape(wins.shape + (1,) * (a.ndim - 1)), b, a) if a.ndim else a
         ),
-        one,
-        two,
+        first,
+        second,
     )
 
 

@@ -54,9 +54,9 @@ def svdd(
             return chain.step(many, wide, number)
 
         def keep(wide: State, score: jax.Array, number: jax.Array) -> State:
-            own = fold(fold(keys, CHOICE), number)
+            choice_keys = fold(fold(keys, CHOICE), number)
             logits = score.reshape(proposals, count).T / alpha
-            chosen = jax.vmap(jax.random.categorical)(own, logits)
+            chosen = jax.vmap(jax.random.categorical)(choice_keys, logits)
             rows = chosen * count + jnp.arange(count)
             return jax.tree.map(lambda a: a[rows] if a.ndim else a, wide)
 

@@ -19,6 +19,9 @@ from jaxgen.errors import invalid
 from jaxgen.method import fold, normal
 from jaxgen.steer.langevin import plug_and_play
 
+COMPONENT, LATENT = range(2)
+"""A draw's streams: which Gaussian, and a point of it."""
+
 PyTree = Any
 Map = Callable[[jax.Array], jax.Array]
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -39,9 +42,9 @@ class Mixture(NamedTuple):
 
     def draw(self, keys: jax.Array) -> jax.Array:
         """A draw of each [B, D], by keys [B]."""
-        which = jax.vmap(jax.random.categorical)(fold(keys, 0), self.logits)
+        which = jax.vmap(jax.random.categorical)(fold(keys, COMPONENT), self.logits)
         rows = jnp.arange(len(which))
-        fresh = normal(fold(keys, 1), self.means.shape[2:])
+        fresh = normal(fold(keys, LATENT), self.means.shape[2:])
         return self.means[rows, which] + jnp.exp(self.log_stds[rows, which]) * fresh
 
 
@@ -87,8 +90,8 @@ class TR0N:
 
     def mixture(self, params: PyTree, c: jax.Array) -> Mixture:
         """h(c) for conditions [B, C]."""
-        found: Any = self.translator.apply({"params": params}, c)
-        return found
+        parameters: Any = self.translator.apply({"params": params}, c)
+        return parameters
 
     def loss(self, params: PyTree, keys: jax.Array) -> jax.Array:
         """The mean of -ln h(z | f(G(z))) over latents z drawn by keys [B], in nats."""

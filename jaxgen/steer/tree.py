@@ -225,10 +225,13 @@ def _grower(
 
     def step(tree: _Tree, key: jax.Array) -> State:
         """The state after one step from the node `now`."""
-        own, old = branch(key[None], tree.rollout), jax.tree.map(lambda a: a[tree.now], tree.state)
-        fresh = chain.start(own)
+        branch_keys, old = (
+            branch(key[None], tree.rollout),
+            jax.tree.map(lambda a: a[tree.now], tree.state),
+        )
+        fresh = chain.start(branch_keys)
         old = jax.tree.map(lambda a, b: jnp.where(tree.now == 0, a, b), fresh, old)
-        return chain.step(own, old, tree.level[tree.now])
+        return chain.step(branch_keys, old, tree.level[tree.now])
 
     def tick(tree: _Tree, number: jax.Array, key: jax.Array) -> _Tree:
         """One step of the chain: node `number`, and the values above where it is a leaf."""
@@ -256,7 +259,7 @@ def _grower(
         value, _ = jax.lax.while_loop(lambda c: c[1] > 0, up, start)
         return tree._replace(value=value)
 
-    def one(key: jax.Array) -> tuple[_Tree, jax.Array]:
+    def grow(key: jax.Array) -> tuple[_Tree, jax.Array]:
         start = chain.start(key[None])
         empty = jax.tree.map(lambda a: jnp.zeros((budget + 1, *a.shape), a.dtype), start)
         sample = chain.sample(start)
@@ -273,7 +276,7 @@ def _grower(
         last = jnp.where(tree.level == chain.steps, ids, 0).max()
         return tree, ids <= last
 
-    return jax.vmap(one)
+    return jax.vmap(grow)
 
 
 def _leaves(tree: _Tree, made: jax.Array, steps: int, strength: float) -> Leaves:

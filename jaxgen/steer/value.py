@@ -19,8 +19,11 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.method import fold
 from jaxgen.method.chain import Chain, Reward, State
 from jaxgen.nn.mlp import MLP
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 from jaxgen.steer.svdd import Value
+
+ROLLOUT, STEP = range(2)
+"""A pair's streams: of which rollout, and after which step."""
 
 PyTree = Any
 
@@ -88,8 +91,8 @@ def regression(
         """u [B] of states x [B, D] after step `number` [B]."""
         scaled = x / params["size"][number - 1][:, None]
         labels = jnp.zeros(x.shape[0], jnp.int32)
-        own = {"params": params["net"]}
-        out: Any = model.apply(own, scaled, number / chain.steps, labels)
+        variables = {"params": params["net"]}
+        out: Any = model.apply(variables, scaled, number / chain.steps, labels)
         values: jax.Array = out[:, 0]
         return values
 
@@ -109,15 +112,15 @@ def regression(
         held = {"size": size, "shift": shift, "scale": scale}
 
         def loss(net: PyTree, keys: jax.Array) -> jax.Array:
-            which = jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(fold(keys, 0))
-            number = jax.vmap(lambda k: jax.random.randint(k, (), 1, chain.steps))(fold(keys, 1))
-            u, own = network({"net": net, **held}, x[number - 1, which], number), y[which]
-            return (jnp.exp(u) - own * u if target == "soft" else (u - own) ** 2).mean()
+            which = jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(fold(keys, ROLLOUT))
+            number = jax.vmap(lambda k: jax.random.randint(k, (), 1, chain.steps))(fold(keys, STEP))
+            u, wanted = network({"net": net, **held}, x[number - 1, which], number), y[which]
+            return (jnp.exp(u) - wanted * u if target == "soft" else (u - wanted) ** 2).mean()
 
-        one, label = jnp.zeros(1), jnp.zeros(1, jnp.int32)
-        net = model.init(for_start, x[0, :1], one, label)["params"]
+        time, label = jnp.zeros(1), jnp.zeros(1, jnp.int32)
+        net = model.init(for_start, x[0, :1], time, label)["params"]
         adam = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
-        net, losses = fit(loss, adam, net, for_fit, steps=updates, batch=batch)
+        net, losses = minimise_expected(loss, adam, net, for_fit, steps=updates, batch=batch)
         return {"net": net, **held}, losses
 
     def value(params: PyTree) -> Value:

@@ -101,10 +101,10 @@ def strong_order(
             tried = solver(path, steps)
             return jax.jit(lambda grid: integrate(tried, model, x, grid, keys))
 
-        one = program(most)
+        finest = program(most)
 
         def solve(n: int) -> jax.Array:
-            run = program(n + DOUBLINGS + 1) if each else one
+            run = program(n + DOUBLINGS + 1) if each else finest
             return run(graded(n, HIGH, LOW, most + 1))
 
         return convergence_order(solve, exact, list(sizes))

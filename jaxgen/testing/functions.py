@@ -80,20 +80,20 @@ def check_variants(
     args: trees of arrays, which pmap copies to every device. Without jit, fn runs operation by
     operation.
     """
-    found: dict[str, PyTree] = {}
+    outputs: dict[str, PyTree] = {}
 
     class Variants(chex.TestCase):
         @chex.all_variants
         def test_variant(self: Any) -> None:
             out = self.variant(fn)(*args)
-            found[self.variant.type.name.lower()] = jax.tree.map(plain, out)
+            outputs[self.variant.type.name.lower()] = jax.tree.map(plain, out)
 
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Variants).run(result)
     problems = [text.strip().splitlines()[-1] for _, text in result.errors + result.failures]
     assert not problems, f"a variant raised: {problems[0]}"
-    expected = found.pop("without_jit")
-    for name, out in found.items():
+    expected = outputs.pop("without_jit")
+    for name, out in outputs.items():
         try:
             close(out, expected, rtol=rtol, atol=atol)
         except AssertionError as error:
@@ -109,16 +109,16 @@ def check_derivative(fn: Callable[..., Any], *args: Any, tolerance: float = 1e-2
     chex.assert_numerical_grads(fn, args, order=1, atol=tolerance, rtol=tolerance)
 
 
-def close(found: PyTree, expected: PyTree, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+def close(actual: PyTree, expected: PyTree, *, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Two trees of arrays are equal, or as close as allowed; keys are compared by their bits."""
-    found, expected = (jax.tree.map(plain, tree) for tree in (found, expected))
-    chex.assert_trees_all_close(found, expected, rtol=rtol, atol=atol)
+    actual, expected = (jax.tree.map(plain, tree) for tree in (actual, expected))
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=atol)
 
 
-def same_bits(found: PyTree, expected: PyTree) -> None:
+def same_bits(actual: PyTree, expected: PyTree) -> None:
     """Two trees have equal shapes, dtypes and bits; NaN is NaN."""
     for (path, a), (_, b) in zip(
-        jax.tree_util.tree_leaves_with_path(found),
+        jax.tree_util.tree_leaves_with_path(actual),
         jax.tree_util.tree_leaves_with_path(expected),
         strict=True,
     ):

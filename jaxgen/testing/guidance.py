@@ -51,8 +51,8 @@ def check_guidance(
     check_weights(guide, at=at, atol=atol)
     c, u, g = _estimate(cond), _estimate(uncond), _estimate(guide(cond, uncond, weight))
     with law(DIRECTION):
-        way = c.x0 - u.x0
-        along = float(jnp.vdot(g.x0 - u.x0, way) / jnp.vdot(way, way))
+        direction = c.x0 - u.x0
+        along = float(jnp.vdot(g.x0 - u.x0, direction) / jnp.vdot(direction, direction))
         assert along > 0, f"at w={weight} x0 moves by {along:.3g} of the way"
     if linear:
         with law(LINEAR):

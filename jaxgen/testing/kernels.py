@@ -77,10 +77,10 @@ def check_gradient(
 
         return gradients
 
-    found = jax.jit(back(kernel))(along, *args)
+    actual = jax.jit(back(kernel))(along, *args)
     want = _wide(back(reference), (along, *args))
     with law(GRADIENT):
-        for number, (mine, right) in enumerate(zip(found, want, strict=True)):
+        for number, (mine, right) in enumerate(zip(actual, want, strict=True)):
             _near(mine, right, tolerance, shape.dtype, f"by argument {number}", 2)
 
 
@@ -94,10 +94,10 @@ def check_jvp(
     def tangent(fn: Kernel) -> Callable[..., Any]:
         return lambda *both: jax.jvp(fn, both[: len(args)], both[len(args) :])[1]
 
-    found = jax.jit(tangent(kernel))(*args, *along)
+    tangent_out = jax.jit(tangent(kernel))(*args, *along)
     want = _wide(tangent(reference), (*args, *along))
     with law(TANGENT):
-        _near(found, want, tolerance, found.dtype, "the tangent", 2)
+        _near(tangent_out, want, tolerance, tangent_out.dtype, "the tangent", 2)
 
 
 def check_unseen(kernel: Kernel, args: Sequence[jax.Array], poisoned: Sequence[jax.Array]) -> None:
@@ -118,10 +118,10 @@ def _wide(fn: Callable[..., Any], args: Sequence[jax.Array]) -> Any:
 
 
 def _near(
-    found: Any, want: Any, tolerance: float | None, dtype: Any, what: str, room: float = 1
+    actual: Any, want: Any, tolerance: float | None, dtype: Any, what: str, room: float = 1
 ) -> None:
-    found, want = np.asarray(found, np.float64), np.asarray(want, np.float64)
-    assert found.shape == want.shape, f"{what}: shape {found.shape} in place of {want.shape}"
+    actual, want = np.asarray(actual, np.float64), np.asarray(want, np.float64)
+    assert actual.shape == want.shape, f"{what}: shape {actual.shape} in place of {want.shape}"
     bound = room * (rounding(dtype) if tolerance is None else tolerance)
-    error = np.linalg.norm(found - want) / max(np.linalg.norm(want), np.finfo(np.float64).tiny)
+    error = np.linalg.norm(actual - want) / max(np.linalg.norm(want), np.finfo(np.float64).tiny)
     assert error <= bound, f"{what} are off by {error:.2g} of their norm; allowed: {bound:.2g}"

@@ -57,11 +57,11 @@ def check_loss(
         chex.assert_tree_all_finite(grads)
         chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
     with law(ORDER):
-        found = run(params, rows(np.arange(size)[::-1]), key)
-        np.testing.assert_allclose(found, value, rtol=rtol)
+        reordered = run(params, rows(np.arange(size)[::-1]), key)
+        np.testing.assert_allclose(reordered, value, rtol=rtol)
     with law(MEAN):
-        parts = [run(params, rows(slice(i, i + size // 2)), key) for i in (0, size // 2)]
-        np.testing.assert_allclose(np.mean(parts), value, rtol=rtol)
+        halves = [run(params, rows(slice(i, i + size // 2)), key) for i in (0, size // 2)]
+        np.testing.assert_allclose(np.mean(halves), value, rtol=rtol)
     if random:
         with law(KEY):
             other = run(params, whole, jax.random.fold_in(key, 1))

@@ -74,8 +74,8 @@ def check_steps(
             state, metrics = once(states[-1], batch, jax.random.fold_in(key, n))
             states.append(state)
     with law(COUNTED):
-        found = [int(s.step) for s in states]
-        assert found == list(range(len(states))), f"state.step went {found}"
+        counts = [int(s.step) for s in states]
+        assert counts == list(range(len(states))), f"state.step went {counts}"
     with law(FINITE):
         assert "loss" in metrics, f"metrics are {sorted(metrics)}"
         for name, value in metrics.items():
@@ -139,8 +139,8 @@ def check_loss_falls(
     end = _train(method, start, [batches[n % len(batches)] for n in range(steps)], key)
 
     def loss(state: TrainState) -> float:
-        found = (step(state, b, jax.random.fold_in(key, n))[1] for n, b in enumerate(batches))
-        return float(np.mean([metrics["loss"] for metrics in found]))
+        every = (step(state, b, jax.random.fold_in(key, n))[1] for n, b in enumerate(batches))
+        return float(np.mean([metrics["loss"] for metrics in every]))
 
     before, after = loss(start), loss(end)
     bound = before - (1 - below) * abs(before)
@@ -175,22 +175,22 @@ def check_devices(
     chosen = np.asarray(jax.devices()[:devices]).reshape(-1, *[1] * (len(meshes.AXES) - 1))
     mesh = Mesh(chosen, meshes.AXES)
     whole, cut = PartitionSpec(), PartitionSpec("data")
-    ways = {"jit": meshes.within(meshes.Layout(mesh), step)}
+    programs = {"jit": meshes.within(meshes.Layout(mesh), step)}
     if getattr(method, "separable", False):
-        ways["shard_map"] = jax.shard_map(
+        programs["shard_map"] = jax.shard_map(
             step, mesh=mesh, in_specs=(whole, cut, whole), out_specs=(whole, whole), check_vma=False
         )
-    for name, way in ways.items():
-        run = quick_jit(way, out_shardings=NamedSharding(mesh, whole))
+    for name, program in programs.items():
+        run = quick_jit(program, out_shardings=NamedSharding(mesh, whole))
         state = jax.device_put(start, NamedSharding(mesh, whole))
         for n, batch in enumerate(batches[:3]):
             batch = jax.device_put(dict(batch), NamedSharding(mesh, cut))
             state, _ = run(state, batch, jax.random.fold_in(key, n))
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-            found, right = plain(a), plain(b)
+            actual, right = plain(a), plain(b)
             room = tolerance * max(np.abs(right).max(initial=0), 1)
             np.testing.assert_allclose(
-                found, right, rtol=tolerance, atol=room, err_msg=f"by {name} on {devices} devices"
+                actual, right, rtol=tolerance, atol=room, err_msg=f"by {name} on {devices} devices"
             )
 
 
@@ -218,6 +218,6 @@ def _host(a: jax.Array) -> Any:
     return a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.array(a)
 
 
-def _equal(one: PyTree, two: PyTree) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+def _equal(first: PyTree, second: PyTree) -> bool:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return all(np.array_equal(plain(a), plain(b)) for a, b in pairs)

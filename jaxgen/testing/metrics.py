@@ -62,8 +62,8 @@ def check_metric(
     chance = np.random.default_rng(0)
     value = np.asarray(metric(samples, reference), np.float64)
 
-    def agrees(found: Any, expected: Any = value, what: str = "") -> None:
-        np.testing.assert_allclose(found, expected, rtol=rtol, err_msg=what)
+    def agrees(actual: Any, expected: Any = value, what: str = "") -> None:
+        np.testing.assert_allclose(actual, expected, rtol=rtol, err_msg=what)
 
     with law(FINITE):
         assert np.isfinite(value).all(), f"{value}"
@@ -82,10 +82,10 @@ def check_metric(
             agrees(metric(reference, samples))
     if zero is not None:
         with law(SELF):
-            own = np.abs(metric(reference, reference))
-            assert (own <= zero).all(), f"{own}; allowed: {zero}"
+            itself = np.abs(metric(reference, reference))
+            assert (itself <= zero).all(), f"{itself}; allowed: {zero}"
     if streamed is not None:
         with law(STREAMED):
             for cuts in ([1, 4], [len(samples) // 2]):
-                parts = [np.split(each, cuts) for each in (samples, reference)]
-                agrees(streamed(*parts), what=f"cut at {cuts}")
+                pieces = [np.split(each, cuts) for each in (samples, reference)]
+                agrees(streamed(*pieces), what=f"cut at {cuts}")

@@ -38,9 +38,9 @@ def live_variables(module: Any, shape: tuple[int, ...], scale: float = 0.2) -> P
 
     shape: one example's.
     """
-    one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     noise, label = (jax.ShapeDtypeStruct((1,), d) for d in (jnp.float32, jnp.int32))
-    return random_like(jax.eval_shape(module.init, jax.random.key(0), one, noise, label), scale)
+    return random_like(jax.eval_shape(module.init, jax.random.key(0), image, noise, label), scale)
 
 
 def check_network(
@@ -72,12 +72,12 @@ def check_network(
             chex.assert_tree_all_finite(run(variables, x, jnp.full(count, end), labels))
     with law(LABELS):
         gaps = _gaps(run(variables, jnp.broadcast_to(x[0], x.shape), jnp.full(count, 0.5), labels))
-        one, two = np.unravel_index(gaps.argmin(), gaps.shape)
-        assert gaps.min() > SEEN, f"labels {one} and {two} give the same output"
+        first, second = np.unravel_index(gaps.argmin(), gaps.shape)
+        assert gaps.min() > SEEN, f"labels {first} and {second} give the same output"
     with law(NOISE):
         same = jnp.broadcast_to(x[0], x.shape)
-        found = _gaps(run(variables, same, jnp.linspace(0, 1, count), jnp.zeros_like(labels)))
-        assert found.min() > SEEN, "two noise levels give the same output"
+        noise_gaps = _gaps(run(variables, same, jnp.linspace(0, 1, count), jnp.zeros_like(labels)))
+        assert noise_gaps.min() > SEEN, "two noise levels give the same output"
     check_alone(run, variables, x, noise, labels, rtol=rtol)
 
     def loss(variables: PyTree) -> jax.Array:

@@ -31,32 +31,32 @@ def check_path(path: Path) -> None:
     Tolerances are float32's: times that went through a ratio and back to 2e-3, central differences
     of step 1e-3 to 5e-3 of the slope.
     """
-    found, t = _values(path)
+    values, t = _values(path)
     ends = jnp.array([0.0, 1.0])
     with law(ENDS):
-        alpha, sigma, back = found["ends"]
+        alpha, sigma, back = values["ends"]
         np.testing.assert_allclose(alpha[0], 1.0, atol=1e-6, err_msg="alpha(0)")
         np.testing.assert_allclose(sigma[0], 0.0, atol=1e-6, err_msg="sigma(0)")
         assert alpha[1] >= 0 and sigma[1] > 0, f"alpha(1) = {alpha[1]}, sigma(1) = {sigma[1]}"
         np.testing.assert_allclose(back, ends, atol=2e-3, err_msg="t_of_sigma of the ends")
     with law(FALLS):
-        steps = np.diff(np.asarray(found["log_snr"]))
+        steps = np.diff(np.asarray(values["log_snr"]))
         assert (steps < 0).all(), f"not strictly: its largest step is {steps.max()}"
     with law(INVERSES):
-        for name, times in found["inverses"].items():
+        for name, times in values["inverses"].items():
             np.testing.assert_allclose(times, t, atol=2e-3, err_msg=name)
     with law(SLOPES):
-        for name, (central, slope, at_ends) in found["slopes"].items():
+        for name, (central, slope, at_ends) in values["slopes"].items():
             scale = jnp.maximum(jnp.abs(central), 1.0)
             np.testing.assert_allclose(slope / scale, central / scale, atol=5e-3, err_msg=name)
             assert jnp.isfinite(at_ends).all(), f"{name} is not finite at the ends"
     with law(COMPOSE):
         # q(x_t | x_s) composed with q(x_s | x_0) is q(x_t | x_0).
-        (alpha, sigma), (ratio, variance) = found["marginal"], found["transition"]
+        (alpha, sigma), (ratio, variance) = values["marginal"], values["transition"]
         np.testing.assert_allclose(ratio * alpha[:-1], alpha[1:], atol=1e-5)
         whole = ratio**2 * sigma[:-1] ** 2 + variance
         np.testing.assert_allclose(whole / sigma[1:] ** 2, 1.0, atol=1e-4)
-        chex.assert_tree_all_finite(found["whole"])
+        chex.assert_tree_all_finite(values["whole"])
 
 
 def _values(path: Path) -> tuple[dict[str, Any], jax.Array]:

@@ -45,8 +45,8 @@ def check_sampler(
         np.testing.assert_allclose(back, whole, rtol=0, atol=atol)
     with law(REST):
         half = size // 2
-        parts = [fn(params, keys[:half], labels[:half]), fn(params, keys[half:], labels[half:])]
-        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=atol)
+        halves = [fn(params, keys[:half], labels[:half]), fn(params, keys[half:], labels[half:])]
+        np.testing.assert_allclose(np.concatenate(halves), whole, rtol=0, atol=atol)
     with law(KEYS):
         other = np.asarray(fn(params, keys[jnp.arange(size) - 1], labels))
         assert not np.allclose(whole, other), "different keys gave the same images"

@@ -56,8 +56,8 @@ def labels(num_classes: int, size: int | None = None, null: bool = True) -> Stra
     """
     st = _hypothesis()
     least, most = (1, 8) if size is None else (size, size)
-    one = st.integers(0, num_classes if null else num_classes - 1)
-    return st.lists(one, min_size=least, max_size=most).map(lambda a: np.array(a, np.int32))
+    label = st.integers(0, num_classes if null else num_classes - 1)
+    return st.lists(label, min_size=least, max_size=most).map(lambda a: np.array(a, np.int32))
 
 
 def weights(low: float = -1.0, high: float = 10.0) -> Strategy:

@@ -67,23 +67,23 @@ class Tokenizer:
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         """Distance, the quantiser's loss, and the generator's where there is an adversary."""
         quant, x = self.quant, batch["image"]
-        made, found, z = self._rebuilt(params, x, example_keys(key, batch))
+        made, quantised, z = self._rebuilt(params, x, example_keys(key, batch))
         value, metrics = self._distance(params, x, made)
-        value += found.loss
-        metrics |= {"quantiser": found.loss, **found.metrics}
+        value += quantised.loss
+        metrics |= {"quantiser": quantised.loss, **quantised.metrics}
         if self.judge is not None:
             metrics["g_loss"] = self.loss.generator(self._judged(params["discriminator"], made))
             scale = self.adversarial_weight * self._judging(batch)
             if self.adaptive:
-                held = jax.lax.stop_gradient((params, found.z))
+                held = jax.lax.stop_gradient((params, quantised.z))
                 metrics["adaptive_weight"] = self._weight(*held, x)
                 scale *= metrics["adaptive_weight"]
             value += scale * metrics["g_loss"]
         if quant.levels is not None:
-            flat = found.code.reshape(-1)
+            flat = quantised.code.reshape(-1)
             metrics["share"] = jnp.zeros(quant.levels).at[flat].add(1.0) / flat.size
-        if found.sums is not None and quant.refresh is not None:
-            metrics["sums"] = found.sums
+        if quantised.sums is not None and quant.refresh is not None:
+            metrics["sums"] = quantised.sums
             # As many vectors of the batch as there are codes, by chance.
             pick = jax.random.randint(key, metrics["share"].shape, 0, flat.size)
             candidates = jax.lax.stop_gradient(z.reshape(-1, quant.width)[pick])
@@ -131,9 +131,9 @@ class Tokenizer:
         """Reconstructions in training, what the quantiser did, and what it was given."""
         held, rngs = {"params": params["net"]}, {"dropout": keys[0]}
         z = self.net.apply(held, x, train=True, method="encode", rngs=rngs)
-        found = self.quant.quantise(params.get("codebook", {}), z, keys)
-        out = self.net.apply(held, found.z, train=True, method="decode", rngs=rngs)
-        return out, found, z
+        quantised = self.quant.quantise(params.get("codebook", {}), z, keys)
+        out = self.net.apply(held, quantised.z, train=True, method="decode", rngs=rngs)
+        return out, quantised, z
 
     def _distance(self, params: PyTree, x: jax.Array, made: jax.Array) -> tuple[jax.Array, Metrics]:
         return self.distance(x, made, params.get("frozen", {}).get("perceptual"))
@@ -156,9 +156,11 @@ class Tokenizer:
 
             return jnp.linalg.norm(jax.grad(f)(_leaf(params["net"], LAST)))
 
-        one = last(lambda made: self._distance(params, x, made)[0])
-        two = last(lambda made: self.loss.generator(self._judged(params["discriminator"], made)))
-        return jax.lax.stop_gradient(adaptive_weight(one, two))
+        distance_norm = last(lambda made: self._distance(params, x, made)[0])
+        adversarial_norm = last(
+            lambda made: self.loss.generator(self._judged(params["discriminator"], made))
+        )
+        return jax.lax.stop_gradient(adaptive_weight(distance_norm, adversarial_norm))
 
 
 def distance_of(reconstruction: str, features: Encoder | None, perceptual: float) -> Distance:

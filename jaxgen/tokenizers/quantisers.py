@@ -143,18 +143,18 @@ def nearest(
         codes = book["codes"]
         # 1 is what every code has when all are chosen alike.
         use = decay * state["use"] + (1 - decay) * share * levels
-        found = {"use": use}
+        averages = {"use": use}
         if not trained:
             total = decay * state["total"] + (1 - decay) * sums * levels
             codes = place(total / jnp.maximum(use, 1e-6)[:, None])
-            found["total"] = total
+            averages["total"] = total
         if revive:
             dead = use < revive
             codes = jnp.where(dead[:, None], place(candidates), codes)
-            found["use"] = jnp.where(dead, 1.0, use)
+            averages["use"] = jnp.where(dead, 1.0, use)
             if not trained:
-                found["total"] = jnp.where(dead[:, None], codes, found["total"])
-        return {"codes": codes}, found
+                averages["total"] = jnp.where(dead[:, None], codes, averages["total"])
+        return {"codes": codes}, averages
 
     def start_from(book: PyTree) -> PyTree:
         state = {"use": jnp.ones(levels)}
@@ -210,10 +210,10 @@ def lookup_free(
     def quantise(book: PyTree, z: jax.Array, keys: jax.Array | None) -> Quantised:
         z = z.astype(jnp.float32)
         chosen = jnp.where(z > 0, 1.0, -1.0)
-        one, batch = bit_entropies(4 * z / temperature, group)
+        per_code, batch = bit_entropies(4 * z / temperature, group)
         commit = jnp.square(z - chosen).mean()
-        loss = commitment * commit + entropy * (one - diversity * batch)
-        metrics = {"distortion": commit, "bit_entropy": one, "batch_bit_entropy": batch}
+        loss = commitment * commit + entropy * (per_code - diversity * batch)
+        metrics = {"distortion": commit, "bit_entropy": per_code, "batch_bit_entropy": batch}
         return Quantised(straight_through(z, chosen), to_index(chosen > 0), loss, metrics)
 
     def embed(book: PyTree, tokens: jax.Array) -> jax.Array:
@@ -240,8 +240,8 @@ def bernoulli(bits: int = 16, *, entropy: float = 0.0) -> Quantiser:
             on = p > 0.5
         else:
             on = jax.vmap(lambda k, p: jax.random.uniform(k, p.shape) < p)(keys, p)
-        one, batch = bit_entropies(z, 1)
-        metrics = {"bit_entropy": one, "batch_bit_entropy": batch}
+        per_code, batch = bit_entropies(z, 1)
+        metrics = {"bit_entropy": per_code, "batch_bit_entropy": batch}
         chosen = straight_through(p, on.astype(jnp.float32))
         return Quantised(chosen, to_index(on), -entropy * batch, metrics)
 
@@ -271,12 +271,12 @@ def bit_entropies(logits: jax.Array, group: int) -> tuple[jax.Array, jax.Array]:
     logits = logits.reshape(-1, bits // group, group)
     log_on, log_off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     p = jnp.exp(log_on)
-    one = -(p * log_on + (1 - p) * log_off).mean()
+    per_code = -(p * log_on + (1 - p) * log_off).mean()
     values = to_bits(jnp.arange(2**group), group)
     joint = (values * log_on[..., None, :] + (1 - values) * log_off[..., None, :]).sum(-1)
     mean = jnp.exp(joint).mean(0)
     batch = -jnp.where(mean > 0, mean * jnp.log(jnp.maximum(mean, 1e-30)), 0).sum(-1)
-    return one, batch.mean() / group
+    return per_code, batch.mean() / group
 
 
 def perplexity(share: jax.Array) -> jax.Array:

@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxgen import files
 from jaxgen.errors import UsageError
 from jaxgen.training import hosts
 from jaxgen.training.watch import deadline
@@ -238,8 +237,8 @@ class Checkpoints:
         # Killed between orbax's commit and ours: whole, only unverified.
         if not sidecar.exists():
             return
-        expected, found = json.loads(sidecar.read_text()), digest(self.folder / str(step))
-        bad = sorted(k for k in expected if found.get(k) != expected[k])
+        expected, digests = json.loads(sidecar.read_text()), digest(self.folder / str(step))
+        bad = sorted(k for k in expected if digests.get(k) != expected[k])
         if bad:
             raise CheckpointError(f"files damaged or missing: {', '.join(bad[:3])}")
 
@@ -282,24 +281,9 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all: temporary file in the same folder, flush, rename.
-
-    Of many processes the first writes; the others have the same data.
-    """
-    if not hosts.first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """`files.write`, by the first of many processes; the others have the same data."""
+    if hosts.first():
+        files.write(path, data)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 Half-life EMA: decay 0.5^(batch / half-life), the half-life ramped up as a share of the images seen
 (Karras et al. 2022, EDM, appendix F.2). Power-function EMA: weights t^gamma, so its length is a
-share of the whole run, and from snapshots of two of them an average of any length can be had after
+share of the whole run, and from snapshots of two of them an average of any length can be made after
 training (Karras et al. 2024, EDM2, section 3 and algorithm 3).
 """
 

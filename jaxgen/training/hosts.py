@@ -74,18 +74,21 @@ class _Place:
     devices: list[int] | None = None
 
 
-def join(options: HostOptions) -> None:
+def join(options: HostOptions, *, lonely: bool = False) -> None:
     """Join the other processes; must come before JAX's first use of a device.
 
-    A second call does nothing. Raises UsageError where there should be several processes but each
-    would be alone, Lost where some did not come in time.
+    lonely: whether this process may go on alone where a launcher speaks of several but nothing says
+    how they find each other (a shell inside an allocation): what only reads a run may. A second
+    call does nothing. Raises UsageError where there should be several processes but each would be
+    alone, Lost where some did not come in time.
     """
     if current() is not None:
         return
     if not jax.distributed.is_initialized():
         place, declared = _place(options), _declared(options)
         if place is None or place.count == 1:
-            _refuse_lonely(*declared)
+            if not lonely:
+                _refuse_lonely(*declared)
             return
         if declared[1] > 1 and declared[1] != place.count:
             raise invalid(declared[0], declared[1], f"{place.count}, as many as are to join")
@@ -150,13 +153,13 @@ def _place(options: HostOptions) -> _Place | None:
         if not 0 <= index < count:
             raise invalid("config.hosts.index", index, f"0 to {count - 1}")
         return _Place(coordinator, count, index)
-    found = _cluster(int(options.start_seconds))
-    if found is not None:
+    cluster = _cluster(int(options.start_seconds))
+    if cluster is not None:
         return _Place(
-            coordinator or found.coordinator,
-            count or found.count,
-            found.index if index is None else index,
-            found.devices,
+            coordinator or cluster.coordinator,
+            count or cluster.count,
+            cluster.index if index is None else index,
+            cluster.devices,
         )
     if coordinator is not None or index is not None:
         given = {"coordinator": coordinator, "count": count, "index": index}
@@ -169,12 +172,12 @@ def _cluster(seconds: int) -> _Place | None:
     from jax._src.clusters import ClusterEnv
 
     try:
-        found = ClusterEnv.auto_detect_unset_distributed_params(
+        detected = ClusterEnv.auto_detect_unset_distributed_params(
             None, None, None, None, None, seconds
         )
     except (RuntimeError, OSError, ValueError):  # no metadata server, a half-set environment
         return None
-    coordinator, count, index, devices = found
+    coordinator, count, index, devices = detected
     if coordinator is None or count is None or index is None:
         return None
     return _Place(coordinator, count, index, None if devices is None else list(devices))
@@ -262,8 +265,8 @@ def agree(facts: Mapping[str, Any], seconds: float) -> None:
     """
     if current() is None:
         return
-    own = json.loads(json.dumps({**facts, "code": _code(), "jax": jax.__version__}))
-    changes = list(configs.differences(tell(own), own))
+    mine = json.loads(json.dumps({**facts, "code": _code(), "jax": jax.__version__}))
+    changes = list(configs.differences(tell(mine), mine))
     differs = [f"{k} is {b!r}, not {a!r}" for k, a, b in changes]
     where = socket.gethostname()
     said = gather([where, differs], "comparing configs and code", seconds)

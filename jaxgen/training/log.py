@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxgen.errors import invalid
+from jaxgen import files
+from jaxgen.errors import UsageError, invalid
 from jaxgen.training import hosts
+from jaxgen.training.events import Events
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -44,14 +46,12 @@ class Log:
         if not hosts.first():
             return
         self.path = workdir / "metrics.jsonl"
-        kept = [r for r in read_jsonl(self.path) if r["step"] <= step]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        self._file = self.path.open("a", buffering=1)
+        kept = [row for row in read_jsonl(self.path) if row["step"] <= step]
+        files.write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        with files.writing(self.path):
+            self._file = self.path.open("a", buffering=1)
         if tensorboard:
-            # Here, since it imports PyTorch where that is installed: seconds.
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._board = Events(workdir / "tensorboard", step + 1)
         if wandb is not None:
             try:
                 import wandb as client
@@ -60,44 +60,66 @@ class Log:
                     "config.log.wandb", wandb, "None, as W&B is not installed", "pip install wandb"
                 ) from error
             self._wandb = client.init(
-                project=wandb, dir=str(workdir), config=dict(config), resume="allow"
+                project=wandb,
+                dir=str(workdir),
+                config=dict(config),
+                id=_wandb_id(workdir),
+                resume="allow",
             )
 
     def scalars(self, step: int, values: Mapping[str, float], **words: str) -> None:
         """Write one line of numbers at `step`; `words` go to `metrics.jsonl` alone."""
         if self._file is None:
             return
-        # JSON has no NaN: what is not finite is written as text.
-        clean = {k: (float(v) if math.isfinite(v) else str(float(v))) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean, **words}) + "\n")
+        clean = files.plain({k: float(v) for k, v in values.items()})
+        with files.writing(self.path):
+            self._file.write(json.dumps({"step": step, **clean, **words}) + "\n")
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.scalars(step, values)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Send a picture [H, W, 3] uint8 to TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.image(step, name, picture)
 
     def close(self) -> None:
         """Flush and close everything."""
         if self._file is not None:
-            self._file.close()
+            with files.writing(self.path):
+                self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
+def _wandb_id(workdir: Path) -> str:
+    """The id of this workdir's run at W&B: made once, so that a resumed run is the same one."""
+    path = workdir / "wandb_id"
+    if not path.is_file():
+        files.write(path, f"{uuid.uuid4().hex[:12]}\n")
+    return path.read_text().strip()
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last line cut short by a kill is dropped."""
+    """The rows of a run's metrics; a line that was cut short by a kill is dropped.
+
+    Raises UsageError for a file that is none of ours: no text, or without any such row.
+    """
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    if len(lines) > 1 and not rows:
+        raise UsageError(f"{path}: not the metrics of a run. Move it out of the workdir.")
     return rows
 
 
@@ -132,11 +154,11 @@ def progress(title: str, total: int, done: int = 0, period: float = 10.0) -> Ite
 
     def advance(now: int, text: str = "") -> None:
         nonlocal last
-        clock = time.monotonic()
-        if clock - last < period and now < total:
+        seconds = time.monotonic()
+        if seconds - last < period and now < total:
             return
-        last = clock
-        rate = (now - first) / max(clock - start, 1e-9)
+        last = seconds
+        rate = (now - first) / max(seconds - start, 1e-9)
         left = f"{(total - now) / rate:.0f}s" if rate > 0 else "?"
         say(f"{title} {now}/{total} ({100 * now / max(total, 1):.0f}%)  {text}  ETA {left}")
 

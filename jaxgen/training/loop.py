@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,7 +227,8 @@ def fit(
     setup: a `jaxgen.run.setup.Setup`. initial: changes the fresh state (`--init_from`).
     preview(state, step) -> picture, called every `train.sample_every` images. flops_per_image:
     useful floating-point operations of one training image (3 x forward, 2 per multiply-add).
-    Returns (state, timings in seconds). Raises Interrupted, with the state saved, after a signal.
+    Returns (state, timings in seconds; none where there was nothing left to do). Raises
+    Interrupted, with the state saved, after a signal.
     """
     method, mesh, size, total = setup.method, setup.mesh, setup.data.batch_size, setup.steps
     seed = setup.config.get("seed", 0)
@@ -255,7 +257,7 @@ def fit(
         )
         stack.callback(log.close)
         if first >= total:
-            return state, {"images_per_second": 0.0}
+            return state, {}
         stream = open_stream(setup, seed, first)
         batch = next(stream)
         clean = jax.tree.map(
@@ -287,19 +289,24 @@ def fit(
                 rate = means["images_per_second"]
                 late = "".join(f"  slowest: {text}" for text in slowest().values())
                 advance(done, f"loss {means['loss']:.4f}  {rate:.0f} img/s{late}")
+            # Snapshots first: a run killed in between makes the same ones again.
+            if "snapshot" in due:
+                save_snapshots(workdir, setup.ema, state, done * size)
             if "save" in due or last:
                 means = meter.flush(done)  # what is not finite is never saved
                 checkpoints.save(done, state, about(done, size, means), wait=last)
                 meter.resume()
-            if "snapshot" in due:
-                save_snapshots(workdir, setup.ema, state, done * size)
             if preview is not None and "sample" in due and not last:
                 meter.flush(done)
                 log.image(done, "samples", preview(state, done))
                 meter.resume()
             if stop:
                 assert interrupts.number is not None
-                raise Interrupted(interrupts.number)
+                raise Interrupted(
+                    interrupts.number,
+                    f"stopped by {signal.Signals(interrupts.number).name}; saved at step {done} of "
+                    f"{total} ({done * size} images): the same command goes on from there",
+                )
         timings |= {
             "train": meter.seconds,
             "images_per_second": (total - first) * size / max(meter.seconds, 1e-9),

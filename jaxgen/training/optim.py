@@ -38,13 +38,13 @@ def schedule(
     def rate(count: Array) -> Array:
         seen = jnp.asarray(count, jnp.float32) * batch_size
         warm = jnp.minimum((seen + batch_size) / max(warmup_images, batch_size), 1.0)
-        part = jnp.clip((seen - warmup_images) / max(images - warmup_images, 1), 0.0, 1.0)
+        progress = jnp.clip((seen - warmup_images) / max(images - warmup_images, 1), 0.0, 1.0)
         shapes: dict[str, Callable[[], Array | float]] = {
             "constant": lambda: 1.0,
             "cosine": lambda: (
-                final_fraction + (1 - final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * part))
+                final_fraction + (1 - final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
             ),
-            "linear": lambda: 1 - (1 - final_fraction) * part,
+            "linear": lambda: 1 - (1 - final_fraction) * progress,
             "inverse_sqrt": lambda: 1 / jnp.sqrt(jnp.maximum(seen / (decay_images or 1), 1.0)),
         }
         return learning_rate * warm * shapes[name]()

@@ -19,6 +19,9 @@ from jaxgen.errors import invalid
 PyTree = Any
 # (examples [n, ...], key) -> parameters; (parameters, key, n) -> samples [n, ...].
 Fit = Callable[[jax.Array, jax.Array], PyTree]
+FIRST = 0
+"""The stream of the first generation, that of real data; generation n has stream n."""
+
 Draw = Callable[[PyTree, jax.Array, int], jax.Array]
 # (key, candidates [n, K, ...]) -> chosen [n, ...]
 Curate = Callable[[jax.Array, jax.Array], jax.Array]
@@ -66,7 +69,7 @@ def _generations(
     curate: Curate | None,
     candidates: int,
 ) -> Iterator[PyTree]:
-    params = fit(first, jax.random.fold_in(key, 0))
+    params = fit(first, jax.random.fold_in(key, FIRST))
     yield params
     for generation in range(1, generations + 1):
         keys = jax.random.split(jax.random.fold_in(key, generation), 3)

@@ -95,10 +95,10 @@ def place_frozen(method: Method, mesh: Mesh) -> PyTree:
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
     """Raise UsageError unless every device gets the same number of examples per microbatch."""
     devices = batch_devices(mesh)
-    parts = devices * accumulate
-    if batch_size < 1 or batch_size % parts:
+    shares = devices * accumulate
+    if batch_size < 1 or batch_size % shares:
         raise invalid(
             "config.data.batch_size",
             batch_size,
-            f"a multiple of {parts} ({devices} devices x {accumulate} microbatches)",
+            f"a multiple of {shares} ({devices} devices x {accumulate} microbatches)",
         )

@@ -154,18 +154,18 @@ class Watch:
     def _judge(self) -> None:
         """Process 0: hear all; who failed, who asks to stop, who is silent?"""
         left = self._left()
-        found = {
+        records = {
             int(key.removeprefix(_HEART)): json.loads(value)
             for key, value in self.client.key_value_dir_get(_HEART)
         }
-        self._trouble |= any(r["trouble"] for r in found.values())
-        for index, record in found.items():
+        self._trouble |= any(r["trouble"] for r in records.values())
+        for index, record in records.items():
             if "failed" in record:
                 self.end(f"{self.name(index)} stopped: {record['failed']}", record["code"])
             if record["asked"] is not None and self.stop is None:
                 self.stop = {"number": record["asked"], "index": index}
                 self.client.key_value_set(f"{_ALL}stop", json.dumps(self.stop))
-        for index, record in found.items():
+        for index, record in records.items():
             if index not in left:
                 self._hear(index, record)
 

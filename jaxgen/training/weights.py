@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from jaxgen import files
 from jaxgen.data import to_host
 from jaxgen.errors import UsageError
 
@@ -23,22 +25,34 @@ transformer's query, key and value lie head by head.
 """
 
 
-def layout_trouble(found: str | None) -> str | None:
-    """What is wrong with parameters of layout `found` (None: written before it was), or None."""
-    if (found or "1") == LAYOUT:
+def layout_trouble(layout: str | None) -> str | None:
+    """What is wrong with parameters of `layout` (None: written before it was), or None."""
+    if (layout or "1") == LAYOUT:
         return None
-    return f"written with layout {found or '1'} of the parameters; this jaxgen reads {LAYOUT}"
+    return f"written with layout {layout or '1'} of the parameters; this jaxgen reads {LAYOUT}"
 
 
 def dump(params: PyTree, metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file of nested dicts of arrays, as bytes; names are joined by dots."""
+    arrays = _arrays(params)
+    return save(arrays, {**(metadata or {}), "layout": LAYOUT, "sha256": files.digest(arrays)})
+
+
+def fingerprint(params: PyTree) -> str:
+    """sha256 of parameters, as runs, codes and receipts record it."""
+    return hashlib.sha256(save(_arrays(params), {"layout": LAYOUT})).hexdigest()
+
+
+def _arrays(params: PyTree) -> dict[str, np.ndarray]:
     flat = flax.traverse_util.flatten_dict(to_host(params), sep=".")
-    arrays = {k: np.ascontiguousarray(v) for k, v in flat.items()}
-    return save(arrays, {**(metadata or {}), "layout": LAYOUT})
+    return {k: np.ascontiguousarray(v) for k, v in flat.items()}
 
 
 def read(path: str | Path) -> tuple[PyTree, dict[str, str]]:
-    """(nested dict of arrays, metadata) of a file that `dump` made. UsageError if unreadable."""
+    """(nested dict of arrays, metadata) of a file that `dump` made.
+
+    Raises UsageError for a file that cannot be read, or whose arrays are not those written.
+    """
     try:
         with safe_open(str(path), framework="numpy") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -47,4 +61,6 @@ def read(path: str | Path) -> tuple[PyTree, dict[str, str]]:
         raise UsageError(f"{path}: not a whole safetensors file: {error}") from error
     if (trouble := layout_trouble(metadata.get("layout"))) is not None:
         raise UsageError(f"{path}: {trouble}")
+    if metadata.pop("sha256", None) not in (None, files.digest(flat)):
+        raise UsageError(f"{path}: damaged: its arrays are not those that were written")
     return flax.traverse_util.unflatten_dict(flat, sep="."), metadata

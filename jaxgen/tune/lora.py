@@ -16,6 +16,7 @@ import flax.traverse_util as trees
 import jax
 import jax.numpy as jnp
 
+from jaxgen import files
 from jaxgen.errors import invalid
 from jaxgen.method import Batch, Method, on_params, only_learner, retrained, training_of
 from jaxgen.nn.placement import STACKED
@@ -64,7 +65,7 @@ def adapters(key: jax.Array, params: PyTree, rank: int, match: str) -> PyTree:
         names = ", ".join(n for n, w in flat.items() if w.ndim > 1)
         allowed = f"a regular expression that matches one of {names}"
         raise invalid("tune.lora.match", match, allowed)
-    found = {}
+    changes = {}
     for number, name in enumerate(chosen):
         shape, layers = flat[name].shape, 1 if STACKED.search(name) else 0
         bound = math.prod(shape[layers:-1]) ** -0.5  # of the fan-in, as its authors' code
@@ -72,8 +73,8 @@ def adapters(key: jax.Array, params: PyTree, rank: int, match: str) -> PyTree:
             jax.random.fold_in(key, number), (*shape[:-1], rank), minval=-bound, maxval=bound
         )
         b = jnp.zeros((*shape[:layers], rank, shape[-1]))
-        found[name] = {"a": a, "b": b}
-    return trees.unflatten_dict(found, sep=".")
+        changes[name] = {"a": a, "b": b}
+    return trees.unflatten_dict(changes, sep=".")
 
 
 def merge(params: PyTree, scale: float) -> PyTree:
@@ -89,7 +90,7 @@ def merge(params: PyTree, scale: float) -> PyTree:
 
 def save(path: str | Path, adapter: PyTree, *, rank: int, alpha: float) -> None:
     """`params["lora"]` as safetensors, with rank and alpha, without which it means nothing."""
-    Path(path).write_bytes(dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
+    files.write(path, dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
 
 
 def load(path: str | Path) -> tuple[PyTree, float]:

@@ -99,7 +99,8 @@ def test_evaluate_writes_a_receipt_with_every_score(trained, capsys):
     arguments += ["--features", "tests.cli.test_cli:corners"]
     assert main(["evaluate", "--workdir", str(trained), *arguments]) == 0
     found = json.loads(lines(capsys)[0])["receipts"][0]
-    stored = json.loads((trained / "receipts" / "evaluate_guidance_1.5.json").read_text())
+    asked = "ema_std-0.100_samples_120_features_tests.cli.test-cli-corners"
+    stored = json.loads((trained / "receipts" / f"evaluate_guidance_1.5_{asked}.json").read_text())
     assert stored == found
     names = {s["name"]: s for s in found["scores"]}
     plain = ("kid", "precision_k3", "recall_k3", "density_k5", "inception_score")
@@ -126,7 +127,8 @@ def test_classify_at_noise_levels(trained, capsys):
     assert main(["classify", "--workdir", str(trained), *options, "--json"]) == 0
     out, err = lines(capsys)
     found = json.loads(out)
-    assert json.loads((trained / "receipts" / "classify_test.json").read_text()) == found
+    name = "classify_test_rounds_one_noise_0.0-0.5_limit_30.json"
+    assert json.loads((trained / "receipts" / name).read_text()) == found
     assert found["calls_per_image"] == 40 and [n["std"] for n in found["noise"]] == [0, 0.5]
     assert found["noise"][0]["nll"] == found["nll"] != found["noise"][1]["nll"]
     assert set(found["tempered"]) <= set(found) and found["tempered"]["nll"] != found["nll"]

@@ -16,8 +16,8 @@ from jaxgen.data.pixels import png
 from jaxgen.data.source import in_memory
 from jaxgen.data.union import union
 from jaxgen.errors import UsageError
+from jaxgen.files import local
 from jaxgen.metrics.sets.reading import load
-from jaxgen.paths import local
 
 
 def put(root, *names, colour=0):

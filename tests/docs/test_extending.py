@@ -127,7 +127,7 @@ def test_the_wrap_of_the_page_does_what_it_says():
     assert test.examples and not runner.run(test, clear_globs=False).failed
     method = build(1e-3)
     params = method.init(jax.random.key(0)).params
-    given = {**data(jax.random.key(1)), "index": jnp.arange(128), "part": jnp.int32(0)}
+    given = {**data(jax.random.key(1)), "index": jnp.arange(128), "microbatch": jnp.int32(0)}
 
     def loss(m):
         return float(m.loss(params, given, jax.random.key(2), {"times": ()})[0])

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from experiments.__main__ import found, main
+from experiments.__main__ import catalogue, main
 
-SLUGS = [row["slug"] for row in found()]
+SLUGS = [row["slug"] for row in catalogue()]
 
 
 def test_the_first_rows_are_there(capsys):
@@ -20,7 +20,7 @@ def test_the_first_rows_are_there(capsys):
     assert all(set(row) == {"slug", "family", "paper", "module", "entry"} for row in rows)
 
 
-@pytest.mark.parametrize("row", found(), ids=SLUGS)
+@pytest.mark.parametrize("row", catalogue(), ids=SLUGS)
 def test_entries_exist(row):
     module, name = row["entry"].rsplit(".", 1)
     assert callable(getattr(importlib.import_module(module), name))
@@ -72,8 +72,8 @@ def test_run_all_goes_through_a_family(monkeypatch, capsys):
     from experiments.flows import glow, tarflow
     from experiments.shared.check import below, control
 
-    few = [row for row in found() if row["slug"] in ("edm", "glow", "tarflow")]
-    monkeypatch.setattr("experiments.__main__.found", lambda: few)
+    few = [row for row in catalogue() if row["slug"] in ("edm", "glow", "tarflow")]
+    monkeypatch.setattr("experiments.__main__.catalogue", lambda: few)
 
     monkeypatch.setattr(glow, "checks", lambda: [control(below("far", 2.0, 1.0))])
     monkeypatch.setattr(tarflow, "checks", lambda: [below("low", 0.5, 1.0)])

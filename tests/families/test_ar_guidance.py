@@ -17,7 +17,7 @@ from experiments.shared.tables import (
 )
 from jaxgen.errors import UsageError
 from jaxgen.families.autoregressive import autoregressive
-from jaxgen.families.autoregressive.guidance import Source, alone, cfg, compose, gedi
+from jaxgen.families.autoregressive.guidance import Source, alone, build_guide, cfg, gedi
 from jaxgen.families.autoregressive.heads import Softmax
 from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import Spec
@@ -48,13 +48,13 @@ def test_identities_change_no_bit_and_ask_for_nothing_more():
     for same in (
         cfg(plain, weight=1.0),
         gedi(plain, anti=1, weight=0.0),
-        compose(1.0),
-        compose([]),
+        build_guide(1.0),
+        build_guide([]),
     ):
         assert same.sources == (OWN,)
         np.testing.assert_array_equal(logits(same), FOUND[OWN])
     assert cfg(plain, weight=0.0).sources == (NULL,)
-    np.testing.assert_array_equal(logits(compose(0.0)), FOUND[NULL])
+    np.testing.assert_array_equal(logits(build_guide(0.0)), FOUND[NULL])
     # Those that act do act, and each source is asked once.
     both = gedi(cfg(plain, weight=3.0), anti=1)
     assert both.sources == (OWN, NULL, ANTI)

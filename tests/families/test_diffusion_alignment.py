@@ -22,7 +22,7 @@ BATCH = {
     "image": jax.random.normal(jax.random.key(0), (8, 8, 8, 1)),
     "label": jnp.arange(8) % 3,
     "index": jnp.arange(8),
-    "part": jnp.int32(0),
+    "microbatch": jnp.int32(0),
     "seen": jnp.full(8, 320.0),
 }
 # Of each patch its mean and deviation, times arrays that would be an encoder's.

@@ -67,7 +67,7 @@ def batch(size, shape=(1,), mean=0.0, std=1.0, classes=3):
         "image": mean + std * jax.random.normal(jax.random.key(5), (size, *shape)),
         "label": jnp.arange(size) % classes,
         "index": jnp.arange(size),
-        "part": jnp.zeros((), jnp.int32),
+        "microbatch": jnp.zeros((), jnp.int32),
     }
 
 

@@ -92,7 +92,7 @@ def test_bits_and_numbers_are_the_same(bits, groups):
 
 def test_one_group_of_bits_is_masked_as_a_token_is():
     codec = Bits(3, 1)
-    assert codec.values == Tokens(8).values and codec.parts == Tokens(8).parts
+    assert codec.values == Tokens(8).values and codec.per_token == Tokens(8).per_token
     tokens = jnp.arange(8)[None]
     np.testing.assert_array_equal(codec.split(tokens), Tokens(8).split(tokens))
 

@@ -323,7 +323,7 @@ def test_a_section_is_the_function(sections, function):
         "vectors": lambda params, labels: MEANS,
         "amounts": lambda params, labels: AMOUNTS,
         "tuned": lambda params, labels: OTHER,
-        "parts": lambda params, labels: [COND, OTHER],
+        "denoisers": lambda params, labels: [COND, OTHER],
         "labels": lambda params, labels: labels,
         "by_label": lambda params, labels: by_label,
         "logits": lambda params, labels: logits,

@@ -27,7 +27,7 @@ from jaxgen.metrics.scores.inception_score import (
     score_sums,
 )
 from jaxgen.metrics.scores.likelihood_divergence import (
-    fit,
+    fit_mixture,
     likelihood_divergence,
     mean_log_likelihood,
 )
@@ -189,7 +189,7 @@ def test_copying_refuses():
 
 def test_one_centre_amid_a_sphere_is_a_gaussian_of_its_radius():
     train = 3 * CLOUD / np.linalg.norm(CLOUD, axis=1, keepdims=True) + 1
-    found = fit(np.ones((1, 4)), train)
+    found = fit_mixture(np.ones((1, 4)), train)
     assert found.variances[0] == pytest.approx(9 / 4)
     law = scipy.stats.multivariate_normal(np.ones(4), 9 / 4 * np.eye(4))
     assert mean_log_likelihood(found, Y) == pytest.approx(law.logpdf(Y).mean())
@@ -205,12 +205,12 @@ def test_variances_are_the_most_likely_ones_around():
         parts = scipy.stats.norm.logpdf(0, scale=np.exp(logs / 2)) * d - apart / np.exp(logs) / 2
         return -np.log(np.exp(parts).mean(1) + middle.pdf(train)).mean()
 
-    found = np.log(fit(centres, train, iterations=3000, tolerance=0.0).variances)
+    found = np.log(fit_mixture(centres, train, iterations=3000, tolerance=0.0).variances)
     best = scipy.optimize.minimize(loss, found, tol=1e-9)
     assert loss(found) == pytest.approx(best.fun, abs=1e-9)
     np.testing.assert_allclose(found, best.x, atol=1e-3)
     # And it has come a way: one step from the start is worse.
-    assert loss(np.log(fit(centres, train, iterations=1).variances)) > best.fun + 1e-4
+    assert loss(np.log(fit_mixture(centres, train, iterations=1).variances)) > best.fun + 1e-4
 
 
 def test_likelihood_divergence_tells_fresh_samples_from_bad_ones_and_from_copies():

@@ -12,7 +12,7 @@ import pytest
 from jaxgen.data import whole
 from jaxgen.data.digits import digits
 from jaxgen.errors import UsageError
-from jaxgen.metrics import Sampling, Training, cached, fit
+from jaxgen.metrics import Sampling, Training, cached, train_classifier
 from jaxgen.metrics.evaluate import evaluate, look
 from jaxgen.metrics.extractors import classifier
 from jaxgen.metrics.receipt import receipt, write
@@ -30,13 +30,13 @@ def halves():
 @pytest.fixture(scope="module")
 def brief(halves):
     train, _ = halves
-    return fit(train["image"], train["label"], 10, BRIEF)
+    return train_classifier(train["image"], train["label"], 10, BRIEF)
 
 
 def test_the_default_classifier_reaches_its_accuracy_on_digits(halves):
     train, test = halves
     start = time.process_time()
-    network = fit(train["image"], train["label"], 10)
+    network = train_classifier(train["image"], train["label"], 10)
     seconds = time.process_time() - start
     assert network.accuracy(test["image"], test["label"]) >= 0.985
     # CPU seconds, so that other work on the machine does not count.
@@ -45,13 +45,13 @@ def test_the_default_classifier_reaches_its_accuracy_on_digits(halves):
 
 def test_training_is_deterministic_from_its_seed(halves, brief):
     train, _ = halves
-    again = fit(train["image"], train["label"], 10, BRIEF)
+    again = train_classifier(train["image"], train["label"], 10, BRIEF)
     assert again.digest == brief.digest
     assert all(
         np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(brief.params), strict=True)
     )
-    other = fit(train["image"], train["label"], 10, Training(epochs=4, seed=1))
+    other = train_classifier(train["image"], train["label"], 10, Training(epochs=4, seed=1))
     assert other.digest != brief.digest
     assert not np.array_equal(other.features(train["image"]), brief.features(train["image"]))
 
@@ -119,7 +119,9 @@ def test_a_cached_classifier_is_reused_while_its_data_are_the_same(halves, tmp_p
     first = cached(file, *arguments)
     trained = []
     monkeypatch.setattr(
-        classifier, "fit", lambda *a, _fit=classifier.fit: trained.append(1) or _fit(*a)
+        classifier,
+        "train_classifier",
+        lambda *a, _train=classifier.train_classifier: trained.append(1) or _train(*a),
     )
     again = cached(file, *arguments)
     assert not trained and again.digest == first.digest
@@ -136,7 +138,7 @@ def test_a_cached_classifier_is_reused_while_its_data_are_the_same(halves, tmp_p
 
 def test_a_classifier_needs_images_and_labels():
     with pytest.raises(UsageError, match="classifier: got '3 images and 2 labels'"):
-        fit(np.zeros((3, 8, 8, 1), np.uint8), np.zeros(2, np.int32), 2)
+        train_classifier(np.zeros((3, 8, 8, 1), np.uint8), np.zeros(2, np.int32), 2)
 
 
 # --- evaluate

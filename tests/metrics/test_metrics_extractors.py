@@ -18,7 +18,7 @@ import safetensors.numpy
 from jaxgen.errors import UsageError
 from jaxgen.metrics import feature_scores
 from jaxgen.metrics.extractors import clip, dinov2, inception, load, vgg, vit, weights
-from jaxgen.metrics.extractors.network import Network, applied
+from jaxgen.metrics.extractors.network import NetworkExtractor, applied
 from jaxgen.metrics.sets.reading import of_bytes
 from jaxgen.metrics.sets.side import side
 
@@ -360,4 +360,4 @@ def test_clips_unit_embeddings_have_length_one(monkeypatch, images):
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     assert (np.abs(lengths - 1) > 0.01).all()
     np.testing.assert_allclose(unit.features(images), found / lengths, atol=1e-5)
-    assert isinstance(unit, Network)
+    assert isinstance(unit, NetworkExtractor)

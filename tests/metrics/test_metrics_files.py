@@ -14,7 +14,7 @@ from jaxgen.cli import main
 from jaxgen.data import whole
 from jaxgen.data.digits import digits
 from jaxgen.errors import UsageError
-from jaxgen.metrics import Training, fit
+from jaxgen.metrics import Training, train_classifier
 from jaxgen.metrics.scores.table import SCORES, Pair, Side, compute
 from jaxgen.metrics.sets import files as score_files
 from jaxgen.metrics.sets import reading as sets
@@ -172,7 +172,11 @@ def test_intervals_are_as_wide_as_fresh_draws_spread():
 
 
 def test_images_are_scored_by_a_classifier_of_the_reference(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(score_files, "fit", functools.partial(fit, training=Training(epochs=4)))
+    monkeypatch.setattr(
+        score_files,
+        "train_classifier",
+        functools.partial(train_classifier, training=Training(epochs=4)),
+    )
     half = whole(digits("train"))
     rest = whole(digits("test"))
     np.savez(tmp_path / "real.npz", images=half["image"], labels=half["label"])

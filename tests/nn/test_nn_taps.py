@@ -194,7 +194,7 @@ class Mixing(nn.Module):
 
 
 DEPTH, PLACES, WIDTH = 3, 5, 4
-MIXING = stacked(Mixing, DEPTH, scan=True, remat="full", own=("tokens", "examples", None))
+MIXING = stacked(Mixing, DEPTH, scan=True, remat="full", per_layer=("tokens", "examples", None))
 
 
 @functools.cache

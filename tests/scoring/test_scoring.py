@@ -146,9 +146,19 @@ def _counted(fn, seen):
     return counting
 
 
-def test_too_few_images_are_refused(workdir):
-    with pytest.raises(UsageError, match="samples: got 5"):
-        evaluate(load(workdir), workdir, samples=5, features="identity")
+def test_too_few_images_are_refused_before_there_are_any(workdir):
+    with pytest.raises(UsageError, match="--samples: got 1; allowed: images >= 2"):
+        evaluate(load(workdir), workdir, samples=1, features="identity")
+
+
+def test_what_cannot_be_had_of_few_images_is_left_out_with_the_reason(workdir):
+    found = evaluate(load(workdir), workdir, samples=4)["receipts"][0]
+    names = {score["name"] for score in found["scores"]}
+    assert "kid_classifier" in names and "fd_classifier" not in names
+    assert "6 or more" in found["left_out"]["precision_k3_classifier"]
+    assert not names & set(found["left_out"])
+    with pytest.raises(UsageError, match="6 or more"):  # asked for by name
+        evaluate(load(workdir), workdir, samples=4, scores=["precision_k3"])
 
 
 def test_samples_that_were_saved_score_as_those_that_are_drawn(workdir, tmp_path, capsys):

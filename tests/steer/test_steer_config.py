@@ -20,7 +20,7 @@ from jaxgen.families.diffusion.core.sampler import build_sampler
 from jaxgen.families.discrete import sampler as discrete
 from jaxgen.method import Sampler, normal
 from jaxgen.method.chain import Chain, Reward, Steered
-from jaxgen.metrics.extractors.classifier import Network
+from jaxgen.metrics.extractors.classifier import ConvNet
 from jaxgen.run.setup import make_sampler, sample_options, set_up
 from jaxgen.steer.sampler import steered
 from jaxgen.steer.search import branch
@@ -195,7 +195,7 @@ def test_bad_sections_are_told():
 def test_rewards_of_the_library(tmp_path):
     x = jax.random.uniform(jax.random.key(0), (5, 8, 8, 1), minval=-1)
     labels = jnp.array([0, 1, 2, 3, 4], jnp.int32)  # 4: no label
-    network = Network(4)
+    network = ConvNet(4)
     params = jax.jit(network.init)(jax.random.key(1), x)["params"]
     flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep=".")
     safetensors.numpy.save_file(flat, tmp_path / "classifier.safetensors")

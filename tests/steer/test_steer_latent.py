@@ -13,7 +13,7 @@ from jaxgen.errors import UsageError
 from jaxgen.method import fold, normal
 from jaxgen.nn.realnvp import RealNVP
 from jaxgen.steer import langevin, promptgen, translator
-from jaxgen.steer.fit import fit
+from jaxgen.steer.expected import minimise_expected
 
 KEYS = jax.random.split(jax.random.key(3), 64)
 
@@ -75,7 +75,9 @@ def test_a_fit_finds_the_minimum_of_a_parabola():
     def loss(p, keys):
         return ((p - 3.0) ** 2).sum() + 0 * keys.shape[0]
 
-    params, losses = fit(loss, optax.sgd(0.1), jnp.zeros(2), KEYS[0], steps=60, batch=4)
+    params, losses = minimise_expected(
+        loss, optax.sgd(0.1), jnp.zeros(2), KEYS[0], steps=60, batch=4
+    )
     np.testing.assert_allclose(params, 3.0, atol=1e-4)
     np.testing.assert_allclose(losses[:2], [18.0, 18.0 * 0.64], rtol=1e-5)
 
@@ -135,7 +137,9 @@ def test_bad_options_are_told():
         lambda: langevin.plug_and_play(
             abs, abs, abs, (2,), steps=-1, prior=1.0, condition=1.0, noise=1.0
         ),
-        lambda: fit(lambda p, k: p.sum(), optax.sgd(0.1), x, KEYS[0], steps=0, batch=4),
+        lambda: minimise_expected(
+            lambda p, k: p.sum(), optax.sgd(0.1), x, KEYS[0], steps=0, batch=4
+        ),
     ):
         with pytest.raises(UsageError, match="allowed"):
             make()

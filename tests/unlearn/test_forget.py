@@ -56,7 +56,7 @@ def test_no_gradient_reaches_the_teacher_and_weight_0_is_training_without_the_cl
         build(1e-3), spec=SPEC, networks={"teacher": teacher}, classes=(0, 1), weight=0.0
     )
     params = {**teacher.params, "frozen": {"teacher": teacher.params}}
-    batch = {**data(jax.random.key(3)), "index": jnp.arange(BATCH), "part": jnp.int32(0)}
+    batch = {**data(jax.random.key(3)), "index": jnp.arange(BATCH), "microbatch": jnp.int32(0)}
 
     def value(fn, params, batch):
         return fn(params, batch, jax.random.key(4), {"times": ()})[0]

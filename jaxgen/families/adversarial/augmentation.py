@@ -43,7 +43,7 @@ def differentiable(
             "0 <= shift <= 1, 0 < hole < 1, brightness >= 0",
         )
 
-    def one(x: jax.Array, key: jax.Array) -> jax.Array:
+    def augment(x: jax.Array, key: jax.Array) -> jax.Array:
         for name, k in zip(policy, jax.random.split(key, len(policy)), strict=True):
             if name == "flip":
                 x = jnp.where(jax.random.bernoulli(k), x[:, ::-1], x)
@@ -55,7 +55,7 @@ def differentiable(
                 x = _cut_out(x, k, hole, fill)
         return x
 
-    return jax.vmap(one)
+    return jax.vmap(augment)
 
 
 POLICIES = ("brightness", "cutout", "flip", "translation")

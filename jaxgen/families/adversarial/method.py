@@ -64,7 +64,7 @@ def adversarial(
     "statistics"?}: the last holds what the generator's batch and spectral norms carry. The averages
     are of generator and statistics. A sample of the null label has a label drawn uniformly.
 
-    Raises UsageError for parts that do not fit together.
+    Raises UsageError for networks that do not fit together.
     """
     _check_data(spec)
     if not isinstance(model, Mapping) or set(model) != {"generator", "discriminator"}:

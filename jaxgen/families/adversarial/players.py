@@ -19,6 +19,9 @@ from jaxgen.families.adversarial.regularisers import Case, Regulariser
 from jaxgen.method import Batch, Metrics, Spec, example_keys, fold
 from jaxgen.method.streams import NOISE
 
+JUDGE = 1
+"""The stream of the discriminator's first parameters."""
+
 PyTree = Any
 STATISTICS = ["batch_stats", "spectral"]
 AUGMENT, FAKE_AUGMENT, PENALTIES = 1, 2, 3
@@ -40,7 +43,7 @@ class Discriminator(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Players:
-    """The networks and what they play for; parts that do not fit together are refused.
+    """The networks and what they play for; networks that do not fit together are refused.
 
     Parameters are {"generator", "discriminator", "statistics"?}, the last what the generator's
     batch and spectral norms carry; the discriminator's are in extra["discriminator"].
@@ -56,7 +59,7 @@ class Players:
     statistics_decay: float
 
     def __post_init__(self) -> None:
-        """Raises UsageError for parts that do not fit together."""
+        """Raises UsageError for networks that do not fit together."""
         _check_parts(self.loss, self.regularisers, self.augment, self.judge)
 
     def fresh(self, key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
@@ -64,10 +67,10 @@ class Players:
         spec, labels = self.spec, jnp.zeros(1, jnp.int32)
         z = jnp.zeros((1, self.latent.size))
         g = self.generator.init(key, z, labels)
-        found = jax.eval_shape(self.generator.apply, g, z, labels).shape[1:]
-        if found != tuple(spec.shape):
-            raise invalid("config.model.generator", found, f"images of {spec.shape}")
-        d = self.judge.init(jax.random.fold_in(key, 1), jnp.zeros((1, *spec.shape)), labels)
+        shape = jax.eval_shape(self.generator.apply, g, z, labels).shape[1:]
+        if shape != tuple(spec.shape):
+            raise invalid("config.model.generator", shape, f"images of {spec.shape}")
+        d = self.judge.init(jax.random.fold_in(key, JUDGE), jnp.zeros((1, *spec.shape)), labels)
         params = {"generator": g.pop("params"), "discriminator": d.pop("params")}
         if g:
             params["statistics"] = g
@@ -107,8 +110,8 @@ class Players:
         logits = self._logits(d, statistics)
         for number, rule in enumerate(self.regularisers):
             if rule.penalty is not None:
-                own = fold(keys, PENALTIES + number)
-                case = Case(logits, real, fake, labels, own, self.augment)
+                penalty_keys = fold(keys, PENALTIES + number)
+                case = Case(logits, real, fake, labels, penalty_keys, self.augment)
                 metrics[rule.name] = rule.penalty(case)
                 value += metrics[rule.name]
             if rule.weights is not None and "discriminator" in rule.networks:
@@ -161,12 +164,12 @@ class Players:
 
     def _averaged(self, old: PyTree, new: PyTree) -> PyTree:
         """Running averages of moments; the power iterations' vectors as they are now."""
-        found, decay = dict(new), self.statistics_decay
+        averages, decay = dict(new), self.statistics_decay
         if "batch_stats" in new:
-            found["batch_stats"] = jax.tree.map(
+            averages["batch_stats"] = jax.tree.map(
                 lambda a, b: decay * a + (1 - decay) * b, old["batch_stats"], new["batch_stats"]
             )
-        return found
+        return averages
 
 
 def judgement_loss(loss: Loss, judged: Judgement) -> tuple[jax.Array, Metrics]:

@@ -28,7 +28,7 @@ class Source(NamedTuple):
     label: Literal["own", "null"] | int = "own"
 
 
-Found = dict[Source, jax.Array]
+NextLogits = dict[Source, jax.Array]
 """Logits [B, V] of the next element, by where they are from."""
 
 
@@ -36,7 +36,7 @@ def _nothing(count: int) -> Memory:
     return ()
 
 
-def _forget(found: Found, memory: Memory, token: jax.Array) -> Memory:
+def _forget(logits: NextLogits, memory: Memory, token: jax.Array) -> Memory:
     return memory
 
 
@@ -44,22 +44,22 @@ def _forget(found: Found, memory: Memory, token: jax.Array) -> Memory:
 class Guide:
     """Which logits are wanted, and what becomes of them.
 
-    rule(found, memory, place) -> logits [B, V] of element `place` (from 0). start(B) -> memory;
-    after(found, memory, token[B]) -> memory, with the token that was drawn.
+    rule(logits, memory, place) -> logits [B, V] of element `place` (from 0). start(B) -> memory;
+    after(logits, memory, token[B]) -> memory, with the token that was drawn.
     """
 
     sources: tuple[Source, ...]
-    rule: Callable[[Found, Memory, jax.Array], jax.Array]
+    rule: Callable[[NextLogits, Memory, jax.Array], jax.Array]
     start: Callable[[int], Memory] = _nothing
-    after: Callable[[Found, Memory, jax.Array], Memory] = _forget
+    after: Callable[[NextLogits, Memory, jax.Array], Memory] = _forget
 
 
 def alone(source: Source) -> Guide:
     """The logits of one source as they are."""
-    return Guide((source,), lambda found, memory, place: found[source])
+    return Guide((source,), lambda logits, memory, place: logits[source])
 
 
-def compose(guidance: float | Sequence[Any]) -> Guide:
+def build_guide(guidance: float | Sequence[Any]) -> Guide:
     """Sections in order, from the model's own logits for the label; a number w is `cfg` of it."""
     if isinstance(guidance, (int, float)):
         guidance = [{"name": "cfg", "weight": guidance}]
@@ -83,8 +83,8 @@ def cfg(guided: Guide, *, weight: float = 1.0, uncond: str = "net") -> Guide:
     if weight == 0:
         return alone(null)
 
-    def rule(found: Found, memory: Memory, place: jax.Array) -> jax.Array:
-        return found[null] + weight * (guided.rule(found, memory, place) - found[null])
+    def rule(logits: NextLogits, memory: Memory, place: jax.Array) -> jax.Array:
+        return logits[null] + weight * (guided.rule(logits, memory, place) - logits[null])
 
     return dataclasses.replace(guided, sources=_with(guided, null), rule=rule)
 
@@ -123,23 +123,23 @@ def gedi(
     code, other = Source(model), Source(model, anti)
     shares = jnp.log(jnp.array([prior, 1 - prior]))
 
-    def rule(found: Found, memory: Memory, place: jax.Array) -> jax.Array:
+    def rule(logits: NextLogits, memory: Memory, place: jax.Array) -> jax.Array:
         before, inner = memory
-        total = before[..., None] + _pair(found)
+        total = before[..., None] + _pair(logits)
         scale = alpha / (place + 1) if by_length else alpha
         log = jax.nn.log_softmax(shares[:, None] + scale * total, axis=1)[:, 0]
-        logits = jax.nn.log_softmax(guided.rule(found, inner, place)) + weight * log
-        kept = jnp.isfinite(fewest(logits, -log, mass)) | (jnp.exp(log) > sure)
-        return jnp.where(kept, logits, -jnp.inf)
+        mixed = jax.nn.log_softmax(guided.rule(logits, inner, place)) + weight * log
+        kept = jnp.isfinite(fewest(mixed, -log, mass)) | (jnp.exp(log) > sure)
+        return jnp.where(kept, mixed, -jnp.inf)
 
-    def after(found: Found, memory: Memory, token: jax.Array) -> Memory:
+    def after(logits: NextLogits, memory: Memory, token: jax.Array) -> Memory:
         before, inner = memory
-        own = jnp.take_along_axis(_pair(found), token[:, None, None], axis=-1)[..., 0]
-        return before + own, guided.after(found, inner, token)
+        log_probs = jnp.take_along_axis(_pair(logits), token[:, None, None], axis=-1)[..., 0]
+        return before + log_probs, guided.after(logits, inner, token)
 
-    def _pair(found: Found) -> jax.Array:
+    def _pair(logits: NextLogits) -> jax.Array:
         """ln p of the next element by either network: [B, 2, V]."""
-        return jax.nn.log_softmax(jnp.stack([found[code], found[other]], 1), axis=-1)
+        return jax.nn.log_softmax(jnp.stack([logits[code], logits[other]], 1), axis=-1)
 
     return Guide(
         _with(guided, code, other),

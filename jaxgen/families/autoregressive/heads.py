@@ -89,11 +89,11 @@ class LogisticMixture:
     ) -> tuple[jax.Array, jax.Array]:
         """Means and log scales [..., K] of channel len(chosen) after the channels before it."""
         k, c, channel = self.components, self.group, len(chosen)
-        parts = out[..., k:].astype(jnp.float32).reshape(*out.shape[:-1], -1, k)
-        mean, log_scale = parts[..., channel, :], parts[..., c + channel, :]
+        parameters = out[..., k:].astype(jnp.float32).reshape(*out.shape[:-1], -1, k)
+        mean, log_scale = parameters[..., channel, :], parameters[..., c + channel, :]
         first = 2 * c + channel * (channel - 1) // 2
         for j, level in enumerate(chosen):
-            mean += jnp.tanh(parts[..., first + j, :]) * self._value(level)[..., None]
+            mean += jnp.tanh(parameters[..., first + j, :]) * self._value(level)[..., None]
         return mean, jnp.maximum(log_scale, MIN_LOG_SCALE)
 
     def _value(self, level: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import optax
 
 from jaxgen.config import build
 from jaxgen.errors import invalid
-from jaxgen.families.autoregressive.guidance import Source, compose
+from jaxgen.families.autoregressive.guidance import Source, build_guide
 from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import (
     Averages,
@@ -76,11 +76,11 @@ class Causal:
     ) -> jax.Array:
         """ln p(label | x) [B], p(c | x) in proportion to p(x | c)^(alpha / size) over all c."""
 
-        def one(label: jax.Array) -> jax.Array:
+        def of_label(label: jax.Array) -> jax.Array:
             labels = jnp.full_like(batch["label"], label)
             return self.log_probs(params, batch["image"], labels, dropout).sum(-1)
 
-        log = jax.lax.map(one, jnp.arange(self.spec.num_classes))
+        log = jax.lax.map(of_label, jnp.arange(self.spec.num_classes))
         log = jax.nn.log_softmax(alpha / self.spec.size * log, axis=0)
         return jnp.take_along_axis(log, batch["label"][None], axis=0)[0]
 
@@ -96,11 +96,11 @@ def causal_loss(
         keys = fold(example_keys(key, batch), DROPPED)
         labels = drop_labels(keys, batch["label"], label_dropout, causal.spec.null_label)
         dropout = dropout_key(key, batch)
-        found = causal.log_probs(params, batch["image"], labels, dropout)
-        total = -found.sum() / (found.shape[0] * causal.spec.size)
+        log_probs = causal.log_probs(params, batch["image"], labels, dropout)
+        total = -log_probs.sum() / (log_probs.shape[0] * causal.spec.size)
         if discriminative:
-            own = -causal.log_posterior(params, batch, alpha, dropout).mean()
-            total = (1 - discriminative) * total + discriminative * own
+            discriminative_loss = -causal.log_posterior(params, batch, alpha, dropout).mean()
+            total = (1 - discriminative) * total + discriminative * discriminative_loss
         return total, ({}, extra)
 
     return loss
@@ -164,7 +164,7 @@ def autoregressive(
 
         Raises UsageError: values out of range, guidance that this model was not trained for.
         """
-        if label_dropout == 0 and Source("net", "null") in compose(guidance).sources:
+        if label_dropout == 0 and Source("net", "null") in build_guide(guidance).sources:
             raise never_dropped(guidance)
         return build_sampler(
             causal.net,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
-from jaxgen.families.autoregressive.guidance import Found, Guide, Source, compose
+from jaxgen.families.autoregressive.guidance import Guide, NextLogits, Source, build_guide
 from jaxgen.families.autoregressive.truncation import truncation
 from jaxgen.method import Sampler, Spec, fold
 
@@ -41,7 +41,7 @@ def build_sampler(
         spec.require_levels(), temperature=temperature, top_k=top_k, top_p=top_p, typical=typical
     )
     group, size = net.group, spec.size
-    guide, nets = compose(guidance), {"net": net, **(models or {})}
+    guide, nets = build_guide(guidance), {"net": net, **(models or {})}
     _check(guide, nets, spec, group)
     names = list(dict.fromkeys(source.model for source in guide.sources))
     asked = {n: [source for source in guide.sources if source.model == n] for n in names}
@@ -54,31 +54,31 @@ def build_sampler(
             made = (_decoder if cached else _whole)(nets[name], params[name], rows)
             memories[name], steps[name] = made
 
-        def found(out: PyTree, chosen: list[jax.Array]) -> Found:
+        def next_logits(out: PyTree, chosen: list[jax.Array]) -> NextLogits:
             """The logits of every source after the group's first elements."""
-            logits: Found = {}
+            logits: NextLogits = {}
             for name, sources in asked.items():
                 before = [jnp.tile(token, len(sources)) for token in chosen]
-                parts = jnp.split(head.logits(out[name], before), len(sources))
-                logits.update(zip(sources, parts, strict=True))
+                each = jnp.split(head.logits(out[name], before), len(sources))
+                logits.update(zip(sources, each, strict=True))
             return logits
 
         def element(carry: Any, i: jax.Array) -> tuple[Any, None]:
-            tokens, memories, own = carry
+            tokens, memories, guide_memory = carry
             out, after = {}, {}
             for name, sources in asked.items():
                 rows = jnp.tile(tokens, (len(sources), 1))
                 out[name], after[name] = steps[name](memories[name], rows, i)
             chosen: list[jax.Array] = []
             for c in range(group):
-                place, logits = i * group + c, found(out, chosen)
-                kept = cut(guide.rule(logits, own, place))
+                place, logits = i * group + c, next_logits(out, chosen)
+                kept = cut(guide.rule(logits, guide_memory, place))
                 draw = jax.vmap(jax.random.categorical)(fold(keys, place), kept)
                 chosen.append(draw.astype(jnp.int32))
-                own = guide.after(logits, own, chosen[-1])
+                guide_memory = guide.after(logits, guide_memory, chosen[-1])
             drawn = jnp.stack(chosen, axis=1)
             tokens = jax.lax.dynamic_update_slice(tokens, drawn, (0, i * group))
-            return (tokens, after, own), None
+            return (tokens, after, guide_memory), None
 
         start = (jnp.zeros((count, size), jnp.int32), memories, guide.start(count))
         (tokens, _, _), _ = jax.lax.scan(element, start, jnp.arange(size // group))

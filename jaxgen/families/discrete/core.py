@@ -33,7 +33,7 @@ class Tokens:
         return self.levels
 
     @property
-    def parts(self) -> int:
+    def per_token(self) -> int:
         """Elements of a token."""
         return 1
 
@@ -67,7 +67,7 @@ class Bits:
         return 2**self._size
 
     @property
-    def parts(self) -> int:
+    def per_token(self) -> int:
         """Elements of a token: the groups."""
         return self.groups
 
@@ -78,14 +78,14 @@ class Bits:
     def split(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, n] in [0, 2^bits) as groups [B, n x groups]."""
         shifts = self._size * jnp.arange(self.groups)[::-1]
-        parts = (tokens[..., None] >> shifts) & (self.values - 1)
-        return parts.reshape(*tokens.shape[:-1], -1).astype(jnp.int32)
+        groups = (tokens[..., None] >> shifts) & (self.values - 1)
+        return groups.reshape(*tokens.shape[:-1], -1).astype(jnp.int32)
 
     def join(self, elements: jax.Array) -> jax.Array:
         """The inverse of `split`."""
         shifts = self._size * jnp.arange(self.groups)[::-1]
-        parts = elements.reshape(*elements.shape[:-1], -1, self.groups)
-        return (parts << shifts).sum(-1).astype(jnp.int32)
+        groups = elements.reshape(*elements.shape[:-1], -1, self.groups)
+        return (groups << shifts).sum(-1).astype(jnp.int32)
 
     def inputs(self, elements: jax.Array) -> jax.Array:
         """Bits float32 [B, n, bits] of groups [B, n x groups]."""
@@ -113,7 +113,7 @@ class Core:
     @property
     def size(self) -> int:
         """N."""
-        return self.spec.size * self.codec.parts
+        return self.spec.size * self.codec.per_token
 
     @property
     def values(self) -> int:
@@ -169,10 +169,10 @@ class Core:
 def ranks(keys: jax.Array, size: int) -> jax.Array:
     """A uniform permutation of 0 .. size - 1 for each key: int32 [B, size]."""
 
-    def one(key: jax.Array) -> jax.Array:
+    def permutation(key: jax.Array) -> jax.Array:
         return jax.random.permutation(key, size)
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(permutation)(keys)
 
 
 def negative_log(logits: jax.Array, x: jax.Array) -> jax.Array:

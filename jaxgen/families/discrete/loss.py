@@ -50,14 +50,14 @@ def interpolant_loss(
         dropout = dropout_key(key, batch)
         x = core.elements(batch["image"])
         t = jax.vmap(jax.random.uniform)(fold(keys, TIME))
-        own = fold(keys, NOISE)
+        noise_keys = fold(keys, NOISE)
         if weighting == "elbo":
-            found = bound(core, params["net"], x, labels, own, t, dropout=dropout)
-            return found.mean() / core.size, ({}, extra)
+            nats = bound(core, params["net"], x, labels, noise_keys, t, dropout=dropout)
+            return nats.mean() / core.size, ({}, extra)
         share = core.schedule.share(t)[:, None]
-        draws = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(own, CHOSEN))
+        draws = jax.vmap(lambda k: jax.random.uniform(k, (core.size,)))(fold(noise_keys, CHOSEN))
         chosen = draws < share
-        noised = core.noised(fold(own, NOISED), x, chosen)
+        noised = core.noised(fold(noise_keys, NOISED), x, chosen)
         logits = core.logits(params["net"], noised, labels, t, dropout)
         error = negative_log(logits, x)
         if label_smoothing:

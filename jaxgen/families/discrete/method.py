@@ -215,8 +215,8 @@ def _method(core: Core, training: Training, *, solver: str, guided: bool) -> Met
             counts = remaining(part(schedule, SCHEDULES, "schedule"), core.size, steps)
 
         def fn(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
-            place, own = places(fold(keys, PLACE), 0), fold(keys, NOISE)
-            return -bound(core, params["net"], core.elements(x), labels, own, place, counts)
+            place, noise_keys = places(fold(keys, PLACE), 0), fold(keys, NOISE)
+            return -bound(core, params["net"], core.elements(x), labels, noise_keys, place, counts)
 
         return fn
 
@@ -231,8 +231,8 @@ def _method(core: Core, training: Training, *, solver: str, guided: bool) -> Met
         """The bound at one place of a sequence that is even over any first draws."""
         del draws
         place = places(fold(keys, PLACE), draw)
-        own = jax.vmap(jax.random.fold_in)(fold(keys, NOISE), draw)
-        return bound(core, params["net"], core.elements(x), labels, own, place)
+        noise_keys = jax.vmap(jax.random.fold_in)(fold(keys, NOISE), draw)
+        return bound(core, params["net"], core.elements(x), labels, noise_keys, place)
 
     return method_of(
         core.spec,

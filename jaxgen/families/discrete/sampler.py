@@ -107,20 +107,20 @@ class Steps:
 
 def build_sampler(core: Core, **options: Any) -> Sampler:
     """The sampler that takes all of `build_steps`'s steps, in one scan."""
-    parts = build_steps(core, **options)
+    steps = build_steps(core, **options)
 
     def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
         def body(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-            return parts.step(params, keys, x, labels, number), None
+            return steps.step(params, keys, x, labels, number), None
 
-        x, _ = jax.lax.scan(body, parts.start(keys), jnp.arange(parts.steps))
+        x, _ = jax.lax.scan(body, steps.start(keys), jnp.arange(steps.steps))
         return core.examples(x)
 
     return Sampler(
         fn,
-        calls=parts.steps * parts.calls,
-        steps=parts.steps,
-        chain=lambda params, label: as_chain(parts, params, label),
+        calls=steps.steps * steps.calls,
+        steps=steps.steps,
+        chain=lambda params, label: as_chain(steps, params, label),
     )
 
 

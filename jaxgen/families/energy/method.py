@@ -17,8 +17,11 @@ from jaxgen.errors import invalid
 from jaxgen.families.energy.chains import Chains
 from jaxgen.method import Averages, Batch, Method, Metrics, Sampler, Spec, method_of, single
 from jaxgen.method.protocol import TrainState
-from jaxgen.method.streams import NOISE, OTHER, dropout_key, example_keys, fold
+from jaxgen.method.streams import OTHER, START, STEPS, dropout_key, example_keys, fold
 from jaxgen.nn.logits import Logits
+
+REPLAY = 1
+"""The stream of the chains' first points, beside the network's first parameters."""
 
 PyTree = Any
 
@@ -58,8 +61,10 @@ def energy(
     def scores(params: PyTree, x: jax.Array, labels: jax.Array, **options: Any) -> jax.Array:
         """-E(x, label) [B]; of "no label", -E(x)."""
         out: Any = net.apply({"params": params["net"]}, x, **options)
-        own = jnp.take_along_axis(out, jnp.minimum(labels, spec.num_classes - 1)[:, None], 1)[:, 0]
-        return jnp.where(labels < spec.num_classes, own, jax.nn.logsumexp(out, -1))
+        of_label = jnp.take_along_axis(out, jnp.minimum(labels, spec.num_classes - 1)[:, None], 1)[
+            :, 0
+        ]
+        return jnp.where(labels < spec.num_classes, of_label, jax.nn.logsumexp(out, -1))
 
     def contrasted(state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree) -> Any:
         """The chains whose turn it is go on, and are what the data are contrasted with."""
@@ -87,7 +92,7 @@ def energy(
         params = {"net": net.init(key, jnp.zeros((1, *spec.shape)))["params"]}
         labels = jnp.arange(buffer, dtype=jnp.int32) % spec.num_classes
         labels = jnp.full_like(labels, spec.null_label) if joint else labels
-        return params, {"replay": chains.ring(jax.random.fold_in(key, 1), labels)}
+        return params, {"replay": chains.ring(jax.random.fold_in(key, REPLAY), labels)}
 
     def sampler(*, steps: int = 10 * steps) -> Sampler:
         """Chains of `steps` Langevin steps from uniform noise, as in training."""
@@ -95,9 +100,9 @@ def energy(
             raise invalid("sample.steps", steps, "steps >= 1")
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            score = lambda x, own: scores(params, x, own)
-            x = chains.start(fold(keys, NOISE))
-            return jnp.clip(chains.moved(score, fold(keys, 1), x, labels, steps), -1, 1)
+            score = lambda x, given: scores(params, x, given)
+            x = chains.start(fold(keys, START))
+            return jnp.clip(chains.moved(score, fold(keys, STEPS), x, labels, steps), -1, 1)
 
         return Sampler(fn, calls=float(steps), steps=steps)
 

@@ -76,8 +76,8 @@ def likelihood_loss(spec: Spec, model: Any, noised: Noised, label_dropout: float
         x = noised(batch["image"], fold(keys, NOISE))
         labels = drop_labels(fold(keys, DROPPED), batch["label"], label_dropout, spec.null_label)
         rng = dropout_key(key, batch)
-        found = density(model, params["net"], x, labels, train=True, rngs={"dropout": rng})
-        value = -found.mean() / spec.size
+        log_probs = density(model, params["net"], x, labels, train=True, rngs={"dropout": rng})
+        value = -log_probs.mean() / spec.size
         return value, ({"bits_per_dim": value / math.log(2)}, extra)
 
     return loss
@@ -100,8 +100,8 @@ def first_batch(model: Any, noised: Noised) -> Prepare:
         params = jax.lax.cond(done, lambda p: p, start, state.params)
 
         def following(average: PyTree) -> PyTree:
-            own = {group: params[group] for group in average}
-            return jax.tree.map(lambda a, b: jnp.where(done, a, b), average, own)
+            fresh = {group: params[group] for group in average}
+            return jax.tree.map(lambda a, b: jnp.where(done, a, b), average, fresh)
 
         ema = {name: following(average) for name, average in state.ema.items()}
         extra = {"initialised": jnp.ones((), bool)}

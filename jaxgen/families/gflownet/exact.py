@@ -51,15 +51,15 @@ def graph(environment: Environment) -> Graph:
         return env.allowed(here)[:, :-1], child, env.parents(here), env.index(parent), through
 
     has_child, children, has_parent, parents, through = map(np.asarray, edges(jnp.asarray(states)))
-    own = np.arange(count)[:, None]
+    itself = np.arange(count)[:, None]
     target = env.target()
     log_z = env.log_z
     assert log_z is not None
     return Graph(
         states=states,
-        children=np.where(has_child, children, own),
+        children=np.where(has_child, children, itself),
         has_child=has_child,
-        parents=np.where(has_parent, parents, own),
+        parents=np.where(has_parent, parents, itself),
         has_parent=has_parent,
         through=np.where(has_parent, through, 0),
         rewards=np.where(target > 0, np.log(np.maximum(target, 1e-300)) + log_z, 0.0),
@@ -107,23 +107,23 @@ def scores(tables: Graph, log_forward: jax.Array, log_backward: jax.Array) -> di
     and P_B (Blessing et al. 2024): their distances from ln Z are divergences of trajectories.
     """
     reach = visits(tables, log_forward)
-    found = reach * jnp.exp(log_forward[:, -1])
+    model = reach * jnp.exp(log_forward[:, -1])
     target = jnp.asarray(tables.target, jnp.float32)
     rewards = jnp.asarray(tables.rewards, jnp.float32)
     inside = target > 0
-    ratio = jnp.log(jnp.maximum(found, 1e-38)) - jnp.log(jnp.maximum(target, 1e-38))
-    kl = jnp.where(inside & (found > 0), found * ratio, 0.0).sum()
+    ratio = jnp.log(jnp.maximum(model, 1e-38)) - jnp.log(jnp.maximum(target, 1e-38))
+    kl = jnp.where(inside & (model > 0), model * ratio, 0.0).sum()
 
     # ln P_B - ln P_F of the edge into each state along each backward trajectory.
     parent_policy = log_forward[tables.parents, tables.through]
     gain = jnp.where(tables.has_parent, log_backward - parent_policy, 0.0)
     edge = jnp.where(tables.has_parent, reach[tables.parents] * jnp.exp(parent_policy), 0.0)
     ends = jnp.where(inside, rewards - log_forward[:, -1], 0.0)
-    elbo = (edge * gain).sum() + (found * ends).sum()
+    elbo = (edge * gain).sum() + (model * ends).sum()
     back = back_visits(tables, log_backward)[:, None] * jnp.exp(log_backward)
     eubo = (jnp.where(tables.has_parent, back, 0.0) * gain).sum() + (target * ends).sum()
     return {
-        "total_variation": 0.5 * jnp.abs(found - target).sum(),
+        "total_variation": 0.5 * jnp.abs(model - target).sum(),
         "kl": kl,
         "elbo_gap": tables.log_z - elbo,
         "eubo_gap": eubo - tables.log_z,

@@ -64,8 +64,8 @@ def flow_loss(flows: Flows, truncate: int) -> LossFn:
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         z = flows.log_z(params)
         keys = fold(example_keys(key, batch), PART)
-        own = flows.heads_for(params, len(keys))
-        path = walk(flows.env, own, params, batch["actions"], keys, log_z=z, truncate=truncate)
+        heads = flows.heads_for(params, len(keys))
+        path = walk(flows.env, heads, params, batch["actions"], keys, log_z=z, truncate=truncate)
         metrics = {"log_z": z, "steps": path.valid.sum(1).astype(jnp.float32).mean()}
         return flows.loss.of(path).mean(), (metrics, extra)
 
@@ -135,10 +135,10 @@ def scores_of(flows: Flows, samples: int) -> Callable[[PyTree, jax.Array], dict[
         }
 
     def scores(params: PyTree, key: jax.Array) -> dict[str, Any]:
-        found = dict(enumerated(params) if env.enumerable else estimated(params, key))
+        results = dict(enumerated(params) if env.enumerable else estimated(params, key))
         log_z = flows.log_z(params)
         if env.log_z is not None:
-            found["log_z_error"] = jnp.abs(log_z - env.log_z)
-        return {**found, "log_z": log_z}
+            results["log_z_error"] = jnp.abs(log_z - env.log_z)
+        return {**results, "log_z": log_z}
 
     return scores

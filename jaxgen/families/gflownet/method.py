@@ -103,8 +103,8 @@ def gflownet(
             raise invalid("sample.temperature", temperature, "a number > 0")
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            own = flows.heads_for(params, len(labels))
-            _, end = rollout(env, own, params, keys, labels < 0, temperature=temperature)
+            policy = flows.heads_for(params, len(labels))
+            _, end = rollout(env, policy, params, keys, labels < 0, temperature=temperature)
             return env.sample(end)
 
         return Sampler(fn, calls=float(env.steps), steps=env.steps)

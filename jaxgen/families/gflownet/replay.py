@@ -41,10 +41,10 @@ def mix(
     logits = jnp.where(there, priority * ring.rows["log_rewards"], -jnp.inf)
     weights = jnp.cumsum(jax.nn.softmax(jnp.where(there.any(), logits, 0.0)))
 
-    def one(key: jax.Array, fresh: jax.Array) -> jax.Array:
+    def replayed(key: jax.Array, fresh: jax.Array) -> jax.Array:
         chance, place = jax.random.uniform(key, (2,))
-        found = jnp.searchsorted(weights, place * weights[-1], side="right")
-        old = ring.rows["actions"][jnp.minimum(found, len(weights) - 1)]
+        row = jnp.searchsorted(weights, place * weights[-1], side="right")
+        old = ring.rows["actions"][jnp.minimum(row, len(weights) - 1)]
         return jnp.where((chance < share) & (ring.count > 0), old, fresh)
 
-    return jax.vmap(one)(keys, actions)
+    return jax.vmap(replayed)(keys, actions)

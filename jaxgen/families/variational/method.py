@@ -39,6 +39,7 @@ from jaxgen.method import (
     method_of,
     single,
 )
+from jaxgen.method.streams import NOISE
 
 PyTree = Any
 ROOM = "jaxgen.families.variational.observation"
@@ -55,14 +56,14 @@ def evidence(networks: Networks, beta: float, warmup: int, free_nats: float) -> 
     def objective(
         params: PyTree, batch: Batch, keys: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        eps = networks.noise(fold(keys, 0))
-        found, _ = networks.terms(params, batch["image"], batch["label"], eps=eps, rng=rng)
+        eps = networks.noise(fold(keys, NOISE))
+        terms, _ = networks.terms(params, batch["image"], batch["label"], eps=eps, rng=rng)
         scale = jnp.asarray(beta)
         if warmup:
             scale = beta * jnp.minimum(1.0, batch["seen"][0] / warmup)
-        costs = jnp.stack([free_bits(layer, free_nats) for layer in found.kl])
-        value = scale * costs.sum() - found.rec.mean()
-        return value, {"rec": found.rec.mean(), "kl": jnp.stack(found.kl).sum(0).mean()}
+        costs = jnp.stack([free_bits(layer, free_nats) for layer in terms.kl])
+        value = scale * costs.sum() - terms.rec.mean()
+        return value, {"rec": terms.rec.mean(), "kl": jnp.stack(terms.kl).sum(0).mean()}
 
     return objective
 
@@ -77,14 +78,14 @@ def importance_weighted(networks: Networks, samples: int, *, doubly: bool) -> Ob
 
         def draw(number: jax.Array) -> tuple[Any, ...]:
             eps = networks.noise(fold(keys, number))
-            found, zs = networks.terms(params, x, labels, eps=eps, rng=rng)
+            terms, zs = networks.terms(params, x, labels, eps=eps, rng=rng)
             if not doubly:
-                return found.log_w, found.rec, sum(found.kl)
+                return terms.log_w, terms.rec, sum(terms.kl)
             held = jax.tree.map(jax.lax.stop_gradient, params)
             fixed = jax.lax.stop_gradient(zs)
             joint, _ = networks.terms(params, x, labels, zs=fixed, rng=rng)
             of_z, _ = networks.terms(held, x, labels, zs=zs, rng=rng)
-            return found.log_w, found.rec, sum(found.kl), joint.log_joint, of_z.log_w
+            return terms.log_w, terms.rec, sum(terms.kl), joint.log_joint, of_z.log_w
 
         log_w, rec, kl, *rest = jax.vmap(draw)(jnp.arange(samples))
         bound = doubly_reparameterised(log_w, *rest) if rest else importance_bound(log_w)

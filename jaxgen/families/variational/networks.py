@@ -97,7 +97,7 @@ class Networks:
     ) -> jax.Array:
         """ln w [draws, B] of independent draws."""
 
-        def one(number: jax.Array) -> jax.Array:
+        def log_weight(number: jax.Array) -> jax.Array:
             return self.terms(params, x, labels, eps=self.noise(fold(keys, number)))[0].log_w
 
-        return jax.vmap(one)(jnp.arange(draws))
+        return jax.vmap(log_weight)(jnp.arange(draws))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.metrics.extractors import clip, dinov2, inception
-from jaxgen.metrics.extractors.own import Identity, own
+from jaxgen.metrics.extractors.functions import Identity, from_function
 from jaxgen.metrics.sets.side import Extractor
 
 NETWORKS: dict[str, Callable[..., Extractor]] = {
@@ -52,7 +52,7 @@ def load(
     if name == "identity":
         return Identity()
     if ":" in name:
-        return own(name, batch)
+        return from_function(name, batch)
     raise unknown("extractor", name, [*NETWORKS, "identity", "module:function"])
 
 

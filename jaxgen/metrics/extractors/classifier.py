@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ import optax
 import safetensors
 import safetensors.numpy
 
+from jaxgen import files
 from jaxgen.data import normalise
 from jaxgen.errors import invalid
 from jaxgen.method import minimise
@@ -37,7 +37,7 @@ _RECIPE = "cnn-2"
 _ENOUGH = 36_000
 
 
-class Network(nn.Module):
+class ConvNet(nn.Module):
     """A convolutional classifier of images of any size: [B, H, W, K] -> (features, logits).
 
     A stage is 3x3 convolution, layer norm over channels, gelu. Stages halve the image (the first
@@ -92,7 +92,7 @@ class Convolution(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """A trained `Network`. digest: sha256 of the training data and of all that shaped training."""
+    """A trained `ConvNet`. digest: sha256 of the training data and of all that shaped training."""
 
     params: Any
     num_classes: int
@@ -119,23 +119,23 @@ class Classifier:
     def _apply(self, images: np.ndarray, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
         if images.shape[1:] != self.shape:
             raise invalid("images", images.shape, f"a shape (N, {', '.join(map(str, self.shape))})")
-        found = []
+        outputs = []
         for start in range(0, len(images), batch):
-            part = images[start : start + batch]
+            chunk = images[start : start + batch]
             # The last batch is filled up, so that only one shape is ever compiled.
-            fill = np.zeros((batch - len(part), *part.shape[1:]), part.dtype)
-            both = _predict(self.params, np.concatenate([part, fill]), self.num_classes)
-            found.append([np.asarray(a)[: len(part)] for a in both])
-        if not found:
-            return np.zeros((0, Network.features)), np.zeros((0, self.num_classes))
-        features, probabilities = (np.concatenate(a) for a in zip(*found, strict=True))
+            fill = np.zeros((batch - len(chunk), *chunk.shape[1:]), chunk.dtype)
+            both = _predict(self.params, np.concatenate([chunk, fill]), self.num_classes)
+            outputs.append([np.asarray(a)[: len(chunk)] for a in both])
+        if not outputs:
+            return np.zeros((0, ConvNet.features)), np.zeros((0, self.num_classes))
+        features, probabilities = (np.concatenate(a) for a in zip(*outputs, strict=True))
         return features, probabilities
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _predict(params: Any, images: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
     images = normalise({"image": images})["image"]
-    outputs: Any = Network(num_classes).apply({"params": params}, images)
+    outputs: Any = ConvNet(num_classes).apply({"params": params}, images)
     return outputs[0], jax.nn.softmax(outputs[1])
 
 
@@ -166,7 +166,7 @@ class Training:
         )
 
 
-def fit(
+def train_classifier(
     images: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
@@ -199,10 +199,10 @@ def _digest(images: np.ndarray, labels: np.ndarray, num_classes: int, training: 
         num_classes,
         dataclasses.astuple(training),
     ]
-    found = hashlib.sha256(json.dumps(made_from).encode())
-    found.update(np.ascontiguousarray(images).tobytes())
-    found.update(np.ascontiguousarray(labels, np.int32).tobytes())
-    return found.hexdigest()
+    digest = hashlib.sha256(json.dumps(made_from).encode())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    digest.update(np.ascontiguousarray(labels, np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def augment(key: jax.Array, images: jax.Array, shift: int, flip: bool) -> jax.Array:
@@ -227,7 +227,7 @@ def _train(
 ) -> Any:
     batch_size, epochs = training.batch_size, training.epochs
     assert epochs is not None, "an unresolved Training"
-    network = Network(num_classes)
+    network = ConvNet(num_classes)
     start, stream = jax.random.split(key)
     params = network.init(start, jnp.zeros((1, *images.shape[1:])))["params"]
     steps = len(images) // batch_size
@@ -258,12 +258,17 @@ def _train(
 
 
 def read(file: str | Path) -> tuple[Any, str | None]:
-    """(params, digest) of a file that `cached` wrote. Raises what safetensors does."""
+    """(params, digest) of a file that `cached` wrote.
+
+    Raises what safetensors does, and SafetensorError where the arrays are not those written.
+    """
     with safetensors.safe_open(file, framework="numpy") as stored:
         names = stored.keys()
         flat = {name: stored.get_tensor(name) for name in names}
-        digest = (stored.metadata() or {}).get("digest")
-    return flax.traverse_util.unflatten_dict(flat, sep="."), digest
+        about = stored.metadata() or {}
+    if about.get("sha256") not in (None, files.digest(flat)):
+        raise safetensors.SafetensorError("its arrays are not those that were written")
+    return flax.traverse_util.unflatten_dict(flat, sep="."), about.get("digest")
 
 
 def opened(
@@ -276,7 +281,7 @@ def opened(
     """
     try:
         params = read(file)[0]
-        network = Network(params["Dense_1"]["bias"].shape[0])
+        network = ConvNet(params["Dense_1"]["bias"].shape[0])
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         allowed = "a classifier.safetensors that `jaxgen evaluate` wrote"
         raise invalid(option, str(file), allowed) from error
@@ -293,17 +298,22 @@ def opened(
 
 
 def cached(
-    path: str | Path,
+    path: str | Path | None,
     images: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
     training: Training = Training(),
 ) -> Classifier:
-    """The classifier that `fit` makes of the same arguments, kept in a safetensors file at `path`.
+    """The classifier that `train_classifier` makes of the same arguments, kept in a safetensors
+    file at `path`.
+
+    path: None to keep it nowhere.
 
     A file whose digest (of the data, the options and the recipe) is the same is reused; any other,
     or one that cannot be read, is trained anew and replaced. The file appears whole or not at all.
     """
+    if path is None:
+        return train_classifier(images, labels, num_classes, training)
     file = Path(path)
     digest = _digest(images, labels, num_classes, training.resolve(images.shape))
     if file.is_file():
@@ -313,10 +323,8 @@ def cached(
                 return Classifier(params, num_classes, tuple(images.shape[1:]), digest)
         except (safetensors.SafetensorError, OSError) as error:
             warnings.warn(f"{file} cannot be read ({error}): training it anew", stacklevel=2)
-    found = fit(images, labels, num_classes, training)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    flat = flax.traverse_util.flatten_dict(found.params, sep=".")
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    safetensors.numpy.save_file(flat, partial, metadata={"digest": digest, "recipe": _RECIPE})
-    os.replace(partial, file)
-    return found
+    classifier = train_classifier(images, labels, num_classes, training)
+    flat = flax.traverse_util.flatten_dict(classifier.params, sep=".")
+    about = {"digest": digest, "recipe": _RECIPE, "sha256": files.digest(flat)}
+    files.write(file, safetensors.numpy.save(flat, about))
+    return classifier

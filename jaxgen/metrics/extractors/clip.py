@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.metrics.extractors import vit
-from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.network import NetworkExtractor, applied, described
 from jaxgen.metrics.extractors.resize import pil_bicubic
 from jaxgen.metrics.extractors.weights import Origin, State, dense, obtain, taken
 
@@ -75,7 +75,7 @@ def extractor(
     unit: bool = False,
     dtype: str = "float32",
     batch: int = 64,
-) -> Network:
+) -> NetworkExtractor:
     """CLIP ViT-L/14-336; features [N, 768]. See `jaxgen.metrics.extractors.load`.
 
     unit: embeddings of length one, called clip_vitl14_336_unit. Images are resized to a square,
@@ -88,10 +88,10 @@ def extractor(
     )
 
     def features(params: Any, x: jax.Array) -> dict[str, jax.Array]:
-        found = apply(params, x)
-        return {"features": scaled(found) if unit else found}
+        embedding = apply(params, x)
+        return {"features": scaled(embedding) if unit else embedding}
 
-    return Network(
+    return NetworkExtractor(
         name="clip_vitl14_336_unit" if unit else "clip_vitl14_336",
         digest=described(digest, dtype),
         params=params,

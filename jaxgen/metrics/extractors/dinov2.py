@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgen.errors import invalid
 from jaxgen.metrics.extractors import vit
-from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.network import NetworkExtractor, applied, described
 from jaxgen.metrics.extractors.resize import keys, pil_bicubic
 from jaxgen.metrics.extractors.weights import Origin, State, obtain, taken
 
@@ -141,14 +141,14 @@ def _cubic(source: int, target: int, step: float) -> np.ndarray:
 
 def extractor(
     name: str, weights: str | Path | None = None, *, dtype: str = "float32", batch: int = 64
-) -> Network:
+) -> NetworkExtractor:
     """DINOv2 of one of `SIZES`; features [N, width]. See `jaxgen.metrics.extractors.load`."""
     size = SIZES[name]
     apply = applied(functools.partial(module, **size), dtype)
     shapes = vit.shapes(module(**size), SIZE)
     by_heads = functools.partial(convert, heads=size["heads"])
     params, digest = obtain(origin(name), by_heads, shapes, weights)
-    return Network(
+    return NetworkExtractor(
         name=name,
         digest=described(digest, dtype),
         params=params,

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.special
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.extractors.network import Network, applied, described
+from jaxgen.metrics.extractors.network import NetworkExtractor, applied, described
 from jaxgen.metrics.extractors.resize import tf1_bilinear
 from jaxgen.metrics.extractors.weights import Origin, State, dense, obtain, taken
 
@@ -138,7 +138,7 @@ class E(Block):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, 2048]."""
-        one = self.unit("branch3x3_1", x, 384)
+        shared = self.unit("branch3x3_1", x, 384)
         two = self.chain("branch3x3dbl", x, (448,), (384, (3, 3)))
         if self.maximum:
             pooled = nn.max_pool(x, (3, 3), (1, 1), "SAME")
@@ -147,8 +147,8 @@ class E(Block):
             pooled = self.averaged(x, 192)
         return _join(
             self.unit("branch1x1", x, 320),
-            self.unit("branch3x3_2a", one, 384, (1, 3)),
-            self.unit("branch3x3_2b", one, 384, (3, 1)),
+            self.unit("branch3x3_2a", shared, 384, (1, 3)),
+            self.unit("branch3x3_2b", shared, 384, (3, 1)),
             self.unit("branch3x3dbl_3a", two, 384, (1, 3)),
             self.unit("branch3x3dbl_3b", two, 384, (3, 1)),
             pooled,
@@ -214,10 +214,10 @@ def convert(state: State) -> dict[str, Any]:
 
 def folded(state: State, name: str) -> dict[str, np.ndarray]:
     """Kernel and bias of one convolution and the batch normalisation after it."""
-    part = lambda which: taken(state, f"{name}.{which}").astype(np.float64)
-    scale = part("bn.weight") / np.sqrt(part("bn.running_var") + _EPSILON)
-    kernel = part("conv.weight").transpose(2, 3, 1, 0) * scale
-    bias = part("bn.bias") - part("bn.running_mean") * scale
+    tensor = lambda which: taken(state, f"{name}.{which}").astype(np.float64)
+    scale = tensor("bn.weight") / np.sqrt(tensor("bn.running_var") + _EPSILON)
+    kernel = tensor("conv.weight").transpose(2, 3, 1, 0) * scale
+    bias = tensor("bn.bias") - tensor("bn.running_mean") * scale
     return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
@@ -228,8 +228,8 @@ def shapes() -> Any:
     return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)["params"]
 
 
-class Inception(Network):
-    """`Network` with the other outputs that scores are made of."""
+class Inception(NetworkExtractor):
+    """`NetworkExtractor` with the other outputs that scores are made of."""
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, 1008], without bias: the Inception Score takes their softmax."""
@@ -241,9 +241,9 @@ class Inception(Network):
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Features, spatial ones and float64 probabilities, from one pass."""
-        found = self.outputs(images, "features", "spatial", "logits")
-        logits = found.pop("logits").astype(np.float64)
-        return {**found, "probabilities": scipy.special.softmax(logits, 1)}
+        outputs = self.outputs(images, "features", "spatial", "logits")
+        logits = outputs.pop("logits").astype(np.float64)
+        return {**outputs, "probabilities": scipy.special.softmax(logits, 1)}
 
 
 def extractor(

@@ -74,7 +74,7 @@ def lpips(params: Any, a: jax.Array, b: jax.Array, *, dtype: str = "float32") ->
     """LPIPS [B] of pairs of images [B, H, W, 3] in [-1, 1]; 0 for equal ones, but for rounding."""
     maps = embed(params, jnp.concatenate([a, b]), dtype=dtype)
     pairs = (jnp.split(h, 2) for h in maps)
-    apart = [jnp.square(one - other).sum(-1).mean((1, 2)) for one, other in pairs]
+    apart = [jnp.square(first - second).sum(-1).mean((1, 2)) for first, second in pairs]
     return jnp.stack(apart).sum(0)
 
 
@@ -83,13 +83,13 @@ def convert(state: State) -> dict[str, np.ndarray]:
 
     UsageError for what is missing and for weights below 0, which training does not allow.
     """
-    found = {
+    weights = {
         str(i): taken(state, f"lin{i}.model.1.weight").reshape(-1) for i in range(len(vgg.WIDTHS))
     }
-    for name, weight in found.items():
+    for name, weight in weights.items():
         if (weight < 0).any():
             raise invalid("weights", f"lin{name} with {weight.min()}", "none below 0")
-    return found
+    return weights
 
 
 def shapes() -> dict[str, jax.ShapeDtypeStruct]:
@@ -128,9 +128,9 @@ class LPIPS:
         if pair[0].ndim != 4 or pair[0].shape[-1] not in (1, 3):
             raise invalid("images", pair[0].shape, "a shape (N, H, W, 1) or (N, H, W, 3)")
         params, mesh, fn = self._compiled
-        run = lambda *parts: fn(params, *parts)
-        found = batches(run, [quantise(images) for images in pair], self.batch, mesh)
-        return np.concatenate([np.asarray(part)[:size] for size, part in found])
+        run = lambda *both: fn(params, *both)
+        chunks = batches(run, [quantise(images) for images in pair], self.batch, mesh)
+        return np.concatenate([np.asarray(apart)[:size] for size, apart in chunks])
 
     @functools.cached_property
     def _compiled(self) -> tuple[Any, Mesh, Callable[..., jax.Array]]:
@@ -174,10 +174,10 @@ def perceptual(trunk: str = "", linear: str = "") -> Encoder:
     trunk, linear: the files of `load`, or "" for this machine's. fn(images [B, H, W, C] in [-1, 1])
     -> five maps; each one's mean squared difference, averaged over maps, is the batch's mean LPIPS.
     """
-    found = load(trunk or None, linear or None)
+    network = load(trunk or None, linear or None)
 
     def features(params: Any, x: jax.Array) -> Maps:
         maps = embed(params, jnp.broadcast_to(x, (*x.shape[:3], 3)))
         return [h * (len(maps) * h.shape[-1]) ** 0.5 for h in maps]
 
-    return Encoder(features, found.params)
+    return Encoder(features, network.params)

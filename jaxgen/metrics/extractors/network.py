@@ -23,7 +23,7 @@ ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Network:
+class NetworkExtractor:
     """What `features` needs, and nothing else: weights and two pure functions.
 
     name, digest: see `jaxgen.metrics.sets.side.Extractor`. prepare: images [B, H, W, 3] uint8 ->
@@ -61,12 +61,12 @@ class Network:
             fix = "Without their alpha: --channels 3." if alpha else None
             raise invalid("images", images.shape, "a shape (N, H, W, 1) or (N, H, W, 3)", fix)
         params, mesh, prepare, apply = self._compiled
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        run = lambda part: apply(params, prepare(part))
-        for size, found in batches(run, (quantise(images),), self.batch, mesh):
+        chunks: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        run = lambda chunk: apply(params, prepare(chunk))
+        for size, arrays in batches(run, (quantise(images),), self.batch, mesh):
             for name in names:
-                parts[name].append(np.asarray(found[name], np.float32)[:size])
-        return {name: np.concatenate(part) for name, part in parts.items()}
+                chunks[name].append(np.asarray(arrays[name], np.float32)[:size])
+        return {name: np.concatenate(chunk) for name, chunk in chunks.items()}
 
     @functools.cached_property
     def _compiled(self) -> tuple[PyTree, Mesh, Callable[..., Any], Callable[..., Any]]:
@@ -98,14 +98,14 @@ def batches(
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, ROWS))
     waiting = None
     for start in range(0, max(count, 1), size):
-        parts = [a[start : start + size] for a in arrays]
-        rows = len(parts[0])
-        fill = [np.zeros((size - rows, *part.shape[1:]), part.dtype) for part in parts]
-        given = [np.concatenate(pair) for pair in zip(parts, fill, strict=True)]
-        found = fn(*map(place, given))
+        chunks = [a[start : start + size] for a in arrays]
+        rows = len(chunks[0])
+        fill = [np.zeros((size - rows, *chunk.shape[1:]), chunk.dtype) for chunk in chunks]
+        given = [np.concatenate(pair) for pair in zip(chunks, fill, strict=True)]
+        outputs = fn(*map(place, given))
         if waiting is not None:
             yield waiting
-        waiting = rows, found
+        waiting = rows, outputs
     assert waiting is not None
     yield waiting
 

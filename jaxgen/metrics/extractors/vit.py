@@ -128,32 +128,35 @@ def layers(
     gains. qkv: theirs, three layers or one whose outputs are queries, keys and values in turn.
     """
     numbers = {k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)}
-    found = [
+    blocks = [
         _layer(state, f"{prefix}{number}.", names, qkv, heads) for number in range(len(numbers))
     ]
-    if not found:
+    if not blocks:
         raise invalid("weights", f"no {prefix}0", "the state dict of a vision transformer")
-    return jax.tree.map(lambda *each: np.stack(each), *found)
+    return jax.tree.map(lambda *each: np.stack(each), *blocks)
 
 
 def _layer(
     state: State, prefix: str, names: Mapping[str, str], qkv: tuple[str, ...], heads: int
 ) -> dict[str, Any]:
-    parts = [dense(state, prefix + name) for name in qkv]
-    if len(parts) == 1:
-        thirds = {key: np.split(value, 3, axis=-1) for key, value in parts[0].items()}
-        parts = [{key: thirds[key][i] for key in thirds} for i in range(3)]
-    found: dict[str, Any] = {
-        "qkv": {key: by_head([part[key] for part in parts], heads) for key in parts[0]}
+    projections = [dense(state, prefix + name) for name in qkv]
+    if len(projections) == 1:
+        thirds = {key: np.split(value, 3, axis=-1) for key, value in projections[0].items()}
+        projections = [{key: thirds[key][i] for key in thirds} for i in range(3)]
+    parameters: dict[str, Any] = {
+        "qkv": {
+            key: by_head([projection[key] for projection in projections], heads)
+            for key in projections[0]
+        }
     }
     for ours, theirs in names.items():
         if ours.startswith("norm"):
-            found[ours] = norm(state, prefix + theirs)
+            parameters[ours] = norm(state, prefix + theirs)
         elif ours.startswith("scale"):
-            found[ours] = taken(state, prefix + theirs)
+            parameters[ours] = taken(state, prefix + theirs)
         else:
-            found[ours] = dense(state, prefix + theirs)
-    return found
+            parameters[ours] = dense(state, prefix + theirs)
+    return parameters
 
 
 def norm(state: State, name: str) -> dict[str, np.ndarray]:

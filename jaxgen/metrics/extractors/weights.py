@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxgen import files
 from jaxgen.errors import UsageError, invalid
 
 # Of the names and shapes of converted parameters: a file of another layout is not read.
@@ -67,18 +68,18 @@ def obtain(
     file = find(origin) if weights is None else Path(weights).expanduser()
     if not file.is_file():
         raise invalid("weights", str(file), "a file of weights", _how(origin))
-    found = _converted(file, origin.name)
-    if found is None:
+    loaded = _converted(file, origin.name)
+    if loaded is None:
         digest = _digest(file, origin)
         kept = cache_folder() / f"{origin.name}-{digest[:16]}.safetensors"
-        found = _kept(kept, origin.name, digest)
-        if found is None:
+        loaded = _kept(kept, origin.name, digest)
+        if loaded is None:
             params = convert(read(file))
             check(params, shapes, file)
             _keep(kept, origin.name, params, digest)
-            found = params, digest
-    check(found[0], shapes, file)
-    return found
+            loaded = params, digest
+    check(loaded[0], shapes, file)
+    return loaded
 
 
 def cache_folder() -> Path:
@@ -141,21 +142,21 @@ def taken(state: State, name: str) -> np.ndarray:
 
 def dense(state: State, name: str) -> dict[str, np.ndarray]:
     """A dense layer's kernel [in, out] and, where there is one, bias, of PyTorch's Linear."""
-    found = {"kernel": taken(state, f"{name}.weight").T}
+    layer = {"kernel": taken(state, f"{name}.weight").T}
     if f"{name}.bias" in state:
-        found["bias"] = taken(state, f"{name}.bias")
-    return found
+        layer["bias"] = taken(state, f"{name}.bias")
+    return layer
 
 
 def check(params: PyTree, shapes: PyTree, file: Path) -> None:
     """Raise UsageError where the parameters' names or shapes are not those of the network."""
-    found, wanted = (flax.traverse_util.flatten_dict(tree, sep=".") for tree in (params, shapes))
-    for name in sorted(set(found) ^ set(wanted)):
+    given, wanted = (flax.traverse_util.flatten_dict(tree, sep=".") for tree in (params, shapes))
+    for name in sorted(set(given) ^ set(wanted)):
         raise invalid("weights", f"{file}, on {name}", "exactly the weights of this network")
     for name, leaf in wanted.items():
-        given = np.shape(found[name])
-        if given != leaf.shape:
-            raise invalid("weights", f"{file}, whose {name} is {given}", f"{leaf.shape}")
+        size = np.shape(given[name])
+        if size != leaf.shape:
+            raise invalid("weights", f"{file}, whose {name} is {size}", f"{leaf.shape}")
 
 
 def sha256(file: Path) -> str:
@@ -166,7 +167,7 @@ def sha256(file: Path) -> str:
 
 def _digest(file: Path, origin: Origin) -> str:
     """sha256 of a published file; UsageError where it is not what is known, or its name says."""
-    found = sha256(file)
+    digest = sha256(file)
     blob = file.resolve().name
     claims = [
         origin.digests.get(file.name, ""),
@@ -176,11 +177,11 @@ def _digest(file: Path, origin: Origin) -> str:
         *re.findall(r"-([0-9a-f]{8,64})\.(?:pth|pt)$", file.name),
     ]
     for claim in claims:
-        if not found.startswith(claim):
+        if not digest.startswith(claim):
             allowed = f"sha256 {claim}: the file is cut short or altered"
-            raise invalid("weights", f"{file} of sha256 {found}", allowed, _how(origin))
-    known = any(claims) or found in origin.digests.values()
-    return found if known else f"{found}, unverified"
+            raise invalid("weights", f"{file} of sha256 {digest}", allowed, _how(origin))
+    known = any(claims) or digest in origin.digests.values()
+    return digest if known else f"{digest}, unverified"
 
 
 def _converted(file: Path, name: str) -> tuple[PyTree, str] | None:
@@ -206,12 +207,12 @@ def _converted(file: Path, name: str) -> tuple[PyTree, str] | None:
 def _kept(file: Path, name: str, digest: str) -> tuple[PyTree, str] | None:
     """What was converted before of a file of this digest, if it is whole."""
     try:
-        found = _converted(file, name) if file.is_file() else None
+        loaded = _converted(file, name) if file.is_file() else None
     except UsageError as error:
         warnings.warn(f"{error} Converting again.", stacklevel=2)
         return None
     # The same file may be verified under one name and not under another.
-    return None if found is None else (found[0], digest)
+    return None if loaded is None else (loaded[0], digest)
 
 
 def _keep(file: Path, name: str, params: PyTree, digest: str) -> None:
@@ -219,13 +220,10 @@ def _keep(file: Path, name: str, params: PyTree, digest: str) -> None:
     flat = flax.traverse_util.flatten_dict(params, sep=".")
     flat = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     about = {"jaxgen.extractor": _label(name), "digest": digest, "parameters": _parameters(flat)}
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(flat, partial, metadata=about)
-        os.replace(partial, file)
-    except (OSError, safetensors.SafetensorError) as error:
-        warnings.warn(f"{file} cannot be written ({error}): converted each time", stacklevel=2)
+        files.write(file, safetensors.numpy.save(flat, about))
+    except files.Unwritable as error:
+        warnings.warn(f"{error} Converted each time.", stacklevel=2)
 
 
 def _label(name: str) -> str:
@@ -234,11 +232,11 @@ def _label(name: str) -> str:
 
 def _parameters(flat: Mapping[str, np.ndarray]) -> str:
     """sha256 of arrays by name: safetensors does not notice a flipped bit."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(flat):
-        found.update(f"{name} {flat[name].dtype} {flat[name].shape}".encode())
-        found.update(np.ascontiguousarray(flat[name]).tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {flat[name].dtype} {flat[name].shape}".encode())
+        digest.update(np.ascontiguousarray(flat[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _snapshots(repository: str) -> list[Path]:

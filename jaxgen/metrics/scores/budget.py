@@ -30,18 +30,18 @@ def expected_best(results: np.ndarray, counts: Sequence[int], *, better: str = "
     """
     if better not in ("lower", "higher"):
         raise unknown("better", better, ("lower", "higher"))
-    found = np.sort(table("results", np.asarray(results)[:, None])[:, 0])
+    results_sorted = np.sort(table("results", np.asarray(results)[:, None])[:, 0])
     if better == "higher":
-        found = found[::-1]
-    size, n = len(found), np.asarray(counts)
+        results_sorted = results_sorted[::-1]
+    size, n = len(results_sorted), np.asarray(counts)
     if not n.size or n.min() < 1 or n.max() > size:
         raise invalid("counts", list(counts), f"1 to {size}, the results")
     rest = size - 1 - np.arange(size)
     # Logs of binomials; those that are 0 come out as such.
     logs = _log_binomial(rest, n[:, None] - 1) - _log_binomial(np.array(size), n[:, None])
     chances = np.exp(logs)
-    mean = chances @ found
-    variance = (chances * (found - mean[:, None]) ** 2).sum(1)
+    mean = chances @ results_sorted
+    variance = (chances * (results_sorted - mean[:, None]) ** 2).sum(1)
     return Best(mean, np.sqrt(variance))
 
 
@@ -56,9 +56,9 @@ def f_score(precision: float, recall: float, *, beta: float = 1.0) -> float:
 
 
 def _log_binomial(n: np.ndarray, k: np.ndarray) -> np.ndarray:
-    found = (
+    value = (
         scipy.special.gammaln(n + 1)
         - scipy.special.gammaln(k + 1)
         - scipy.special.gammaln(np.maximum(n - k, 0) + 1)
     )
-    return np.where(k <= n, found, -np.inf)
+    return np.where(k <= n, value, -np.inf)

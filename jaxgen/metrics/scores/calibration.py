@@ -86,8 +86,8 @@ def brier(p: np.ndarray, labels: np.ndarray) -> float:
 def log_posterior(scores: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
     """ln softmax(scores / temperature) [N, C]; temperature: one number, or one per image [N]."""
     scaled = np.asarray(scores, np.float64) / np.reshape(temperature, (-1, 1))
-    found: np.ndarray = scipy.special.log_softmax(scaled, axis=1)
-    return found
+    log_probs: np.ndarray = scipy.special.log_softmax(scaled, axis=1)
+    return log_probs
 
 
 def negative_log_likelihood(log_p: np.ndarray, labels: np.ndarray) -> float:
@@ -103,16 +103,16 @@ def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     then be at 0, certainty, and says nothing about other images. Raises as `reliability`.
     """
     scores, labels = _checked(scores, labels)
-    own = scores[np.arange(len(labels)), labels]
-    if (own == scores.max(1)).all():
+    of_label = scores[np.arange(len(labels)), labels]
+    if (of_label == scores.max(1)).all():
         return 1.0
-    found = scipy.optimize.minimize_scalar(
+    minimum = scipy.optimize.minimize_scalar(
         lambda log: negative_log_likelihood(log_posterior(scores, np.exp(log)), labels),
         bounds=tuple(np.log(TEMPERATURES)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(minimum.x))
 
 
 def cross_fitted(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -40,10 +40,10 @@ def classwise_frechet(real: Mapping[int, Moments], generated: Mapping[int, Momen
         odd = sorted(set(real) ^ set(generated))
         raise invalid("labels", f"classes {odd} on one side only", "the same classes on both sides")
     for option, side in (("real", real), ("generated", generated)):
-        for label, part in side.items():
-            need = len(part.mean) + 1
-            if part.size < need:
+        for label, of_class in side.items():
+            need = len(of_class.mean) + 1
+            if of_class.size < need:
                 name = f"{option} features of class {label}"
-                raise invalid(name, f"{part.size} images", f"{need} or more")
+                raise invalid(name, f"{of_class.size} images", f"{need} or more")
     values = {label: frechet_distance(real[label], generated[label]) for label in sorted(real)}
     return Classwise(float(np.mean(list(values.values()))), values)

@@ -65,18 +65,18 @@ def copying_statistic(
         raise invalid("copying cells", cells, f"1 to {len(train)}, the training images")
     means = KMeans(cells, n_init=10, random_state=seed).fit(train)
     here, there, drawn = means.labels_, means.predict(fresh), means.predict(generated)
-    found, weights = [], []
+    statistics, weights = [], []
     for cell in range(cells):
         if not (there == cell).any():
             raise invalid("copying cells", cells, "fewer, so that every cell holds fresh images")
         if (drawn == cell).sum() >= least:
             inside = train[here == cell]
             near = nearest(generated[drawn == cell], inside)
-            found.append(rank_statistic(near, nearest(fresh[there == cell], inside)))
+            statistics.append(rank_statistic(near, nearest(fresh[there == cell], inside)))
             weights.append(float((there == cell).mean()))
-    if not found:
+    if not statistics:
         raise invalid("generated features", len(generated), f"{least} or more in a cell")
-    return float(np.average(found, weights=weights))
+    return float(np.average(statistics, weights=weights))
 
 
 def copied_share(
@@ -141,7 +141,7 @@ def _balls(
     neighbours: int,
 ) -> np.ndarray:
     """Squared radius [l] of the largest ball of copies around each training point; -1: none."""
-    found = np.full(len(train), -1.0)
+    radii = np.full(len(train), -1.0)
     shares = np.arange(1, len(seen) + 1) / len(seen)
     least = neighbours / len(fresh)
     for row, (real, made) in enumerate(_sorted_distances(train, fresh, seen)):
@@ -154,8 +154,8 @@ def _balls(
         if len(dense):
             # The ball grows on until the data in it say stop, always short of the next sample.
             most = min(shares[dense[-1]] / ratio, mass)
-            found[row] = max(made[dense[-1]], _radius(real, most, neighbours, power))
-    return found
+            radii[row] = max(made[dense[-1]], _radius(real, most, neighbours, power))
+    return radii
 
 
 def _dimension(squared: np.ndarray) -> float:
@@ -179,9 +179,9 @@ def _sorted_distances(
     """For each training point, its squared distances to all of `fresh` and all of `seen`."""
     block = max(1, _ENTRIES // max(len(fresh), len(seen)))
     for start in range(0, len(train), block):
-        part = train[start : start + block]
+        rows = train[start : start + block]
         both = (
-            np.concatenate([np.sort(squared, 1) for _, squared in distance_blocks(part, others)])
+            np.concatenate([np.sort(squared, 1) for _, squared in distance_blocks(rows, others)])
             for others in (fresh, seen)
         )
         yield from zip(*both, strict=True)

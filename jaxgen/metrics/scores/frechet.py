@@ -47,9 +47,9 @@ def moments(features: np.ndarray) -> Moments:
     return Moments(len(features), mean, scatter)
 
 
-def merge(parts: Iterable[Moments]) -> Moments:
+def merge(pieces: Iterable[Moments]) -> Moments:
     """Moments of the union of shards (Chan, Golub & LeVeque 1979): no large sums of squares."""
-    return functools.reduce(_merge_two, parts)
+    return functools.reduce(_merge_two, pieces)
 
 
 def _merge_two(left: Moments, right: Moments) -> Moments:

@@ -30,9 +30,9 @@ def score_sums(probabilities: np.ndarray) -> ScoreSums:
     return ScoreSums(len(p), p.sum(0), float((p * logs).sum()))
 
 
-def merge_scores(parts: Iterable[ScoreSums]) -> ScoreSums:
+def merge_scores(pieces: Iterable[ScoreSums]) -> ScoreSums:
     """Sums over the union of shards."""
-    return functools.reduce(lambda a, b: ScoreSums(a[0] + b[0], a[1] + b[1], a[2] + b[2]), parts)
+    return functools.reduce(lambda a, b: ScoreSums(a[0] + b[0], a[1] + b[1], a[2] + b[2]), pieces)
 
 
 class Entropies(NamedTuple):
@@ -57,8 +57,8 @@ def label_information(sums: ScoreSums) -> float:
     The marginal must be that of all images: in splits of n it is only that of n, which bounds the
     score by n.
     """
-    found = entropies(sums)
-    return found.marginal - found.conditional
+    entropy = entropies(sums)
+    return entropy.marginal - entropy.conditional
 
 
 def inception_score(sums: ScoreSums) -> float:
@@ -79,6 +79,6 @@ def inception_score_splits(
         raise invalid("inception score splits", splits, f"1 to {len(probabilities)}, the images")
     if seed is not None:
         probabilities = probabilities[np.random.default_rng(seed).permutation(len(probabilities))]
-    parts = probabilities[: size * splits].reshape(splits, size, -1)
-    scores = np.array([inception_score(score_sums(part)) for part in parts])
+    splitted = probabilities[: size * splits].reshape(splits, size, -1)
+    scores = np.array([inception_score(score_sums(split)) for split in splitted])
     return float(scores.mean()), float(scores.std())

@@ -47,7 +47,7 @@ def fd_infinity(
     """
     x = table("generated features", generated)
     chosen = _sizes(sizes, len(x), len(real.mean) + 1)
-    return _fit(x, chosen, seed, lambda part: frechet_distance(real, moments(part)))
+    return _fit(x, chosen, seed, lambda subset: frechet_distance(real, moments(subset)))
 
 
 def inception_score_infinity(
@@ -59,17 +59,17 @@ def inception_score_infinity(
     """
     p = distributions("probabilities", probabilities)
     chosen = _sizes(sizes, len(p), p.shape[1])
-    return _fit(p, chosen, seed, lambda part: inception_score(score_sums(part)))
+    return _fit(p, chosen, seed, lambda subset: inception_score(score_sums(subset)))
 
 
 def _sizes(given: Sequence[int] | None, count: int, least: int) -> np.ndarray:
     start = max(least, count // 10)
     if given is None and start >= count:
         raise invalid("generated features", f"{count} images", f"{least + 1} or more")
-    found = np.linspace(start, count, 15) if given is None else np.asarray(given)
-    if found.min() < 1 or found.max() > count:
-        raise invalid("sizes", list(found), f"1 to {count}, the images")
-    return np.unique(found.astype(np.int64))
+    sizes = np.linspace(start, count, 15) if given is None else np.asarray(given)
+    if sizes.min() < 1 or sizes.max() > count:
+        raise invalid("sizes", list(sizes), f"1 to {count}, the images")
+    return np.unique(sizes.astype(np.int64))
 
 
 def _fit(
@@ -77,4 +77,4 @@ def _fit(
 ) -> Limit:
     chance = np.random.default_rng(seed)
     drawn = (rows[chance.choice(len(rows), size, replace=False)] for size in sizes)
-    return extrapolate(sizes, np.array([score(part) for part in drawn]))
+    return extrapolate(sizes, np.array([score(subset) for subset in drawn]))

@@ -101,14 +101,14 @@ def rbf_sums(x: np.ndarray, y: np.ndarray, *, sigma: float, block: int = 2048) -
         for other in range(start if same else 0, len(y), block):
             b = np.asarray(y[other : other + block], np.float64)
             squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-            part = float(np.exp(-np.maximum(squared, 0) / (2 * sigma**2)).sum())
-            total += 2 * part if same and other > start else part
+            block_sum = float(np.exp(-np.maximum(squared, 0) / (2 * sigma**2)).sum())
+            total += 2 * block_sum if same and other > start else block_sum
     return KernelSums(total, len(x) * len(y))
 
 
-def merge_sums(parts: Iterable[KernelSums]) -> KernelSums:
+def merge_sums(pieces: Iterable[KernelSums]) -> KernelSums:
     """The sums over the union of disjoint sets of pairs."""
-    return functools.reduce(lambda a, b: KernelSums(a[0] + b[0], a[1] + b[1]), parts)
+    return functools.reduce(lambda a, b: KernelSums(a[0] + b[0], a[1] + b[1]), pieces)
 
 
 def rbf_mmd(xx: KernelSums, yy: KernelSums, xy: KernelSums, *, scale: float = 1000.0) -> float:
@@ -116,5 +116,5 @@ def rbf_mmd(xx: KernelSums, yy: KernelSums, xy: KernelSums, *, scale: float = 10
 
     CMMD (Jayasumana et al. 2024) is this with sigma 10, scale 1000 and CLIP embeddings.
     """
-    means = [part.total / part.pairs for part in (xx, yy, xy)]
+    means = [sums.total / sums.pairs for sums in (xx, yy, xy)]
     return scale * (means[0] + means[1] - 2 * means[2])

@@ -1,7 +1,7 @@
 """Feature likelihood divergence: how likely fresh data are under a density made of the samples.
 
-Jiralerspong et al. 2023 (FLD). features -> `fit`, a mixture of Gaussians, one a sample, whose
-variances make the training set likely -> `mean_log_likelihood` of the test set. A copy of a
+Jiralerspong et al. 2023 (FLD). features -> `fit_mixture`, a mixture of Gaussians, one a sample,
+whose variances make the training set likely -> `mean_log_likelihood` of the test set. A copy of a
 training point gets a variance of about 0 and is of no use to any other point: copies cost what bad
 samples do.
 """
@@ -29,7 +29,7 @@ class Mixture(NamedTuple):
     variances: np.ndarray
 
 
-def fit(
+def fit_mixture(
     centres: np.ndarray, train: np.ndarray, *, iterations: int = 50, tolerance: float = 1e-4
 ) -> Mixture:
     """The variances [m] that make `train` [n, d] likely, by expectation maximisation.
@@ -94,11 +94,13 @@ def likelihood_divergence(
         raise invalid(
             "test features", f"{int((scale == 0).sum())} constant columns", "columns that vary"
         )
-    train, test, generated = ((part - test.mean(0)) / scale for part in (train, test, generated))
+    train, test, generated = (
+        (features - test.mean(0)) / scale for features in (train, test, generated)
+    )
     order = np.random.default_rng(seed).permutation(len(train))
     size = min(len(train) // 2, len(generated))
-    ideal = fit(train[order[:size]], train[order[size:]], iterations=iterations)
-    made = fit(generated, train, iterations=iterations)
+    ideal = fit_mixture(train[order[:size]], train[order[size:]], iterations=iterations)
+    made = fit_mixture(generated, train, iterations=iterations)
     gap = mean_log_likelihood(ideal, test) - mean_log_likelihood(made, test)
     return 100 * gap / train.shape[1]
 

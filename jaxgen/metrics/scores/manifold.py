@@ -43,7 +43,7 @@ def manifold(features: np.ndarray, *, k: int) -> Manifold:
 
 def manifolds(features: np.ndarray, ks: Sequence[int]) -> dict[int, Manifold]:
     """`manifold` for several k, from one pass over the distances."""
-    return {k: Manifold(features, found, k) for k, found in own_radii(features, ks).items()}
+    return {k: Manifold(features, distances, k) for k, distances in own_radii(features, ks).items()}
 
 
 def _count(features: np.ndarray, balls: Manifold, strict: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -88,15 +88,15 @@ def scores(
     k, _ = next(iter(kinds.values()))
     counts = within(generated[k].points, real[k].points, list(asked.values()))
     by_balls = dict(zip(asked, counts, strict=True))
-    found = {}
+    results = {}
     for kind, (k, strict) in kinds.items():
         rows, columns = by_balls[_BALLS[kind], k, strict]
         if kind == "density":
-            found[kind] = float(rows.sum() / (k * len(rows)))
+            results[kind] = float(rows.sum() / (k * len(rows)))
         else:
             of_rows = kind in ("precision", "complement_precision")
-            found[kind] = float(((rows if of_rows else columns) > 0).mean())
-    return found
+            results[kind] = float(((rows if of_rows else columns) > 0).mean())
+    return results
 
 
 # Rows are generated features, columns real ones: whose balls each score asks about.

@@ -49,7 +49,7 @@ def histograms(
         both = PCA(explained, svd_solver="full").fit_transform(both)
         labels = KMeans(cells, n_init=5, random_state=seed).fit(both).labels_
     split = len(sides[0])
-    counts = [np.bincount(part, minlength=cells) for part in (labels[:split], labels[split:])]
+    counts = [np.bincount(half, minlength=cells) for half in (labels[:split], labels[split:])]
     p, q = ((count + smoothing) / (count + smoothing).sum() for count in counts)
     return p, q
 

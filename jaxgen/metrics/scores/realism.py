@@ -25,9 +25,9 @@ def realism(real: Manifold, features: np.ndarray) -> np.ndarray:
     point.
     """
     _, features = tables(("real features", real.points), ("features", features))
-    found = np.empty(len(features))
+    realisms = np.empty(len(features))
     for rows, squared in distance_blocks(features, real.points):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.where(squared > 0, real.radii / squared, np.inf)
-        found[rows] = np.sqrt(ratios.max(1))
-    return found
+        realisms[rows] = np.sqrt(ratios.max(1))
+    return realisms

@@ -52,12 +52,12 @@ def reconstruction(
     ratios = psnr(a, b)
     whole = np.isfinite(ratios)
     mean = float(ratios[whole].mean()) if whole.any() else float("inf")
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     if perceptual is not None:
         apart = float(perceptual.distances(b, a).astype(np.float64).mean())
         about = {"digest": perceptual.digest, "samples": len(a)}
-        found[perceptual.name] = {"value": apart, "floor": None, "better": "lower", **about}
-    return found | {
+        results[perceptual.name] = {"value": apart, "floor": None, "better": "lower", **about}
+    return results | {
         "psnr": {"value": mean, "floor": None, "better": "higher", "perfect": int((~whole).sum())},
         "ssim": {"value": float(ssim(a, b).mean()), "floor": None, "better": "higher"},
         "mse": {"value": float(error), "floor": None, "better": "lower"},

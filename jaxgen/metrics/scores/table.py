@@ -88,8 +88,8 @@ class Side:
 
     def rows(self, chosen: np.ndarray) -> Side:
         """Some of the images."""
-        parts = (self.given, self.labels, self.spatial, self.probabilities)
-        given, labels, spatial, p = (None if a is None else a[chosen] for a in parts)
+        arrays = (self.given, self.labels, self.spatial, self.probabilities)
+        given, labels, spatial, p = (None if a is None else a[chosen] for a in arrays)
         return Side(given, labels, None, self.name, spatial, p)
 
 
@@ -222,14 +222,14 @@ def _inception_score(pair: Pair) -> Mapping[str, Any]:
 
 
 def _fid_infinity(pair: Pair) -> Mapping[str, Any]:
-    found = fd_infinity(pair.real.moments, pair.made.features, seed=pair.seed)
-    return {"value": found.value, "also": {"slope": found.slope, "sizes": found.sizes}}
+    fit = fd_infinity(pair.real.moments, pair.made.features, seed=pair.seed)
+    return {"value": fit.value, "also": {"slope": fit.slope, "sizes": fit.sizes}}
 
 
 def _classwise(pair: Pair) -> Mapping[str, Any]:
     sides = ((side.features, side.labels) for side in (pair.real, pair.made))
-    found = classwise_frechet(*(class_moments(f, y) for f, y in sides if y is not None))
-    return {"value": found.mean, "also": {"classes": found.values}}
+    distances = classwise_frechet(*(class_moments(f, y) for f, y in sides if y is not None))
+    return {"value": distances.mean, "also": {"classes": distances.values}}
 
 
 def _sliced(pair: Pair) -> Mapping[str, Any]:
@@ -250,13 +250,13 @@ def _authenticity(pair: Pair) -> Mapping[str, Any]:
 
 
 def _copying(pair: Pair) -> Mapping[str, Any]:
-    parts = (side.features for side in (pair.learnt, pair.real, pair.made))
-    return {"value": copying_statistic(*parts, cells=CELLS, seed=pair.seed)}
+    features = (side.features for side in (pair.learnt, pair.real, pair.made))
+    return {"value": copying_statistic(*features, cells=CELLS, seed=pair.seed)}
 
 
 def _divergence(pair: Pair) -> Mapping[str, Any]:
-    parts = (side.features for side in (pair.learnt, pair.real, pair.made))
-    return {"value": likelihood_divergence(*parts, seed=pair.seed)}
+    features = (side.features for side in (pair.learnt, pair.real, pair.made))
+    return {"value": likelihood_divergence(*features, seed=pair.seed)}
 
 
 _TRAIN = frozenset({"features", "train"})
@@ -296,14 +296,23 @@ SCORES: dict[str, Score] = {
 }
 
 
-def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
-    """Names of scores, checked. None: the core ones; "all": every one that can be had."""
+def check_names(names: Iterable[str] | None) -> list[str] | None:
+    """Names of scores as a list, "all" by itself among them. Raises UsageError for any other."""
     names = None if names is None else list(names)
+    for name in names or ():
+        if name not in SCORES and names != ["all"]:
+            raise unknown("--scores", name, [*SCORES, "all"])
+    if names == []:
+        raise invalid("--scores", "nothing", f"names with commas between: {', '.join(SCORES)}, all")
+    return names
+
+
+def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
+    """Names of scores, checked. None: the core ones; "all": every one that the sets allow."""
+    names = check_names(names)
     if names is None or names == ["all"]:
         return [k for k, s in SCORES.items() if pair.has(s.needs) and (s.core or names is not None)]
     for name in names:
-        if name not in SCORES:
-            raise unknown("--scores", name, [*SCORES, "all"])
         # Features that are not there have a message of their own.
         missing = sorted(n for n in SCORES[name].needs - {"features"} if not pair.has({n}))
         if missing:
@@ -314,7 +323,7 @@ def chosen(names: Iterable[str] | None, pair: Pair) -> list[str]:
                 "probabilities": "--features inception or classifier",
             }
             given = f"{name} without {' and '.join(hints[m] for m in missing)}"
-            raise invalid("--scores", given, "scores that can be had from what is there")
+            raise invalid("--scores", given, "scores that the given sets allow")
     return names
 
 
@@ -331,28 +340,38 @@ def compute(
     *,
     floor: Callable[[Score], Floor | None] = lambda score: None,
     intervals: int = 0,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores by name: {"value", "better", settings..., "floor", "floor_of", "interval", ...}.
 
-    floor: of each score; None where it has none. intervals: how many random halves of both sides
-    (drawn without replacement, so that no image is its own neighbour) the interval is from. The
-    deviation of a statistic over such halves is its standard error over whole sets, to first order
-    (the delete-half jackknife: Shao & Wu 1989); 1.96 of them to either side of the value.
+    left_out: where scores that cannot be had (too few images) are said, with the reason; None: they
+    are an error. floor: of each score; None where it has none.
+
+    intervals: how many random halves of both sides (drawn without replacement, so that no image is
+    its own neighbour) the interval is from. The deviation of a statistic over such halves is its
+    standard error over whole sets, to first order (the delete-half jackknife: Shao & Wu 1989); 1.96
+    of them to either side of the value.
     """
     names = chosen(names, pair)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in names:
         score = SCORES[name]
-        found[name] = {**score.settings, "better": score.better, **score.value(pair)}
+        try:
+            results[name] = {**score.settings, "better": score.better, **score.value(pair)}
+        except UsageError as error:
+            if left_out is None:
+                raise
+            left_out[name] = str(error)
+            continue
         least = floor(score)
-        found[name]["floor"] = None if least is None else _value(score, least.pair)
-        found[name]["floor_of"] = None if least is None else least.of
+        results[name]["floor"] = None if least is None else _value(score, least.pair)
+        results[name]["floor_of"] = None if least is None else least.of
     if intervals:
-        spread = _spread(pair, names, intervals)
-        for name in names:
-            found[name] |= _interval(found[name]["value"], spread[name], SCORES[name].limits)
-            found[name]["interval_draws"] = intervals
-    return found
+        spread = _spread(pair, list(results), intervals)
+        for name in results:
+            results[name] |= _interval(results[name]["value"], spread[name], SCORES[name].limits)
+            results[name]["interval_draws"] = intervals
+    return results
 
 
 def _interval(value: float, error: float, limits: tuple[float, float]) -> dict[str, Any]:
@@ -376,9 +395,9 @@ def _spread(pair: Pair, names: Sequence[str], count: int) -> dict[str, float]:
     values: dict[str, list[float | None]] = {name: [] for name in names}
     for _ in range(count):
         half = pair.half(chance)
-        for name, found in values.items():
-            found.append(_value(SCORES[name], half))
+        for name, half_values in values.items():
+            half_values.append(_value(SCORES[name], half))
     return {
-        name: np.nan if None in found else float(np.std(np.array(found, float), ddof=1))
-        for name, found in values.items()
+        name: np.nan if None in half_values else float(np.std(np.array(half_values, float), ddof=1))
+        for name, half_values in values.items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.metrics.extractors.classifier import fit
+from jaxgen.metrics.cautions import cautions
+from jaxgen.metrics.extractors.classifier import train_classifier
 from jaxgen.metrics.receipt import plain, versions
-from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, compute
+from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, check_names, compute
 from jaxgen.metrics.sets.reading import Set, aligned
 from jaxgen.metrics.sets.side import DRAWS, Extractor, draws, side, source, title
 
@@ -31,7 +33,7 @@ def evaluate_sets(
 
     features: "identity" where the sets are features already, "classifier" for a small network
     trained on the reference's images and labels, or an extractor. scores: names of
-    `jaxgen.metrics.scores.table.SCORES`; None: the core ones, "all" every one that can be had.
+    `jaxgen.metrics.scores.table.SCORES`; None: the core ones, "all" every one that the sets allow.
     train: what the generator learnt from: its own scores are the floors, and copying is measured
     against it (with the reference's for floors); None: the floors are those of one half of the
     reference against the other. intervals: see `table.compute`; None: 20 where that takes little,
@@ -90,7 +92,13 @@ def evaluate_sets(
         intervals = draws(pair)
         if not intervals:
             say(f"no intervals for so many images unless asked: --intervals {DRAWS}")
-    found = compute(pair, scores, floor=floor, intervals=intervals)
+    left_out: dict[str, str] = {}
+    named = check_names(scores) not in (None, ["all"])
+    results = compute(
+        pair, scores, floor=floor, intervals=intervals, left_out=None if named else left_out
+    )
+    for name, why in left_out.items():
+        say(f"left out: {title(name, extractor, samples.size)}: {why}")
     common: dict[str, Any] = {
         **source(extractor),
         "samples": samples.size,
@@ -99,7 +107,11 @@ def evaluate_sets(
     }
     return plain(
         {
-            "scores": {title(k, extractor, samples.size): v | common for k, v in found.items()},
+            "scores": {title(k, extractor, samples.size): v | common for k, v in results.items()},
+            "cautions": cautions(
+                {title(k, extractor, samples.size): v for k, v in results.items()}
+            ),
+            "left_out": {title(k, extractor, samples.size): v for k, v in left_out.items()},
             "samples": samples.describe(),
             "reference": reference.describe(),
             "train": None if train is None else train.describe(),
@@ -135,7 +147,9 @@ def _classifier(reference: Set, say: Callable[[str], None]) -> Extractor:
             "a reference with labels of two classes or more (sub-folders, or labels in a .npz)",
         )
     say(f"training a classifier on {len(labels)} images of {reference.name}")
-    return fit(reference.images, labels, int(labels.max()) + 1)
+    results = train_classifier(reference.images, labels, int(labels.max()) + 1)
+    # Not the one that a workdir's scores are by: another set of images, so other features.
+    return dataclasses.replace(results, name="reference_classifier")
 
 
 def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:
@@ -158,6 +172,6 @@ def _halves(known: Side, learnt: Side | None, seed: int) -> Floor | None:
         return None
     order = np.random.default_rng(seed).permutation(len(known.given))
     middle = len(order) // 2
-    one, other = (np.sort(part) for part in (order[:middle], order[middle : 2 * middle]))
-    pair = Pair(known.rows(one), known.rows(other), learnt, seed)
+    first, second = (np.sort(half) for half in (order[:middle], order[middle : 2 * middle]))
+    pair = Pair(known.rows(first), known.rows(second), learnt, seed)
     return Floor(pair, f"one half of the reference against the other, {middle} images each")

@@ -31,9 +31,9 @@ from jaxgen.data.pixels import (
 )
 from jaxgen.data.walk import listing
 from jaxgen.errors import invalid
+from jaxgen.files import local
 from jaxgen.metrics.scores.frechet import Moments
 from jaxgen.metrics.sets.quantise import quantise
-from jaxgen.paths import local
 
 # What others call the same thing in an .npz: ADM's sample files, our own, torchvision's habits.
 _IMAGES = ("images", "image", "samples", "arr_0")
@@ -52,7 +52,7 @@ class Set:
     are not at hand; counted: whether the file says of how many. One of the three is there. labels:
     integers [N], or None; classes: what they are labels of, label 0 first, where the set says so;
     some: whether there may be more classes. sha256: of the array that is scored, and of its shape.
-    notes: what was left out of a folder.
+    left_out: how many files of a folder of each kind; notes: the same, to be said.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Set:
     lost: int = 0
     counted: bool = True
     notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     some: bool = False
 
     @property
@@ -78,19 +79,23 @@ class Set:
     def describe(self) -> dict[str, object]:
         """For a receipt."""
         kind = next(k for k in ("images", "features", "moments") if getattr(self, k) is not None)
-        found: dict[str, object] = {"name": self.name, "sha256": self.sha256, "count": self.size}
+        description: dict[str, object] = {
+            "name": self.name,
+            "sha256": self.sha256,
+            "count": self.size,
+        }
         if self.images is not None:
-            found |= {"shape": list(self.images.shape[1:]), "quantiser": "round half up"}
+            description |= {"shape": list(self.images.shape[1:]), "quantiser": "round half up"}
         if self.lost:
-            found["not_finite"] = self.lost
+            description["not_finite"] = self.lost
         if self.labels is not None:
             counts = np.unique(self.labels, return_counts=True)[1]
-            found["labels"] = "balanced" if np.ptp(counts) <= 1 else "not balanced"
+            description["labels"] = "balanced" if np.ptp(counts) <= 1 else "not balanced"
             if self.classes is not None:
-                found["classes"] = list(self.classes)
-        if self.notes:
-            found["left_out"] = list(self.notes)
-        return {**found, "kind": kind}
+                description["classes"] = list(self.classes)
+        if self.left_out:
+            description["files_left_out"] = dict(self.left_out)
+        return {**description, "kind": kind}
 
 
 def load(
@@ -273,8 +278,8 @@ def _statistics(arrays: Mapping[str, np.ndarray], name: str, option: str) -> Set
     size = int(arrays["size"]) if "size" in arrays else None
     nominal = len(mean) + 1 if size is None else size
     digest = _digest(np.concatenate([mean[None], covariance]))
-    found = Moments(nominal, mean, covariance * (nominal - 1))
-    return Set(name, digest, moments=found, counted=size is not None)
+    moments = Moments(nominal, mean, covariance * (nominal - 1))
+    return Set(name, digest, moments=moments, counted=size is not None)
 
 
 def _folder(path: Path, option: str, channels: int | None, background: Any) -> Set:
@@ -316,6 +321,7 @@ def _folder(path: Path, option: str, channels: int | None, background: Any) -> S
         classes=found.classes,
         some=found.some,
         notes=found.notes,
+        left_out=found.left_out,
     )
 
 

@@ -48,16 +48,16 @@ def parts(extractor: Extractor, images: np.ndarray | Streamed) -> dict[str, np.n
         said = [parts(extractor, chunk) for chunk in images.chunks()]
         return {name: np.concatenate([part[name] for part in said]) for name in said[0]}
     more = getattr(extractor, "parts", None)
-    found = {"features": extractor.features(images)} if more is None else more(images)
-    return {name: np.asarray(array) for name, array in found.items()}
+    arrays = {"features": extractor.features(images)} if more is None else more(images)
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def side(data: Set, extractor: Extractor, name: str) -> Side:
     """The features of a set of images. name: what messages call it."""
     assert data.images is not None
-    found = parts(extractor, data.images)
-    spatial, probabilities = found.get("spatial"), found.get("probabilities")
-    return Side(found["features"], data.labels, None, name, spatial, probabilities)
+    arrays = parts(extractor, data.images)
+    spatial, probabilities = arrays.get("spatial"), arrays.get("probabilities")
+    return Side(arrays["features"], data.labels, None, name, spatial, probabilities)
 
 
 def title(score: str, extractor: Extractor | None, count: int | None) -> str:

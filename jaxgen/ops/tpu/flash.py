@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxgen.ops.kernel import Settings, estimate, share
+from jaxgen.ops.kernel import Blocks, Settings, estimate
 from jaxgen.ops.tpu.head import LOWEST, bias_spec, dot, parameters, seen, tiled
 
 BLOCK = 512
@@ -25,22 +25,16 @@ BLOCK = 512
 LANES = 128
 
 
-class _Grid:
-    """Sizes and blocks of one call."""
+class _Grid(Blocks):
+    """`Blocks` of one call, and what of them its kernels ask."""
 
     def __init__(self, q: Any, k: Any, v: Any, bias: Any, settings: Settings) -> None:
-        self.n, self.m = q.shape[2], k.shape[2]
-        self.rows, self.columns = min(self.n, BLOCK), min(self.m, BLOCK)
-        self.steps = pl.cdiv(self.n, self.rows), pl.cdiv(self.m, self.columns)
-        self.shared = q.shape[1] // k.shape[1]
-        self.bias, self.settings = bias, settings
-        part = share(settings, self.rows, self.columns, self.steps)
-        self.scores = q.shape[0] * q.shape[1] * self.n * self.m * part
+        super().__init__(q, k, settings, *(min(a.shape[2], BLOCK) for a in (q, k)))
+        self.bias = bias
 
     def reached(self, i: Any, place: Any) -> Any:
         """The last block of keys that a block of queries sees, at least 0."""
-        last = self.settings.mask.last(place[0] + (i + 1) * self.rows - 1) - place[1]
-        last = jnp.minimum(last, place[2] - 1)
+        last = self.last(i, place)
         return jnp.clip(jax.lax.div(last, np.int32(self.columns)), 0, self.steps[1] - 1)
 
     def visible(self, i: Any, j: Any, place: Any) -> Any:
@@ -85,7 +79,7 @@ def forward(
     lse = jax.ShapeDtypeStruct((*q.shape[:2], 1, grid.n), jnp.float32)
     given = [each for each in (bias,) if each is not None]
     width = v.shape[3]
-    found = pl.pallas_call(
+    outputs = pl.pallas_call(
         functools.partial(_forward, grid=grid, biased=bias is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -107,7 +101,7 @@ def forward(
             ("parallel",) * 3 + ("arbitrary",), grid.memory(q.shape[3], width, width), interpret
         ),
     )(place, q, k, v, *given)
-    return found[0], tuple(found)
+    return outputs[0], tuple(outputs)
 
 
 def backward(

@@ -60,8 +60,8 @@ class Layout:
         shared = self.heads // self.groups
         return range(group * shared, (group + 1) * shared)
 
-    def _part(self, group: int, part: int) -> slice:
-        begin = (group * (self.heads // self.groups + 2) + part) * self.size
+    def _part(self, group: int, place: int) -> slice:
+        begin = (group * (self.heads // self.groups + 2) + place) * self.size
         return slice(begin, begin + self.size)
 
 
@@ -129,7 +129,7 @@ def backward(
     if settings.norm:
         results.append(jax.ShapeDtypeStruct((b, 2, layout.size), jnp.float32))
     scores = b * layout.heads * n * n
-    found = pl.pallas_call(
+    outputs = pl.pallas_call(
         functools.partial(_backward, settings=settings),
         grid=(b,),
         in_specs=[_image(qkv), _image(g), *map(_whole, given)],
@@ -139,7 +139,7 @@ def backward(
         name="fused_attention_backward",
         **parameters(("parallel",), memory(layout, n, qkv.dtype.itemsize), interpret),
     )(qkv, g, *given)
-    return found[0], found[1].sum(0) if settings.norm else None
+    return outputs[0], outputs[1].sum(0) if settings.norm else None
 
 
 def _image(x: Any) -> pl.BlockSpec:
@@ -251,9 +251,9 @@ def _backward(qkv: Any, g: Any, *rest: Any, settings: Settings) -> None:
 
     def store(which: int, rows: Any, columns: slice, change: jax.Array) -> Any:
         """Cotangents of queries (0) or keys (1), and of their scale."""
-        found = _prepared_back(change, qkv[rows, columns], *loaded.arguments(which, rows))
-        dqkv[rows, columns] = found[0].astype(dqkv.dtype)
-        return 0.0 if found[1] is None else found[1]
+        gradients = _prepared_back(change, qkv[rows, columns], *loaded.arguments(which, rows))
+        dqkv[rows, columns] = gradients[0].astype(dqkv.dtype)
+        return 0.0 if gradients[1] is None else gradients[1]
 
     totals = zeros((1, layout.size)), zeros((1, layout.size))
     for group in range(layout.groups):

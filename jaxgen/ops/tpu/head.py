@@ -81,6 +81,6 @@ def bias_spec(
     whole = [n == 1 for n in bias.shape]
 
     def index(*step: Any) -> tuple[Any, ...]:
-        return tuple(0 if one else i for one, i in zip(whole, at(*step), strict=True))
+        return tuple(0 if undivided else i for undivided, i in zip(whole, at(*step), strict=True))
 
     return pl.BlockSpec(sizes, index)

@@ -67,7 +67,7 @@ def forward(
     out = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype)
     given = [each for each in (bias,) if each is not None]
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    found = pl.pallas_call(
+    output = pl.pallas_call(
         functools.partial(_forward, settings=settings, biased=bias is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -80,7 +80,7 @@ def forward(
         name="attention",
         **parameters(("parallel",) * 3, memory(q, k, v), interpret),
     )(place, q, k, v, *given)
-    return found, ()
+    return output, ()
 
 
 def backward(

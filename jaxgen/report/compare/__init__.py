@@ -44,10 +44,12 @@ def compare(
         raise invalid("--out", str(out), "a name that ends in .html")
     if not runs:
         raise invalid("RUN", "nothing", "workdirs, or receipts' files")
-    found = entries(runs)
-    if len(found) > 1 and not shared(found):
-        raise invalid("RUN", ", ".join(e.label for e in found), "receipts with a score in common")
-    unlike = differences(found)
+    receipts = entries(runs)
+    if len(receipts) > 1 and not shared(receipts):
+        raise invalid(
+            "RUN", ", ".join(e.label for e in receipts), "receipts with a score in common"
+        )
+    unlike = differences(receipts)
     if unlike:
         lines = "\n".join(f"  {each}" for each in unlike)
         if not force:
@@ -56,14 +58,13 @@ def compare(
                 "Measure them alike, or use --force to see them side by side all the same."
             )
         say(f"WARNING: not measured alike:\n{lines}")
-    samples, neighbours, notes = _shown(found)
-    curves = {e.run: read_jsonl(e.workdir / "metrics.jsonl") for e in found if e.workdir}
-    page = render(found, unlike, curves, samples, neighbours, notes)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    samples, neighbours, notes = _shown(receipts)
+    curves = {e.run: read_jsonl(e.workdir / "metrics.jsonl") for e in receipts if e.workdir}
+    page = render(receipts, unlike, curves, samples, neighbours, notes)
     write_atomic(out, page)
     for note in notes:
         say(note)
-    return _content(found, unlike, notes, out)
+    return _content(receipts, unlike, notes, out)
 
 
 def text(content: dict[str, Any]) -> str:
@@ -86,13 +87,13 @@ def text(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shown(found: Sequence[Entry]) -> tuple[list[Picture], list[Picture], list[str]]:
+def _shown(receipts: Sequence[Entry]) -> tuple[list[Picture], list[Picture], list[str]]:
     """Grids and neighbours of all that have a workdir, and why some are missing."""
     samples: list[Picture] = []
     neighbours: list[Picture] = []
     notes: list[str] = []
     done = set()
-    for entry in found:
+    for entry in receipts:
         path = grid_of(entry.workdir, entry.guidance) if entry.workdir else None
         if entry.workdir is None or path is None or path in done:
             continue
@@ -118,24 +119,24 @@ def _caption(what: str, near: Neighbours) -> str:
 
 
 def _content(
-    found: Sequence[Entry], unlike: Sequence[Difference], notes: list[str], out: Path
+    receipts: Sequence[Entry], unlike: Sequence[Difference], notes: list[str], out: Path
 ) -> dict[str, Any]:
     """What `--json` prints; NaN and infinities as text, as receipts have them."""
     scores = {}
-    for name in dict.fromkeys(name for entry in found for name in entry.scores):
-        having = {e.label: e.scores[name] for e in found if name in e.scores}
+    for name in dict.fromkeys(name for entry in receipts for name in entry.scores):
+        having = {e.label: e.scores[name] for e in receipts if name in e.scores}
         scores[name] = {
             "better": next(iter(having.values())).get("better"),
             "values": {label: _said(score["value"]) for label, score in having.items()},
             "floors": {label: _said(score.get("floor")) for label, score in having.items()},
             "intervals": {label: _said(score.get("interval")) for label, score in having.items()},
-            "best": marked(found, name, unlike),
+            "best": marked(receipts, name, unlike),
         }
     return {
         "out": str(out),
-        "receipts": [entry.label for entry in found],
+        "receipts": [entry.label for entry in receipts],
         "scores": scores,
-        "made": {entry.label: made(entry) for entry in found},
+        "made": {entry.label: made(entry) for entry in receipts},
         "differences": [each._asdict() for each in unlike],
         "notes": notes,
     }

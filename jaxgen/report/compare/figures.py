@@ -39,8 +39,8 @@ def colours(entries: Sequence[Entry]) -> dict[str, str]:
     """label -> its line's colour; line, and run -> its own."""
     lines = _lines(entries)
     several = dict.fromkeys([*lines.values(), *(entry.run for entry in entries)])
-    own = {line: COLOURS[i % len(COLOURS)] for i, line in enumerate(several)}
-    return own | {label: own[line] for label, line in lines.items()}
+    of_line = {line: COLOURS[i % len(COLOURS)] for i, line in enumerate(several)}
+    return of_line | {label: of_line[line] for label, line in lines.items()}
 
 
 def over_images(

@@ -47,7 +47,7 @@ def differences(entries: Sequence[Entry]) -> list[Difference]:
     read. A setting that one receipt states and another does not is a difference.
     """
     about = _references(entries)
-    found: dict[str, Difference] = {}
+    differences_by_key: dict[str, Difference] = {}
     for name in dict.fromkeys(name for entry in entries for name in entry.scores):
         holders = [entry for entry in entries if name in entry.scores]
         said = {e.label: _settings(e, name) | about[e.label] for e in holders}
@@ -57,9 +57,9 @@ def differences(entries: Sequence[Entry]) -> list[Difference]:
                 values = {label: value for label, value in values.items() if value is not None}
             if len({_canonical(value) for value in values.values()}) > 1:
                 key = _canonical([setting, values])
-                scores = found[key].scores if key in found else ()
-                found[key] = Difference(setting, values, (*scores, name))
-    return list(found.values())
+                scores = differences_by_key[key].scores if key in differences_by_key else ()
+                differences_by_key[key] = Difference(setting, values, (*scores, name))
+    return list(differences_by_key.values())
 
 
 def shared(entries: Sequence[Entry]) -> list[str]:
@@ -92,21 +92,21 @@ def best(entries: Sequence[Entry], name: str) -> dict[str, str]:
 
 def _settings(entry: Entry, name: str) -> dict[str, Any]:
     """How a score was measured, less how its floor and its interval were."""
-    found = {
+    settings = {
         key: value
         for key, value in entry.scores[name].items()
         if key not in FOUND and not key.startswith(("floor", "interval"))
     }
-    sampling, samples = entry.found.get("sampling") or {}, entry.found.get("samples") or {}
-    found["sampling.labels"] = sampling.get("labels", samples.get("labels"))
-    found["sampling.dtype"] = sampling.get("dtype")
-    return found | {f"samples.{key}": samples[key] for key in READ if key in samples}
+    sampling, samples = entry.receipt.get("sampling") or {}, entry.receipt.get("samples") or {}
+    settings["sampling.labels"] = sampling.get("labels", samples.get("labels"))
+    settings["sampling.dtype"] = sampling.get("dtype")
+    return settings | {f"samples.{key}": samples[key] for key in READ if key in samples}
 
 
 def _references(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     """label -> what its samples were compared with, said in one way for all."""
-    references = {e.label: e.found.get("reference") for e in entries}
-    data = {e.label: e.found.get("data") or {} for e in entries}
+    references = {e.label: e.receipt.get("reference") for e in entries}
+    data = {e.label: e.receipt.get("data") or {} for e in entries}
     if all(references.values()):
         # What has one digest is one set, whatever it is called where it lies.
         return {

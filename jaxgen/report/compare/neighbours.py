@@ -107,10 +107,10 @@ def search(images: np.ndarray, train: Source, most: int) -> tuple[np.ndarray, np
     place, squared = np.zeros(len(points), int), np.full(len(points), np.inf)
     step = max(1, CHUNK // points.shape[1])
     for start in range(0, most, step):
-        part = chosen[start : start + step]
-        others = flat(quantise(train.images(part)))
+        rows = chosen[start : start + step]
+        others = flat(quantise(train.images(rows)))
         value, first = (a[:, 0] for a in smallest(points, others, 1))
-        place = np.where(value < squared, part[first], place)
+        place = np.where(value < squared, rows[first], place)
         squared = np.minimum(value, squared)
     return place, np.sqrt(squared)
 
@@ -122,15 +122,16 @@ def halves(workdir: Path) -> tuple[Source, Source]:
         raise invalid("config.data", "nothing", "a section")
     data = DataOptions(**configs.check(DataOptions, dict(config.data), "config.data"))
     try:
-        train = open_source(data, data.train)
-        if data.holdout:
-            train, test, _ = held_out(train, data.holdout, data.holdout_seed)
-        else:
-            test = open_source(data, data.test)
+        with configs.foreign(configs.trusted()):  # a workdir may be somebody else's
+            train = open_source(data, data.train)
+            if data.holdout:
+                train, test, _ = held_out(train, data.holdout, data.holdout_seed)
+            else:
+                test = open_source(data, data.test)
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir}: its data cannot be opened: {error}") from error
-    own = None if train.coding is None else train.coding.tokenizer
-    tokenizer = data.tokenizer or own
+    recorded = None if train.coding is None else train.coding.tokenizer
+    tokenizer = data.tokenizer or recorded
     if tokenizer is not None:
         return halves(Path(tokenizer))
     if isinstance(train, Target) or len(train.shape) != 3:

@@ -34,7 +34,7 @@ tr.differs td:not(:first-child) { background:#fdf8ec }
 
 def render(
     entries: Sequence[Entry],
-    found: Sequence[Difference],
+    unlike: Sequence[Difference],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     samples: Sequence[Picture],
     neighbours: Sequence[Picture],
@@ -45,36 +45,36 @@ def render(
     samples, neighbours: PNG files' bytes with captions. notes: what could not be shown, and why.
     """
     runs = list(dict.fromkeys(entry.run for entry in entries))
-    parts = [
+    sections = [
         f"<h1>{html.escape(' vs '.join(runs) if len(runs) < 4 else f'{len(runs)} runs')}</h1>",
         f'<p class="sub">{len(entries)} {"receipts" if len(entries) > 1 else "receipt"}</p>',
     ]
-    if found:
-        items = "".join(f"<li>{html.escape(str(each))}</li>" for each in found)
-        parts.append(
+    if unlike:
+        items = "".join(f"<li>{html.escape(str(each))}</li>" for each in unlike)
+        sections.append(
             '<div class="warn"><h2>Not measured alike</h2>These differ, and the comparison was '
             f"forced. Scores named here cannot be ranked, so none is marked.<ul>{items}</ul></div>"
         )
-    parts += ["<h2>Scores</h2>", _scores(entries, found)]
+    sections += ["<h2>Scores</h2>", _scores(entries, unlike)]
     for heading, pictures in (
         ("Over images seen", over_images(entries, curves)),
         ("Precision and recall", planes(entries)),
     ):
         if pictures:
             shown = "".join(page.image(data, caption, "plot") for data, caption in pictures)
-            parts.append(f'<h2>{heading}</h2><div class="grids">{shown}</div>')
+            sections.append(f'<h2>{heading}</h2><div class="grids">{shown}</div>')
     for heading, grids in (("Samples", samples), ("Nearest training images", neighbours)):
         if grids:
             shown = "".join(page.image(data, caption) for data, caption in grids)
-            parts.append(f'<h2>{heading}</h2><div class="grids">{shown}</div>')
-    parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
-    parts += ["<h2>How they were made</h2>", _making(entries), "<h2>Receipts</h2>"]
+            sections.append(f'<h2>{heading}</h2><div class="grids">{shown}</div>')
+    sections += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
+    sections += ["<h2>How they were made</h2>", _making(entries), "<h2>Receipts</h2>"]
     for entry in entries:
-        text = html.escape(json.dumps(entry.found, indent=2, sort_keys=True))
-        parts.append(
+        text = html.escape(json.dumps(entry.receipt, indent=2, sort_keys=True))
+        sections.append(
             f"<details><summary>{html.escape(entry.label)}</summary><pre>{text}</pre></details>"
         )
-    return page.page(f"jaxgen: {', '.join(runs)}", parts, STYLE)
+    return page.page(f"jaxgen: {', '.join(runs)}", sections, STYLE)
 
 
 def number(value: Any) -> str:
@@ -92,9 +92,9 @@ def spread(score: Mapping[str, Any]) -> str:
     return f"± {number(score['error'])}" if score.get("error") is not None else ""
 
 
-def marked(entries: Sequence[Entry], name: str, found: Sequence[Difference]) -> dict[str, str]:
+def marked(entries: Sequence[Entry], name: str, unlike: Sequence[Difference]) -> dict[str, str]:
     """As `best`, of scores that were measured alike; nothing of others."""
-    if any(name in each.scores for each in found):
+    if any(name in each.scores for each in unlike):
         return {}
     return best(entries, name)
 
@@ -119,11 +119,11 @@ def _head(entries: Sequence[Entry], first: str) -> list[str]:
     ]
 
 
-def _scores(entries: Sequence[Entry], found: Sequence[Difference]) -> str:
+def _scores(entries: Sequence[Entry], unlike: Sequence[Difference]) -> str:
     """Scores in rows, receipts in columns, each with its interval and its floor."""
     rows = []
     for name in dict.fromkeys(name for entry in entries for name in entry.scores):
-        marks = marked(entries, name, found)
+        marks = marked(entries, name, unlike)
         having = [entry.scores[name] for entry in entries if name in entry.scores]
         floors = {number(score.get("floor")) for score in having}
         better = having[0].get("better")
@@ -167,15 +167,15 @@ def _making(entries: Sequence[Entry]) -> str:
 
 def made(entry: Entry) -> dict[str, str]:
     """How a receipt's samples came about, as text: what one compares, and versions."""
-    sampling = dict(entry.found.get("sampling") or {})
+    sampling = dict(entry.receipt.get("sampling") or {})
     options = sampling.pop("options", None) or {}
-    top = {k: entry.found.get(k) for k in ("images_seen", "guidance", "images_per_second")}
-    versions = {f"version of {k}": v for k, v in (entry.found.get("versions") or {}).items()}
+    top = {k: entry.receipt.get(k) for k in ("images_seen", "guidance", "images_per_second")}
+    versions = {f"version of {k}": v for k, v in (entry.receipt.get("versions") or {}).items()}
     rows = top | sampling | {f"sampler {k}": v for k, v in options.items()}
     for side in ("samples", "reference", "real"):
-        said = entry.found.get(side)
+        said = entry.receipt.get(side)
         rows |= {f"{side} {k}": v for k, v in said.items()} if isinstance(said, dict) else {}
-    rows |= {"time": entry.found.get("time")} | versions
+    rows |= {"time": entry.receipt.get("time")} | versions
     return {key: _text(value) for key, value in rows.items() if value is not None}
 
 

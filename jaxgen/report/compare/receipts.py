@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import UsageError, invalid
+from jaxgen.scoring.common import most, samples_of
 
 NOT_FINITE = ("nan", "inf", "-inf")
 WANTED = "a receipt as `jaxgen evaluate` writes it"
@@ -26,73 +27,81 @@ class Entry:
     label: str
     run: str
     path: Path
-    found: Mapping[str, Any]
+    receipt: Mapping[str, Any]
     workdir: Path | None
 
     @property
     def scores(self) -> dict[str, Mapping[str, Any]]:
         """name -> score."""
-        return {score["name"]: score for score in self.found["scores"]}
+        return {score["name"]: score for score in self.receipt["scores"]}
 
     @property
     def guidance(self) -> float | None:
         """The guidance scale that the receipt is of, or None where it names none."""
-        scale = self.found.get("guidance")
+        scale = self.receipt.get("guidance")
         return float(scale) if isinstance(scale, (int, float)) else None
 
     @property
     def images_seen(self) -> int | None:
         """Training images seen by the model, where the receipt says so."""
-        seen = self.found.get("images_seen")
+        seen = self.receipt.get("images_seen")
         return int(seen) if isinstance(seen, (int, float)) else None
 
 
 def entries(runs: Sequence[str | Path]) -> list[Entry]:
     """The receipts of all runs, in their order, each with a label of its own.
 
-    A run is a workdir (all of its `receipts/*.json` that hold scores) or one receipt's file.
+    A run is a workdir (its `receipts/*.json` that hold scores, of the largest number of samples) or
+    one receipt's file.
     Raises UsageError for a run without receipts, one that cannot be read, and one given twice.
     """
     files = [(str(run), path) for run in runs for path in _files(Path(run))]
     for path, count in Counter(path.resolve() for _, path in files).items():
         if count > 1:
             raise invalid("RUN", str(path), "every receipt once", f"It was given {count} times.")
-    found = [(run, path, read(path)) for run, path in files]
-    found = [(run, path, held) for run, path, held in found if "scores" in held]
+    receipts = [(run, path, read(path)) for run, path in files]
+    receipts = [(run, path, held) for run, path, held in receipts if "scores" in held]
+    # Of a workdir's, quick looks at fewer samples are left to be named.
+    largest = {run: most(h for r, _, h in receipts if r == run) for run in map(str, runs)}
+    receipts = [
+        each
+        for each in receipts
+        if each[1] == Path(each[0]) or samples_of(each[2]) == largest[each[0]]
+    ]
     for run in runs:
-        if str(run) not in [r for r, _, _ in found]:
+        if str(run) not in [r for r, _, _ in receipts]:
             raise invalid("RUN", str(run), "a workdir whose receipts hold scores, or a receipt",
                           "`jaxgen evaluate --workdir ...` writes them.")  # fmt: skip
-    names = _shortest([run for run, _, _ in found])
-    labels = [names[run] for run, _, _ in found]
+    names = _shortest([run for run, _, _ in receipts])
+    labels = [names[run] for run, _, _ in receipts]
     for run in names:
-        places = [i for i, (other, _, _) in enumerate(found) if other == run]
-        for i, title in zip(places, _titles([found[i][2] for i in places]), strict=True):
+        places = [i for i, (other, _, _) in enumerate(receipts) if other == run]
+        for i, title in zip(places, _titles([receipts[i][2] for i in places]), strict=True):
             labels[i] = f"{labels[i]}, {title}" if title else labels[i]
     return [
         Entry(label, names[run], path, held, _workdir(path))
-        for label, (run, path, held) in zip(_distinct(labels, found), found, strict=True)
+        for label, (run, path, held) in zip(_distinct(labels, receipts), receipts, strict=True)
     ]
 
 
 def read(path: Path) -> dict[str, Any]:
     """A receipt's JSON, checked where it holds scores. Raises UsageError naming the file."""
     try:
-        found = json.loads(path.read_text())
+        receipt = json.loads(path.read_text())
     except OSError as error:
         raise invalid("RUN", str(path), "a file that can be read", str(error)) from error
     except ValueError as error:
         raise UsageError(f"{path}: not readable as JSON: {error}; allowed: {WANTED}.") from error
-    if isinstance(found, dict) and isinstance(found.get("scores"), dict):
+    if isinstance(receipt, dict) and isinstance(receipt.get("scores"), dict):
         # Of files, scores are an object by name; of a model, a list.
-        scores = found["scores"].items()
-        found["scores"] = [{**s, "name": n} if isinstance(s, dict) else s for n, s in scores]
-    trouble = next(_troubles(found), None)
+        scores = receipt["scores"].items()
+        receipt["scores"] = [{**s, "name": n} if isinstance(s, dict) else s for n, s in scores]
+    trouble = next(_troubles(receipt), None)
     if trouble is not None:
         raise UsageError(f"{path}: {trouble}; allowed: {WANTED}.")
-    if "scores" in found:
-        found["scores"] = [_numbers(score) for score in found["scores"]]
-    return dict(found)
+    if "scores" in receipt:
+        receipt["scores"] = [_numbers(score) for score in receipt["scores"]]
+    return dict(receipt)
 
 
 def _files(run: Path) -> list[Path]:
@@ -105,17 +114,17 @@ def _files(run: Path) -> list[Path]:
     return files
 
 
-def _troubles(found: Any) -> Iterator[str]:
+def _troubles(receipt: Any) -> Iterator[str]:
     """What keeps parsed JSON from being a receipt."""
-    if not isinstance(found, dict):
-        yield f"got {type(found).__name__}, not an object"
+    if not isinstance(receipt, dict):
+        yield f"got {type(receipt).__name__}, not an object"
         return
     for key in ("sampling", "data", "reference", "samples", "versions"):
         # Of a classifier's receipt, other things bear these names.
-        if "scores" in found and not isinstance(found.get(key) or {}, dict):
-            yield f"{key} is {found[key]!r}, not an object"
-    scores = found.get("scores", [])
-    if not isinstance(scores, list) or ("scores" in found and not scores):
+        if "scores" in receipt and not isinstance(receipt.get(key) or {}, dict):
+            yield f"{key} is {receipt[key]!r}, not an object"
+    scores = receipt.get("scores", [])
+    if not isinstance(scores, list) or ("scores" in receipt and not scores):
         yield "scores is not a list of scores"
         return
     for score in scores:
@@ -162,7 +171,7 @@ def _titles(held: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells the receipts of one run apart, as far as guidance and images seen do."""
     words: list[list[str]] = [[] for _ in held]
     for key, form in (("guidance", "guidance {:g}"), ("images_seen", "{:,.0f} images")):
-        values = [found.get(key) for found in held]
+        values = [receipt.get(key) for receipt in held]
         if len(set(map(str, values))) > 1:
             for said, value in zip(words, values, strict=True):
                 if isinstance(value, (int, float)):
@@ -172,20 +181,20 @@ def _titles(held: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _shortest(runs: Sequence[str]) -> dict[str, str]:
     """run -> as few of its path's last parts as tell the runs apart."""
-    parts = {run: Path(run).resolve().with_suffix("").parts for run in runs}
+    components = {run: Path(run).resolve().with_suffix("").parts for run in runs}
     # A folder's name may hold a dot, which is no suffix.
-    parts |= {run: Path(run).resolve().parts for run in runs if Path(run).is_dir()}
-    for length in range(1, max(map(len, parts.values())) + 1):
-        names = {run: "/".join(whole[-length:]) for run, whole in parts.items()}
+    components |= {run: Path(run).resolve().parts for run in runs if Path(run).is_dir()}
+    for length in range(1, max(map(len, components.values())) + 1):
+        names = {run: "/".join(whole[-length:]) for run, whole in components.items()}
         if len(set(names.values())) == len(names):
             return names
     return {run: run for run in runs}
 
 
-def _distinct(labels: list[str], found: Sequence[tuple[str, Path, Any]]) -> list[str]:
+def _distinct(labels: list[str], receipts: Sequence[tuple[str, Path, Any]]) -> list[str]:
     """Labels, with the file's name where two are the same."""
     counts = Counter(labels)
     return [
         label if counts[label] == 1 else f"{label} ({path.stem})"
-        for label, (_, path, _) in zip(labels, found, strict=True)
+        for label, (_, path, _) in zip(labels, receipts, strict=True)
     ]

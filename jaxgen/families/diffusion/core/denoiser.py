@@ -47,11 +47,12 @@ class Denoiser:
 
     t is one time () for the batch, or [B] where a solver gives each image its own. init(x) ->
     memory. calls(t): network evaluations that one call at time t costs, a plain number; a denoiser
-    that cannot be had raises its UsageError there. path: the path that it denoises, where it knows.
-    recondition(change): the same denoiser with change(y) in place of its condition vectors y
-    [B, E] (a network's embedding of its condition), where it has such. perturb(layers): the same
-    denoiser with the identity for the attention maps of these layers, and attend(layer): a call
-    that also returns where that layer attends, [B, h, w] of mean 1, where it has self-attention.
+    that this model does not have raises its UsageError there. path: the path that it denoises,
+    where it knows. recondition(change): the same denoiser with change(y) in place of its condition
+    vectors y [B, E] (a network's embedding of its condition), where it has such. perturb(layers):
+    the same denoiser with the identity for the attention maps of these layers, and attend(layer): a
+    call that also returns where that layer attends, [B, h, w] of mean 1, where it has
+    self-attention.
     """
 
     call: Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[Prediction, Memory]]
@@ -75,10 +76,10 @@ def _itself(labels: Any) -> Any:
 
 def path_of(denoiser: Denoiser, path: Path | None) -> Path:
     """`path` where it is given, else the denoiser's own. Raises UsageError where there is none."""
-    found = denoiser.path if path is None else path
-    if found is None:
+    path = denoiser.path if path is None else path
+    if path is None:
         raise invalid("guidance.path", None, "the path that the denoiser denoises", "path=linear()")
-    return found
+    return path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,8 +141,8 @@ class Network:
                 raise
             name = type(self.model).__name__
             raise invalid("config.model", name, "a network whose layers can be tapped") from error
-        out, found = out if taps else (out, {})
-        return *self._halves(out), found
+        out, outputs = out if taps else (out, {})
+        return *self._halves(out), outputs
 
     def _inputs(self, x: jax.Array, t: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array, Any]:
         """What the network is called with at x [B, ...], t [B]: image, noise, condition."""
@@ -276,11 +277,11 @@ def together(
         return [p for p, _ in pairs], [m for _, m in pairs]
     count = len(denoisers)
     every = [d.labels for d in denoisers if isinstance(d, NetworkDenoiser)]
-    labels = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
+    labels = jax.tree.map(lambda *predictions: jnp.concatenate(predictions), *every)
     times = jnp.tile(t, count) if t.ndim else t
     both = first.network.predict(first.params, jnp.concatenate([x] * count), times, labels)
-    parts = [
+    predictions = [
         jax.tree.map(lambda a, i=i: a[i * x.shape[0] : (i + 1) * x.shape[0]], both)
         for i in range(count)
     ]
-    return parts, list(memories)
+    return predictions, list(memories)

@@ -16,6 +16,9 @@ from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.path import expand
 from jaxgen.method import fold, normal
 
+OFFSET, PAIRS = range(2)
+"""An example's streams: where its noise levels begin, and the noise of each pair of draws."""
+
 PyTree = Any
 
 LOG_SNR_RANGE = (-4.0, 4.0)
@@ -43,14 +46,14 @@ def label_error(network: Network) -> Callable[..., jax.Array]:
         draws: int,
     ) -> jax.Array:
         path = network.path
-        offset = jax.vmap(jax.random.uniform)(fold(keys, 0))
+        offset = jax.vmap(jax.random.uniform)(fold(keys, OFFSET))
         pair = draw // 2
         place = (offset + pair.astype(jnp.float32) * 0.6180339887498949) % 1.0
         low, high = LOG_SNR_RANGE
         t = path.t_of_log_snr(low + (high - low) * place)
-        own = jax.vmap(jax.random.fold_in)(fold(keys, 1), pair)
+        noise_keys = jax.vmap(jax.random.fold_in)(fold(keys, PAIRS), pair)
         sign = expand(1.0 - 2.0 * (draw % 2), x)
-        eps = sign * normal(own, x.shape[1:])
+        eps = sign * normal(noise_keys, x.shape[1:])
         p = network.predict(params["net"], path.mix(x, eps, t), t, labels)
         square = ((p.eps - eps) ** 2).reshape(x.shape[0], -1).sum(1)
         return 0.5 * (high - low) * square

@@ -19,6 +19,9 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, Network
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.method import fold, normal
 
+PROBES = 1
+"""An example's first stream of its probes, one each."""
+
 PyTree = Any
 Trace = Literal["rademacher", "gaussian", "exact"]
 
@@ -60,8 +63,8 @@ def flow_log_prob(
         vectors = jnp.broadcast_to(jnp.eye(size)[:, None], (size, shape[0], size))
         share = 1.0
     else:
-        own = [fold(keys, n + 1) for n in range(probes)]
-        gauss = jnp.stack([normal(k, (size,)) for k in own])
+        probe_keys = [fold(keys, PROBES + n) for n in range(probes)]
+        gauss = jnp.stack([normal(k, (size,)) for k in probe_keys])
         vectors = gauss if trace == "gaussian" else jnp.where(gauss > 0, 1.0, -1.0)
         share = 1.0 / probes
 

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.method import fold, normal
 
+OF_SIZE, OF_EXTRA, DIRECTION = range(3)
+"""A draw's streams: the two gamma variates of its radius, and where it points."""
+
 
 def radius(keys: jax.Array, size: int, extra: float) -> jax.Array:
     """R / sigma [B] of the kernel for N = size, D = extra (Xu et al. 2023): sqrt(D R1 / (1 - R1)).
@@ -25,8 +28,8 @@ def radius(keys: jax.Array, size: int, extra: float) -> jax.Array:
     """
     if not extra > 0:
         raise invalid("pfgmpp.extra", extra, "extra > 0")
-    a = jax.vmap(lambda k: jax.random.gamma(k, size / 2))(fold(keys, 0))
-    b = jax.vmap(lambda k: jax.random.gamma(k, extra / 2))(fold(keys, 1))
+    a = jax.vmap(lambda k: jax.random.gamma(k, size / 2))(fold(keys, OF_SIZE))
+    b = jax.vmap(lambda k: jax.random.gamma(k, extra / 2))(fold(keys, OF_EXTRA))
     return jnp.sqrt(extra * a / b)
 
 
@@ -35,7 +38,7 @@ def kernel_noise(keys: jax.Array, shape: tuple[int, ...], extra: float) -> jax.A
 
     As extra grows this is N(0, I); times sigma it is also the prior at the largest sigma.
     """
-    u = normal(fold(keys, 2), shape)
+    u = normal(fold(keys, DIRECTION), shape)
     axes = tuple(range(1, u.ndim))
     length = jnp.sqrt(jnp.sum(u**2, axis=axes, keepdims=True))
     return u / length * radius(keys, math.prod(shape), extra).reshape(-1, *(1,) * len(shape))

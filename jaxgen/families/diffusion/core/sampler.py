@@ -24,7 +24,7 @@ from jaxgen.families.diffusion.guidance.threshold import dynamic, static
 from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import Sampler, fold, normal
 from jaxgen.method.chain import AGAIN, ESTIMATES, Chain, State
-from jaxgen.method.streams import NOISE
+from jaxgen.method.streams import NOISE, STEPS
 
 PyTree = Any
 Branch = Callable[[PyTree, Any], Any]
@@ -52,12 +52,12 @@ def integrate(
     preview = k > 0: also the states after every k-th step, [steps // k, B, ...].
     """
     steps = grid.shape[0] - 1
-    own = fold(keys, 1)
+    step_keys = fold(keys, STEPS)
 
     def body(state: Any, inputs: Any) -> tuple[Any, None]:
         x, carry = state
         number, t, s = inputs
-        return solver.step(denoiser, x, t, s, carry, fold(own, number)), None
+        return solver.step(denoiser, x, t, s, carry, fold(step_keys, number)), None
 
     state = (x, (solver.init(x), denoiser.init(x)))
     inputs = (jnp.arange(steps), grid[:-1], grid[1:])
@@ -98,8 +98,8 @@ def as_chain(
 
     def step(keys: jax.Array, state: State, number: jax.Array) -> State:
         x, carry = state
-        own = fold(fold(keys, 1), number)
-        return solver.step(denoiser, x, grid[number], grid[number + 1], carry, own)
+        step_keys = fold(fold(keys, STEPS), number)
+        return solver.step(denoiser, x, grid[number], grid[number + 1], carry, step_keys)
 
     def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
         x, (_, memory) = state
@@ -111,8 +111,8 @@ def as_chain(
         x = ratio * x + jnp.sqrt(variance) * normal(fold(fold(keys, AGAIN), number), shape)
         return x, (solver.init(x), memory)
 
-    def mix(one: State, two: State, radius: float) -> State:
-        return begin(math.sqrt(1 - radius**2) * one[0] + radius * two[0])
+    def mix(first: State, second: State, radius: float) -> State:
+        return begin(math.sqrt(1 - radius**2) * first[0] + radius * second[0])
 
     pairs = [times[n : n + 2] for n in range(len(times) - 1)]
     return Chain(
@@ -128,7 +128,7 @@ def as_chain(
     )
 
 
-def compose(
+def build_guidance(
     sections: Sequence[Any], branches: Mapping[str, Any], path: Path, grid: jax.Array
 ) -> Denoiser:
     """Apply guidance sections in order, starting from branches["cond"].
@@ -197,7 +197,7 @@ def build_sampler(
 
     def denoiser(params: PyTree, labels: Any) -> Denoiser:
         held = {name: branch(params, labels) for name, branch in branches.items()}
-        guided = compose(sections, held, path, times)
+        guided = build_guidance(sections, held, path, times)
         if clip == "static":
             return static(guided, path)
         return dynamic(guided, path) if clip == "dynamic" else guided
@@ -221,13 +221,13 @@ def build_sampler(
 
             return denoiser(params, jax.tree.map(each, label))
 
-        one = Denoiser(
+        staged = Denoiser(
             lambda keys, x, t, memory: of(x)(keys, x, t, memory),
             init=lambda x: of(x).init(x),
             calls=counted.calls,
             path=path,
         )
-        return as_chain(chosen, one, times, shape, path, noise)
+        return as_chain(chosen, staged, times, shape, path, noise)
 
     return Sampler(draw, chosen.calls(counted, np.asarray(times)), steps, chain, denoiser)
 

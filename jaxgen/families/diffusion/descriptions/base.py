@@ -42,27 +42,27 @@ class Description:
 
     def example(self, x: jax.Array) -> jax.Array:
         """Zeros in the shape of the descriptions of x."""
-        found = jax.eval_shape(self.of, self.frozen, x)
-        return jnp.zeros(found.shape, found.dtype)
+        output = jax.eval_shape(self.of, self.frozen, x)
+        return jnp.zeros(output.shape, output.dtype)
 
     def kind(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """What a network declares to be told it, of examples of a shape (`nn.conditions`)."""
-        found = self.example(jnp.zeros((1, *shape))).shape
-        return (NAME, "vector" if len(found) == 2 else "set", found[-1])
+        size = self.example(jnp.zeros((1, *shape))).shape
+        return (NAME, "vector" if len(size) == 2 else "set", size[-1])
 
 
-def described(sampler: Sampler, describe: Description, own: bool = True) -> Sampler:
+def described(sampler: Sampler, describe: Description, use_parameters: bool = True) -> Sampler:
     """A sampler of descriptions in the place of labels as one of labels, which draws them first.
 
     Its chain draws them in the first step, so that branches from the same noise differ in what they
-    are told, and any search of noises or of keys counts their calls. own: the description that the
-    method was trained with, whose frozen arrays may come with the parameters (`Method.reads`);
+    are told, and any search of noises or of keys counts their calls. use_parameters: this is what
+    the method was trained with, whose frozen arrays may come with the parameters (`Method.reads`);
     else, and another one's, they are constants of the sampler.
     """
 
     def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         learned = params["describe"] if describe.init is not None else None
-        held = params.get("frozen", {}).get("describe") if own else None
+        held = params.get("frozen", {}).get("describe") if use_parameters else None
         held = describe.frozen if held is None else held
         return {NAME: describe.draw(learned, held, fold(keys, DRAW), labels)}
 
@@ -92,9 +92,9 @@ def _told(of: Callable[[Any], Chain], draw: Callable[[jax.Array], Any], calls: f
         return bare.start(keys), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), blank)
 
     def step(keys: jax.Array, state: State, number: jax.Array) -> State:
-        own, told = state
+        bare_state, told = state
         told = jax.lax.cond(number == 0, draw, lambda keys: told, keys)
-        return of(told).step(keys, own, number), told
+        return of(told).step(keys, bare_state, number), told
 
     def estimate(keys: jax.Array, state: State, number: jax.Array) -> jax.Array:
         return of(state[1]).estimate(keys, state[0], number)
@@ -103,9 +103,9 @@ def _told(of: Callable[[Any], Chain], draw: Callable[[jax.Array], Any], calls: f
         assert bare.back is not None
         return bare.back(keys, state[0], number, before), state[1]
 
-    def mix(one: State, two: State, radius: float) -> State:
+    def mix(first: State, second: State, radius: float) -> State:
         assert bare.mix is not None
-        return bare.mix(one[0], two[0], radius), one[1]
+        return bare.mix(first[0], second[0], radius), first[1]
 
     return dataclasses.replace(
         bare,

@@ -19,6 +19,9 @@ from jaxgen.errors import invalid
 from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.method import Encoder, Spec, encoder_of, fold
 
+QUERY = 0
+"""A description's stream: which image of the database is the query."""
+
 PyTree = Any
 
 BATCH = 256
@@ -50,26 +53,30 @@ def nearest(
     block = min(block, rows)
     starts = block * jnp.arange(-(-rows // block), dtype=jnp.int32)
 
-    def best(one: Any, two: Any) -> tuple[jax.Array, jax.Array]:
-        apart, index = (jnp.concatenate(pair, axis=1) for pair in zip(one, two, strict=True))
+    def best(first: Any, second: Any) -> tuple[jax.Array, jax.Array]:
+        apart, index = (jnp.concatenate(pair, axis=1) for pair in zip(first, second, strict=True))
         nearer, place = jax.lax.top_k(-apart, count)
         return -nearer, jnp.take_along_axis(index, place, axis=1)
 
-    def search(found: Any, start: jax.Array) -> tuple[Any, None]:
+    def search(nearest_yet: Any, start: jax.Array) -> tuple[Any, None]:
         # Where blocks do not divide the rows the last one begins earlier; what was seen is out.
         first = jnp.minimum(start, rows - block)
-        part = jax.lax.dynamic_slice_in_dim(database, first, block)
-        apart = (queries**2).sum(-1)[:, None] + (part**2).sum(-1) - 2 * queries @ part.T
+        rows_of_block = jax.lax.dynamic_slice_in_dim(database, first, block)
+        apart = (
+            (queries**2).sum(-1)[:, None]
+            + (rows_of_block**2).sum(-1)
+            - 2 * queries @ rows_of_block.T
+        )
         index = first + jnp.arange(block, dtype=jnp.int32)
         apart = jnp.where(index >= start, apart, jnp.inf)
-        return best(found, (apart, jnp.broadcast_to(index, apart.shape))), None
+        return best(nearest_yet, (apart, jnp.broadcast_to(index, apart.shape))), None
 
     shape = (queries.shape[0], count)
-    found = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
+    nearest_yet = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
     if axis is None:
-        return jax.lax.scan(search, found, starts)[0][1]
-    found = jax.tree.map(lambda a: jax.lax.pcast(a, axis, to="varying"), found)
-    apart, index = jax.lax.scan(search, found, starts)[0]
+        return jax.lax.scan(search, nearest_yet, starts)[0][1]
+    nearest_yet = jax.tree.map(lambda a: jax.lax.pcast(a, axis, to="varying"), nearest_yet)
+    apart, index = jax.lax.scan(search, nearest_yet, starts)[0]
     index = index + rows * jax.lax.axis_index(axis)
     everywhere = (jax.lax.all_gather(a, axis, axis=1, tiled=True) for a in (apart, index))
     nothing = jnp.full((shape[0], 0), jnp.inf), jnp.zeros((shape[0], 0), jnp.int32)
@@ -123,7 +130,7 @@ def neighbours(
         return held[nearest(queries, held, count + skip)[:, skip:]]
 
     def draw(params: PyTree, frozen: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        rows = jax.vmap(jax.random.categorical)(fold(keys, 0), frozen["logits"][labels])
+        rows = jax.vmap(jax.random.categorical)(fold(keys, QUERY), frozen["logits"][labels])
         held = jnp.asarray(frozen["database"])
         return held[nearest(held[rows], held, count)]
 

@@ -1,8 +1,9 @@
 """Representations as descriptions: RCG, "Self-conditioned Image Generation via Generating
 Representations" (Li, Katabi and He 2023).
 
-A frozen encoder gives each image a vector. A small diffusion of vectors (RDM) learns their law;
-an image is drawn by drawing a vector first and then an image that fits it. Labels are not needed.
+A frozen encoder gives each image a vector. A small diffusion of vectors (RDM) learns their
+distribution; an image is drawn by drawing a vector first and then an image that fits it. Labels are
+not needed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxgen.families.diffusion.core.path import linear
 from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.descriptions.base import Description
 from jaxgen.method import Encoder, Spec, encoder_of, fold, normal
+from jaxgen.method.streams import PAIR_NOISE, PAIR_TIME
 from jaxgen.nn.mlp import MLP
 
 PyTree = Any
@@ -50,10 +52,10 @@ def representation(
         raise invalid("describe.steps", steps, "steps >= 1")
     example = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     known = encoder_of(encoder)
-    found = jax.eval_shape(known, example)
-    if found.ndim != 2:
-        raise invalid("describe.encoder", found.shape, "a function to vectors [B, D]")
-    size, path = found.shape[1], linear()
+    output = jax.eval_shape(known, example)
+    if output.ndim != 2:
+        raise invalid("describe.encoder", output.shape, "a function to vectors [B, D]")
+    size, path = output.shape[1], linear()
     model = MLP(spec.num_classes, size, width, depth)
     network = Network(model, path, "velocity")
     grid, solver = grids.uniform(steps, path), solvers.heun(path)
@@ -62,13 +64,13 @@ def representation(
         return labels if labelled else jnp.full_like(labels, spec.null_label)
 
     def init(key: jax.Array) -> PyTree:
-        one = jnp.zeros(1)
-        return model.init(key, jnp.zeros((1, size)), one, one.astype(jnp.int32))["params"]
+        zero = jnp.zeros(1)
+        return model.init(key, jnp.zeros((1, size)), zero, zero.astype(jnp.int32))["params"]
 
     def loss(params: PyTree, vectors: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
         """Flow matching's, [B]."""
-        t = jax.vmap(jax.random.uniform)(fold(keys, 0))
-        eps = normal(fold(keys, 1), (size,))
+        t = jax.vmap(jax.random.uniform)(fold(keys, PAIR_TIME))
+        eps = normal(fold(keys, PAIR_NOISE), (size,))
         out, _ = network.output(params, path.mix(vectors, eps, t), t, told(labels))
         return ((out - (eps - vectors)) ** 2).mean(1)
 

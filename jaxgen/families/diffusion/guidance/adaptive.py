@@ -116,15 +116,15 @@ def linear_ag(guided: Denoiser, fit: Affine) -> Guided:
         number = jnp.abs(jnp.asarray(times, x.dtype) - t).argmin()
 
         def estimated(memory: Memory) -> tuple[Prediction, Memory]:
-            first, second, own = memory
+            first, second, rule_memory = memory
             p, first = old.good(keys, x, t, first)
             now, before, bad = jnp.asarray(weights, x.dtype)[number]
-            eps = now * p.eps + before * own[1] + bad * own[2]
+            eps = now * p.eps + before * rule_memory[1] + bad * rule_memory[2]
             ratio = path.sigma(t) * path.alpha(t) / (path.alpha(t) ** 2 + TINY)
             # x is the same for both, so x0 differs by -sigma / alpha times what eps does.
             q = Prediction(p.x0 - ratio * (eps - p.eps), eps, p.variance)
-            out, own = rule(p, q, At(keys, x, t), own)
-            return out, (first, second, own)
+            out, rule_memory = rule(p, q, At(keys, x, t), rule_memory)
+            return out, (first, second, rule_memory)
 
         return jax.lax.cond(
             jnp.asarray(skip)[number], estimated, lambda m: both(keys, x, t, m), memory

@@ -35,13 +35,13 @@ def apg(
         raise invalid("guidance.momentum", momentum, "-1 < momentum < 1")
     if old.weight == 1 or (eta == 1 and momentum == 0 and radius == math.inf):
         return old
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
         total = p.x0 - q.x0 + momentum * memory
         update = project(clip_norm(total, radius), p.x0, eta)
         x0 = p.x0 + (old.weight - 1) * update
-        return from_x0(x0, at.x, at.t, way, p.variance), total
+        return from_x0(x0, at.x, at.t, path, p.variance), total
 
     return pair(old.good, old.bad, old.weight, rule, jnp.zeros_like)
 

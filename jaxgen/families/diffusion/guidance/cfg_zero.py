@@ -22,15 +22,15 @@ def cfg_zero(guided: Denoiser, *, path: Path | None = None) -> Guided:
     old = needs_pair(guided, "cfg_zero")
     if old.weight == 1:
         return old
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
-        good, bad = p.velocity(way, at.t), q.velocity(way, at.t)
+        good, bad = p.velocity(path, at.t), q.velocity(path, at.t)
         axes = tuple(range(1, good.ndim))
         scale = (good * bad).sum(axes) / jnp.maximum((bad**2).sum(axes), TINY)
         bad = expand(scale, bad) * bad
         v = good + (old.weight - 1) * (good - bad)
-        return to_prediction("velocity", v, at.x, at.t, way, variance=p.variance), memory
+        return to_prediction("velocity", v, at.x, at.t, path, variance=p.variance), memory
 
     return pair(old.good, old.bad, old.weight, rule, old.start)
 
@@ -44,10 +44,10 @@ def zero_init(guided: Denoiser, *, above: float = 0.96, path: Path | None = None
         raise invalid("guidance.above", above, "0 <= above <= 1")
     if above == 1:
         return guided
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def still(x: jax.Array, t: jax.Array, like: Prediction) -> Prediction:
-        p = to_prediction("velocity", jnp.zeros_like(x), x, t, way)
+        p = to_prediction("velocity", jnp.zeros_like(x), x, t, path)
         return p._replace(variance=like.variance)
 
     def call(

@@ -27,13 +27,13 @@ def product(
     """
     if weight == 0:
         return guided
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
         (p, q), memories = together([guided, other], keys, x, t, memory)
-        alpha, sigma = expand(way.alpha(t), x), expand(way.sigma(t), x)
+        alpha, sigma = expand(path.alpha(t), x), expand(path.sigma(t), x)
         x0 = p.x0 - weight * sigma * alpha / (alpha**2 + TINY) * q.eps
         return Prediction(x0, p.eps + weight * q.eps, p.variance), tuple(memories)
 
@@ -41,30 +41,32 @@ def product(
         call,
         init=lambda x: (guided.init(x), other.init(x)),
         calls=lambda t: guided.calls(t) + other.calls(t),
-        path=way,
+        path=path,
     )
 
 
 def mixture(
-    parts: Sequence[Denoiser], log_densities: Sequence[LogDensity], weights: Sequence[float]
+    denoisers: Sequence[Denoiser], log_densities: Sequence[LogDensity], weights: Sequence[float]
 ) -> Denoiser:
-    """sum_k weights[k] p_k: estimates averaged by each part's share of the noised density at x.
+    """sum_k weights[k] p_k: estimates averaged by each density's share of the noised density at x.
 
-    log_densities[k](x[B, ...], t) -> [B] in nats, minus the parts' energies; a common constant
-    does not matter. Exact, so any solver will do. One part is that part.
+    log_densities[k](x[B, ...], t) -> [B] in nats, minus their energies; a common constant
+    does not matter. Exact, so any solver will do. One denoiser is itself.
     """
-    if not len(parts) == len(log_densities) == len(weights) or not parts:
-        sizes = (len(parts), len(log_densities), len(weights))
-        raise invalid("guidance.parts", sizes, "as many parts as densities and weights, at least 1")
+    if not len(denoisers) == len(log_densities) == len(weights) or not denoisers:
+        sizes = (len(denoisers), len(log_densities), len(weights))
+        raise invalid(
+            "guidance.denoisers", sizes, "as many denoisers as densities and weights, at least 1"
+        )
     if min(weights) <= 0:
         raise invalid("guidance.weights", weights, "weights > 0")
-    if len(parts) == 1:
-        return parts[0]
+    if len(denoisers) == 1:
+        return denoisers[0]
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
-        found, memories = together(parts, keys, x, t, memory)
+        predictions, memories = together(denoisers, keys, x, t, memory)
         logits = (
             jnp.stack([f(x, t) for f in log_densities]) + jnp.log(jnp.asarray(weights))[:, None]
         )
@@ -73,12 +75,12 @@ def mixture(
         def mean(values: list[jax.Array]) -> jax.Array:
             return sum((expand(s, v) * v for s, v in zip(share, values, strict=True)), 0 * x)
 
-        x0, eps = mean([p.x0 for p in found]), mean([p.eps for p in found])
-        return Prediction(x0, eps, found[0].variance), tuple(memories)
+        x0, eps = mean([p.x0 for p in predictions]), mean([p.eps for p in predictions])
+        return Prediction(x0, eps, predictions[0].variance), tuple(memories)
 
     return Denoiser(
         call,
-        init=lambda x: tuple(part.init(x) for part in parts),
-        calls=lambda t: sum(part.calls(t) for part in parts),
-        path=parts[0].path,
+        init=lambda x: tuple(denoiser.init(x) for denoiser in denoisers),
+        calls=lambda t: sum(denoiser.calls(t) for denoiser in denoisers),
+        path=denoisers[0].path,
     )

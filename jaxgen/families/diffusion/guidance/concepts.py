@@ -16,9 +16,10 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import PAIR_NOISE, PAIR_TIME
 
 
-class Found(NamedTuple):
+class Concepts(NamedTuple):
     """What is learned of N images: K condition vectors [K, E], and logits [N, K] of the weights."""
 
     vectors: jax.Array
@@ -33,12 +34,12 @@ class Found(NamedTuple):
         return jax.nn.softmax(sharpness * self.logits[index], axis=-1)
 
 
-def fresh(key: jax.Array, images: int, concepts: int, width: int, scale: float = 0.02) -> Found:
+def fresh(key: jax.Array, images: int, concepts: int, width: int, scale: float = 0.02) -> Concepts:
     """Random vectors of deviation `scale`, and equal weights."""
     if concepts < 1:
         raise invalid("concepts.concepts", concepts, "at least 1")
     vectors = scale * jax.random.normal(key, (concepts, width))
-    return Found(vectors, jnp.zeros((images, concepts)))
+    return Concepts(vectors, jnp.zeros((images, concepts)))
 
 
 def compose(cond: Denoiser, uncond: Denoiser, vectors: jax.Array, amounts: jax.Array) -> Denoiser:
@@ -57,7 +58,7 @@ def compose(cond: Denoiser, uncond: Denoiser, vectors: jax.Array, amounts: jax.A
     def of(vector: jax.Array) -> Denoiser:
         return change(lambda y: jnp.broadcast_to(vector, y.shape).astype(y.dtype))
 
-    parts = [of(vectors[k]) for k in range(count)]
+    conditioned = [of(vectors[k]) for k in range(count)]
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -65,14 +66,14 @@ def compose(cond: Denoiser, uncond: Denoiser, vectors: jax.Array, amounts: jax.A
         q, first = uncond(keys, x, t, memory[0])
         x0, eps, after = q.x0, q.eps, [first]
         share = jnp.broadcast_to(amounts, (x.shape[0], count))
-        for k, part in enumerate(parts):
-            p, own = part(keys, x, t, memory[k + 1])
+        for k, denoiser in enumerate(conditioned):
+            p, concept_memory = denoiser(keys, x, t, memory[k + 1])
             w = expand(share[:, k], x)
             x0, eps = x0 + w * (p.x0 - q.x0), eps + w * (p.eps - q.eps)
-            after.append(own)
+            after.append(concept_memory)
         return Prediction(x0, eps, q.variance), tuple(after)
 
-    every = (uncond, *parts)
+    every = (uncond, *conditioned)
     return Denoiser(
         call,
         init=lambda x: tuple(each.init(x) for each in every),
@@ -82,7 +83,7 @@ def compose(cond: Denoiser, uncond: Denoiser, vectors: jax.Array, amounts: jax.A
 
 
 def discovery_loss(
-    found: Found,
+    learned: Concepts,
     index: jax.Array,
     x0: jax.Array,
     keys: jax.Array,
@@ -92,15 +93,15 @@ def discovery_loss(
     sharpness: float = 1.0,
     path: Path | None = None,
 ) -> jax.Array:
-    """The mean squared error of the composed eps at uniform times, to be minimised over `found`.
+    """The mean squared error of the composed eps at uniform times, to be minimised over `learned`.
 
     x0 [B, ...]: the images of number index [B]; keys [B]. The denoisers stay frozen. It has local
-    minima: of several starts, keep the best. sharpness: see `Found.weights`.
+    minima: of several starts, keep the best. sharpness: see `Concepts.weights`.
     """
-    way = path_of(uncond, path)
-    t = jax.vmap(jax.random.uniform)(fold(keys, 0))
-    eps = normal(fold(keys, 1), x0.shape[1:])
-    denoiser = compose(cond, uncond, found.vectors, found.weights(index, sharpness))
-    x = way.mix(x0, eps, t)
+    path = path_of(uncond, path)
+    t = jax.vmap(jax.random.uniform)(fold(keys, PAIR_TIME))
+    eps = normal(fold(keys, PAIR_NOISE), x0.shape[1:])
+    denoiser = compose(cond, uncond, learned.vectors, learned.weights(index, sharpness))
+    x = path.mix(x0, eps, t)
     p, _ = denoiser(keys, x, t, denoiser.init(x))
     return ((p.eps - eps) ** 2).mean()

@@ -45,22 +45,22 @@ def diffier(
         raise invalid("guidance.draws", draws, "draws >= 1")
     if iterations == 0:
         return guided
-    way, good = path_of(guided, path), one_of(guided)
+    path, good = path_of(guided, path), one_of(guided)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
         p, memory = guided(keys, x, t, memory)
-        sigma, alpha = expand(way.sigma(t), x), expand(way.alpha(t), x)
+        sigma, alpha = expand(path.sigma(t), x), expand(path.alpha(t), x)
         step = rate * sigma**2 / (alpha**2 + TINY)
-        slope = jax.grad(lambda x0: training_error(good, x0, t, keys, draws, way).sum())
+        slope = jax.grad(lambda x0: training_error(good, x0, t, keys, draws, path).sum())
         x0 = jax.lax.fori_loop(0, iterations, lambda _, x0: x0 - step * slope(x0), p.x0)
-        return from_x0(jnp.asarray(x0), x, t, way, p.variance), memory
+        return from_x0(jnp.asarray(x0), x, t, path, p.variance), memory
 
     def calls(t: float) -> float:
         return guided.calls(t) + iterations * draws * good.calls(t)
 
-    return Denoiser(call, init=guided.init, calls=calls, path=way)
+    return Denoiser(call, init=guided.init, calls=calls, path=path)
 
 
 def training_error(
@@ -72,12 +72,12 @@ def training_error(
     path: Path | None = None,
 ) -> jax.Array:
     """|eps - noise|^2 / 2, [B], of the denoiser at alpha x0 + sigma noise: the mean over draws."""
-    way, memory = path_of(denoiser, path), denoiser.init(x0)
+    path, memory = path_of(denoiser, path), denoiser.init(x0)
 
-    def one(number: jax.Array) -> jax.Array:
-        own = fold(fold(keys, STREAM), number)
-        noise = normal(own, x0.shape[1:])
-        p, _ = denoiser(own, way.mix(x0, noise, t), t, memory)
+    def error(number: jax.Array) -> jax.Array:
+        noise_keys = fold(fold(keys, STREAM), number)
+        noise = normal(noise_keys, x0.shape[1:])
+        p, _ = denoiser(noise_keys, path.mix(x0, noise, t), t, memory)
         return ((p.eps - noise) ** 2).reshape(len(x0), -1).sum(-1) / 2
 
-    return jax.lax.map(one, jnp.arange(draws)).mean(0)
+    return jax.lax.map(error, jnp.arange(draws)).mean(0)

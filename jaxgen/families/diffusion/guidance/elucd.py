@@ -38,7 +38,7 @@ def elucd(
         return guided
     if schedule not in ("constant", "sine"):
         raise invalid("guidance.schedule", schedule, "'constant', 'sine'")
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -51,15 +51,15 @@ def elucd(
         slope = jax.grad(value)(p.x0)
         scale = jnp.sin(jnp.pi * t) if schedule == "sine" else jnp.ones_like(t)
         scale = scale.reshape(scale.shape + (1,) * (x.ndim - 1)) if t.ndim else scale
-        return along(p, slope, weight * scale, way, t), memory
+        return along(p, slope, weight * scale, path, t), memory
 
-    return Denoiser(call, init=guided.init, calls=guided.calls, path=way)
+    return Denoiser(call, init=guided.init, calls=guided.calls, path=path)
 
 
 def tempered(f: jax.Array, labels: jax.Array, joint: float, marginal: float) -> jax.Array:
     """joint f_y - logsumexp(marginal f) of logits [B, C] and labels [B], in nats, [B]."""
-    own = jnp.take_along_axis(f, labels[:, None], axis=-1)[:, 0]
-    return joint * own - jax.nn.logsumexp(marginal * f, axis=-1)
+    of_label = jnp.take_along_axis(f, labels[:, None], axis=-1)[:, 0]
+    return joint * of_label - jax.nn.logsumexp(marginal * f, axis=-1)
 
 
 def softplus(beta: float) -> Callable[[jax.Array], jax.Array]:

@@ -80,8 +80,8 @@ def log_probability(
 
     At a noisy t its mean over x_t, taken of the probabilities, estimates the event's own.
     """
-    way = path_of(denoiser, path)
-    (mean, variance), _ = _moments(denoiser, constraint, way, keys, x, t, denoiser.init(x))
+    path = path_of(denoiser, path)
+    (mean, variance), _ = _moments(denoiser, constraint, path, keys, x, t, denoiser.init(x))
     return _log_tail(mean, variance, value)
 
 
@@ -99,14 +99,14 @@ def _given(
     """`guided` with the gradient of log_likelihood(mean [B], variance [B]) in its score."""
     if weight == 0:
         return guided
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def value(keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory) -> Answer:
-        (mean, variance), answer = _moments(guided, constraint, way, keys, x, t, memory)
+        (mean, variance), answer = _moments(guided, constraint, path, keys, x, t, memory)
         # Where x is nothing but noise it says nothing of the event.
-        return jnp.where(way.alpha(t) > ALPHA_MIN, log_likelihood(mean, variance), 0.0), answer
+        return jnp.where(path.alpha(t) > ALPHA_MIN, log_likelihood(mean, variance), 0.0), answer
 
-    return uphill(guided, value, weight, way)
+    return uphill(guided, value, weight, path)
 
 
 def _moments(
@@ -129,11 +129,11 @@ def _moments(
         p, after = denoiser(keys, y, t, memory)
         return p.x0, (p, after)
 
-    x0, back, found = jax.vjp(estimate, x, has_aux=True)
+    x0, back, memory_after = jax.vjp(estimate, x, has_aux=True)
     mean, slope = constraint(x0), jax.grad(lambda y: constraint(y).sum())(x0)
     (moved,) = back(slope)
     square = (moved * slope).reshape(len(x), -1).sum(1)
     scale = jnp.broadcast_to(
         path.sigma(t) ** 2 / jnp.maximum(path.alpha(t), ALPHA_MIN), square.shape
     )
-    return (mean, jnp.maximum(scale * square, 0.0)), found
+    return (mean, jnp.maximum(scale * square, 0.0)), memory_after

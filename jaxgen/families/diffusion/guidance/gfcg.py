@@ -46,6 +46,6 @@ def gfcg(
 
 def reference(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(the most probable class other than labels [B], p(labels) [B]) of logits [B, C]."""
-    own = jax.nn.one_hot(labels, scores.shape[-1], dtype=bool)
-    wrong = jnp.argmax(jnp.where(own, -jnp.inf, scores), axis=-1)
-    return wrong, jnp.where(own, jax.nn.softmax(scores, axis=-1), 0).sum(-1)
+    is_label = jax.nn.one_hot(labels, scores.shape[-1], dtype=bool)
+    wrong = jnp.argmax(jnp.where(is_label, -jnp.inf, scores), axis=-1)
+    return wrong, jnp.where(is_label, jax.nn.softmax(scores, axis=-1), 0).sum(-1)

@@ -15,34 +15,35 @@ from jaxgen.families.diffusion.guidance.pair import Guided
 
 
 def spatext(
-    uncond: Denoiser, parts: Sequence[Denoiser], *, weights: Sequence[float] | float = 1.0
+    uncond: Denoiser, denoisers: Sequence[Denoiser], *, weights: Sequence[float] | float = 1.0
 ) -> Denoiser:
-    """uncond + sum_i weights[i] (parts[i] - uncond), on x0 and eps (Avrahami et al. 2023, SpaText).
+    """uncond + sum_i weights[i] (denoisers[i] - uncond), on x0 and eps (Avrahami et al. 2023,
+    SpaText).
 
-    parts: the denoisers of one condition each, for conditions that have a scale of their own. The
+    denoisers: of one condition each, for conditions that have a scale of their own. The
     quick form, one direction towards all conditions together, is `cfg` of the denoiser that knows
     them all, at two calls. Parts of weight 0 are not called. Exact at weights 1 where the
     conditions are independent given x and without; calls that share a network are one batch.
     """
-    scales = (weights,) * len(parts) if isinstance(weights, (int, float)) else tuple(weights)
-    if len(scales) != len(parts) or not parts:
-        sizes = (len(parts), len(scales))
-        raise invalid("guidance.weights", sizes, "as many weights as parts, at least 1")
-    used = [(part, w) for part, w in zip(parts, scales, strict=True) if w]
+    scales = (weights,) * len(denoisers) if isinstance(weights, (int, float)) else tuple(weights)
+    if len(scales) != len(denoisers) or not denoisers:
+        sizes = (len(denoisers), len(scales))
+        raise invalid("guidance.weights", sizes, "as many weights as denoisers, at least 1")
+    used = [(cond, w) for cond, w in zip(denoisers, scales, strict=True) if w]
     if len(used) == 1:
         return cfg(used[0][0], uncond, used[0][1])
     if not used:
         return uncond
-    every = [uncond, *(part for part, _ in used)]
+    every = [uncond, *(cond for cond, _ in used)]
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
-        (q, *found), memories = together(every, keys, x, t, memory)
+        (q, *predictions), memories = together(every, keys, x, t, memory)
         x0, eps = q.x0, q.eps
-        for p, (_, w) in zip(found, used, strict=True):
+        for p, (_, w) in zip(predictions, used, strict=True):
             x0, eps = x0 + w * (p.x0 - q.x0), eps + w * (p.eps - q.eps)
-        return Prediction(x0, eps, found[0].variance), tuple(memories)
+        return Prediction(x0, eps, predictions[0].variance), tuple(memories)
 
     return Denoiser(
         call,

@@ -59,8 +59,8 @@ def pair(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
         (p, q), memories = together([good, bad], keys, x, t, memory[:2])
-        out, own = rule(p, q, At(keys, x, t), memory[2])
-        return out, (*memories, own)
+        out, rule_memory = rule(p, q, At(keys, x, t), memory[2])
+        return out, (*memories, rule_memory)
 
     return Guided(
         call,
@@ -86,8 +86,8 @@ def extrapolate(good: Denoiser, bad: Denoiser, weight: float) -> Guided:
     both = pair(good, bad, weight, rule)
     if weight not in (0, 1):
         return both
-    one = good if weight == 1 else bad
-    return dataclasses.replace(both, call=one.call, init=one.init, calls=one.calls)
+    branch = good if weight == 1 else bad
+    return dataclasses.replace(both, call=branch.call, init=branch.init, calls=branch.calls)
 
 
 def needs_pair(guided: Denoiser, name: str) -> Guided:
@@ -107,8 +107,8 @@ def pushed(guided: Denoiser, push: Callable[[Prediction, Prediction, At], Predic
     """
 
     def calls(t: float) -> float:
-        one = guided.good if isinstance(guided, Guided) else guided
-        return guided.calls(t) + one.calls(t)
+        cond = guided.good if isinstance(guided, Guided) else guided
+        return guided.calls(t) + cond.calls(t)
 
     if is_pair(guided):
         old = guided

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import PAIR_NOISE, PAIR_TIME
 
 PyTree = Any
 Logits = Callable[[jax.Array, jax.Array], jax.Array]
@@ -71,8 +72,8 @@ def transfer(
     p(label | x_t) where the teacher's is p(label | x0).
     """
     span = high - low
-    t = low + span * jax.vmap(jax.random.uniform)(fold(keys, 0))
-    x = path.mix(x0, normal(fold(keys, 1), x0.shape[1:]), t)
+    t = low + span * jax.vmap(jax.random.uniform)(fold(keys, PAIR_TIME))
+    x = path.mix(x0, normal(fold(keys, PAIR_NOISE), x0.shape[1:]), t)
     wanted = jax.nn.log_softmax(jax.lax.stop_gradient(teacher(x0)), axis=-1)
     given = jax.nn.log_softmax(expert(x, t), axis=-1)
     return (jnp.exp(wanted) * (wanted - given)).sum(-1).mean()
@@ -88,16 +89,16 @@ def adapters(params: PyTree, rank: int, key: jax.Array) -> PyTree:
         raise invalid("ppap.rank", rank, "rank >= 1")
     leaves, tree = jax.tree.flatten(params)
 
-    def fresh(leaf: jax.Array, own: jax.Array) -> Any:
+    def fresh(leaf: jax.Array, leaf_key: jax.Array) -> Any:
         if leaf.ndim < 2:
             return jnp.zeros_like(leaf)
         *batch, inputs, outputs = leaf.shape
-        down = jax.random.normal(own, (*batch, inputs, rank), leaf.dtype) * inputs**-0.5
+        down = jax.random.normal(leaf_key, (*batch, inputs, rank), leaf.dtype) * inputs**-0.5
         return down, jnp.zeros((*batch, rank, outputs), leaf.dtype)
 
     keys = jax.random.split(key, len(leaves))
-    found = [fresh(leaf, own) for leaf, own in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, found)
+    fresh_leaves = [fresh(leaf, leaf_key) for leaf, leaf_key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, fresh_leaves)
 
 
 def adapted(params: PyTree, changes: PyTree) -> PyTree:

@@ -35,17 +35,17 @@ def rescale(
         raise unknown("guidance.kind", kind, SPACES)
     if share == 0 or old.weight == 1:
         return old
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def output(p: Prediction, t: jax.Array) -> jax.Array:
-        return {"x0": p.x0, "eps": p.eps, "v": p.v(way, t)}[kind]
+        return {"x0": p.x0, "eps": p.eps, "v": p.v(path, t)}[kind]
 
     def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
         out, memory = old.rule(p, q, at, memory)
-        good, found = output(p, at.t), output(out, at.t)
-        ratio = _deviation(good) / jnp.maximum(_deviation(found), TINY)
-        scaled = (share * expand(ratio, found) + 1 - share) * found
-        return to_prediction(kind, scaled, at.x, at.t, way, variance=p.variance), memory
+        good, guided_output = output(p, at.t), output(out, at.t)
+        ratio = _deviation(good) / jnp.maximum(_deviation(guided_output), TINY)
+        scaled = (share * expand(ratio, guided_output) + 1 - share) * guided_output
+        return to_prediction(kind, scaled, at.x, at.t, path, variance=p.variance), memory
 
     return pair(old.good, old.bad, old.weight, rule, old.start)
 

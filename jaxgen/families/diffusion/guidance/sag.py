@@ -31,7 +31,7 @@ def sag(
     """
     if blur <= 0:
         raise invalid("guidance.blur", blur, "blur > 0, in pixels")
-    cond, way = one_of(guided), path_of(guided, path)
+    cond, path = one_of(guided), path_of(guided, path)
     if layer is not None and cond.attend is None:
         raise invalid("guidance.layer", layer, "None: this denoiser has no self-attention")
     if scale == 0:
@@ -47,21 +47,23 @@ def sag(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
         at = At(keys, x, t)
-        own = memory[0] if is_pair(guided) else memory
-        p, after, seen = estimate(at, own)
+        cond_memory = memory[0] if is_pair(guided) else memory
+        p, after, seen = estimate(at, cond_memory)
         out = p
         if is_pair(guided):
             q, second = guided.bad(keys, x, t, memory[1])
             out, third = guided.rule(p, q, at, memory[2])
             after = (after, second, third)
-        alpha, sigma = expand(way.alpha(t), x), expand(way.sigma(t), x)
-        worse, _ = cond(keys, x + alpha * (blurred(p.x0, blur, seen, threshold) - p.x0), t, own)
+        alpha, sigma = expand(path.alpha(t), x), expand(path.sigma(t), x)
+        worse, _ = cond(
+            keys, x + alpha * (blurred(p.x0, blur, seen, threshold) - p.x0), t, cond_memory
+        )
         push = scale * (p.eps - worse.eps)
         x0 = out.x0 - sigma * alpha / (alpha**2 + TINY) * push
         return Prediction(x0, out.eps + push, out.variance), after
 
     return Denoiser(
-        call, init=guided.init, calls=lambda t: guided.calls(t) + cond.calls(t), path=way
+        call, init=guided.init, calls=lambda t: guided.calls(t) + cond.calls(t), path=path
     )
 
 

@@ -15,24 +15,24 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
 from jaxgen.families.diffusion.core.prediction import Prediction
 
 
-def stitch(parts: Sequence[tuple[Denoiser, float]], grid: jax.Array) -> Denoiser:
+def stitch(models: Sequence[tuple[Denoiser, float]], grid: jax.Array) -> Denoiser:
     """Each denoiser for its share of the grid's steps, in order from noise to data.
 
-    parts: (denoiser, share of steps); the shares add up to 1. The first n steps are a part's that
+    models: (denoiser, share of steps); the shares add up to 1. The first n steps are a model's that
     ends at grid[n], n rounded; a call at that time or below is the next one's. Which one runs
     depends on the time alone, so the solver knows nothing of it and only one of them runs. Each
     keeps its own memory. Parts without a step are left out; a single one left is itself. The grid's
     numbers must be known when this is built.
-    Raises UsageError: no parts, shares that are negative or do not add up to 1.
+    Raises UsageError: no models, shares that are negative or do not add up to 1.
     """
-    shares = [share for _, share in parts]
+    shares = [share for _, share in models]
     if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise invalid("guidance.models", shares, "shares >= 0 of the steps that add up to 1")
     steps = grid.shape[0] - 1
     last = [round(steps * total) for total in itertools.accumulate(shares)]
     used = [
         (denoiser, end)
-        for (denoiser, _), start, end in zip(parts, [0, *last], last, strict=False)
+        for (denoiser, _), start, end in zip(models, [0, *last], last, strict=False)
         if end > start
     ]
     denoisers = [denoiser for denoiser, _ in used]
@@ -43,7 +43,7 @@ def stitch(parts: Sequence[tuple[Denoiser, float]], grid: jax.Array) -> Denoiser
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
     ) -> tuple[Prediction, Memory]:
-        number = _part(t.astype(jnp.float32), ends)
+        number = _span(t.astype(jnp.float32), ends)
         if t.ndim:
             return _each(denoisers, number, keys, x, t, memory)
 
@@ -55,9 +55,9 @@ def stitch(parts: Sequence[tuple[Denoiser, float]], grid: jax.Array) -> Denoiser
 
         def run(k: int) -> Any:
             def branch(memory: Memory) -> tuple[Prediction, Memory]:
-                p, own = denoisers[k](keys, x, t, memory[k])
+                p, memory_after = denoisers[k](keys, x, t, memory[k])
                 p = p._replace(variance=None) if bare else p
-                return p, (*memory[:k], own, *memory[k + 1 :])
+                return p, (*memory[:k], memory_after, *memory[k + 1 :])
 
             return branch
 
@@ -66,13 +66,13 @@ def stitch(parts: Sequence[tuple[Denoiser, float]], grid: jax.Array) -> Denoiser
     return Denoiser(
         call,
         init=lambda x: tuple(d.init(x) for d in denoisers),
-        calls=lambda t: denoisers[int(_part(np.float32(t), ends))].calls(t),
+        calls=lambda t: denoisers[int(_span(np.float32(t), ends))].calls(t),
         path=denoisers[-1].path,
     )
 
 
-def _part(t: Any, ends: np.ndarray) -> Any:
-    """Which part a call at float32 time t [] or [B] belongs to."""
+def _span(t: Any, ends: np.ndarray) -> Any:
+    """Which denoiser's span a call at float32 time t [] or [B] belongs to."""
     return (t[..., None] <= ends).sum(-1)
 
 
@@ -88,8 +88,8 @@ def _each(
     pairs = [d(keys, x, t, m) for d, m in zip(denoisers, memory, strict=True)]
     x0, eps = pairs[0][0].x0, pairs[0][0].eps
     for k, (p, _) in enumerate(pairs[1:], 1):
-        own = (number >= k).reshape(t.shape + (1,) * (x.ndim - 1))
-        x0, eps = jnp.where(own, p.x0, x0), jnp.where(own, p.eps, eps)
+        in_span = (number >= k).reshape(t.shape + (1,) * (x.ndim - 1))
+        x0, eps = jnp.where(in_span, p.x0, x0), jnp.where(in_span, p.eps, eps)
     return Prediction(x0, eps), tuple(m for _, m in pairs)
 
 

@@ -79,7 +79,7 @@ def backward(
         raise invalid("guidance.steps", (steps, rate), "steps >= 0 and rate > 0")
     if steps == 0:
         return guided
-    way = path_of(guided, path)
+    path = path_of(guided, path)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -87,6 +87,6 @@ def backward(
         p, memory = guided(keys, x, t, memory)
         slope = jax.grad(lambda x0: log_prob(x0, t).sum())
         x0 = jax.lax.fori_loop(0, steps, lambda _, x0: x0 + rate * slope(x0), p.x0)
-        return from_x0(jnp.asarray(x0), x, t, way, p.variance), memory
+        return from_x0(jnp.asarray(x0), x, t, path, p.variance), memory
 
-    return Denoiser(call, init=guided.init, calls=guided.calls, path=way)
+    return Denoiser(call, init=guided.init, calls=guided.calls, path=path)

@@ -44,8 +44,8 @@ def standard_branches(
     def alone(labels: Any) -> Any:
         return labels.get("label") if isinstance(labels, Mapping) else labels
 
-    def with_label(labels: Any, own: Any) -> Any:
-        return {**labels, "label": own} if isinstance(labels, Mapping) else own
+    def with_label(labels: Any, label: Any) -> Any:
+        return {**labels, "label": label} if isinstance(labels, Mapping) else label
 
     def believed(labels: Any, level: int) -> Any:
         """Labels at one level of coherence; "no label" stays what it is."""

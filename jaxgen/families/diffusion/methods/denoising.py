@@ -36,6 +36,9 @@ from jaxgen.method import (
 )
 from jaxgen.nn.flops import multiply_adds
 
+DESCRIBE, TERMS_FIRST = 2, 2**16
+"""Streams of first parameters: the description's, and the first term's, one each."""
+
 CORE, TERMS = "jaxgen.families.diffusion.core", "jaxgen.families.diffusion.terms"
 PyTree = Any
 
@@ -67,18 +70,18 @@ def denoising(
     samplers take {"label": ..., name: ...} in the place of labels. Where it has a `project(params)`
     that is applied after each update (EDM2's forced weight normalisation).
     path, weighting, times, noise, coupling, terms: sections or names in `families.diffusion.core`
-    and `.terms` (or already built). noise: the law of eps; coupling: which noise goes with which
-    example of a batch. terms: what is minimised besides the weighted error, e.g. "uncertainty",
-    dict(name="contrast", weight=.05). prediction: one of `prediction.KINDS`. label_dropout: share
-    of labels dropped in training, which guidance needs. learned_variance: the network also predicts
-    the reverse variance (ADM, DiT); it gets twice the channels. sigma_data: the data's standard
-    deviation, for prediction="edm". coherence: levels of how far a label is to be believed (Dufour
-    et al. 2024); more than 1: labels are y * levels + c, c = 0 the least, and the network embeds c
-    too. Samples are at the highest c whatever the label's; `guidance.coherence` guides them against
-    the lowest. describe: a section of `families.diffusion.descriptions` (or a `Description`): what
-    the network is told of an example in the place of its label, drawn anew for each sample (RCG,
-    retrieved neighbours). There is no likelihood and no `label_error` given a label with it, nor
-    with noise that is no Gaussian.
+    and `.terms` (or already built). noise: the distribution of eps; coupling: which noise goes with
+    which example of a batch. terms: what is minimised besides the weighted error, e.g.
+    "uncertainty", dict(name="contrast", weight=.05). prediction: one of `prediction.KINDS`.
+    label_dropout: share of labels dropped in training, which guidance needs. learned_variance: the
+    network also predicts the reverse variance (ADM, DiT); it gets twice the channels. sigma_data:
+    the data's standard deviation, for prediction="edm". coherence: levels of how far a label is to
+    be believed (Dufour et al. 2024); more than 1: labels are y * levels + c, c = 0 the least, and
+    the network embeds c too. Samples are at the highest c whatever the label's;
+    `guidance.coherence` guides them against the lowest. describe: a section of
+    `families.diffusion.descriptions` (or a `Description`): what the network is told of an example
+    in the place of its label, drawn anew for each sample (RCG, retrieved neighbours). There is no
+    likelihood and no `label_error` given a label with it, nor with noise that is no Gaussian.
 
     Parameters are {"net": ...}, one group for each term that has any, and "describe" where that
     has. Sampling with autoguidance takes {"net": ..., "weak": ...}: the same network's worse
@@ -88,8 +91,8 @@ def denoising(
     """
     route: Path = part(path, ROOMS["path"], "method.path")
     _check(spec, prediction, label_dropout, sigma_data, coherence, describe)
-    law: Noise = part(noise, f"{CORE}.noise", "method.noise")
-    if learned_variance and not law.gaussian:
+    distribution: Noise = part(noise, f"{CORE}.noise", "method.noise")
+    if learned_variance and not distribution.gaussian:
         raise invalid("method.noise", noise, "'gaussian' with learned_variance")
     pairing: Coupling = part(coupling, f"{CORE}.coupling", "method.coupling")
     chosen: list[Term] = [
@@ -113,7 +116,7 @@ def denoising(
         terms=chosen,
         num_classes=spec.num_classes,
         label_dropout=label_dropout,
-        noise=law,
+        noise=distribution,
         coupling=pairing,
         describe=description,
         columns=columns,
@@ -133,14 +136,14 @@ def denoising(
     if description is not None and description.frozen is not None:
         frozen["describe"] = description.frozen
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project)
-    more = _likelihoods(network, spec) if law.gaussian and description is None else {}
+    more = _likelihoods(network, spec) if distribution.gaussian and description is None else {}
     if description is None and not chosen:
         more["train_flops"] = lambda: 6 * multiply_adds(model, tuple(spec.shape))
     whole = pairing.whole_batch or any(term.whole_batch for term in chosen)
     return method_of(
         spec,
         dataclasses.replace(training, frozen=frozen),
-        sampler=Drawing(route, spec, branches, law, description).sampler,
+        sampler=Drawing(route, spec, branches, distribution, description).sampler,
         separable=not (jax.tree.leaves(jax.eval_shape(sampled.init)) or whole),
         reads=("describe",) if "describe" in frozen else (),
         **more,
@@ -172,18 +175,18 @@ def first_params(
     key: jax.Array,
 ) -> dict[str, PyTree]:
     """Fresh parameters of the network, of each term that has any, and of the description."""
-    x, one = jnp.zeros((1, *spec.shape)), jnp.zeros(1)
+    x, time = jnp.zeros((1, *spec.shape)), jnp.zeros(1)
     told = jnp.zeros(1, jnp.int32)
-    params = {"net": network.model.init(key, x, one, told)["params"]}
+    params = {"net": network.model.init(key, x, time, told)["params"]}
     if description is not None and description.init is not None:
-        params["describe"] = description.init(jax.random.fold_in(key, 2))
+        params["describe"] = description.init(jax.random.fold_in(key, DESCRIBE))
     asked = taps_of(terms)
     shapes = jax.eval_shape(
-        lambda p: network.tapped(p, x, one, told, None, asked)[2], params["net"]
+        lambda p: network.tapped(p, x, time, told, None, asked)[2], params["net"]
     )
     for number, term in enumerate(terms):
         if term.init is not None:
-            params[term.name] = term.init(jax.random.fold_in(key, 2**16 + number), shapes)
+            params[term.name] = term.init(jax.random.fold_in(key, TERMS_FIRST + number), shapes)
     return params
 
 

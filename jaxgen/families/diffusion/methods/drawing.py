@@ -48,7 +48,7 @@ class Drawing:
 
         Raises UsageError: steps < 1, guidance that this model was not trained for.
         """
-        found = build_sampler(
+        drawn = build_sampler(
             self.path,
             tuple(self.spec.shape),
             {**self.branches, **(branches or {})},
@@ -63,6 +63,6 @@ class Drawing:
         if self.description is None:
             if describe is not None:
                 raise invalid("sample.describe", describe, "None: this model is told labels")
-            return found
+            return drawn
         other = part(describe, ROOMS["describe"], "sample.describe", spec=self.spec)
-        return described(found, other or self.description, own=other is None)
+        return described(drawn, other or self.description, use_parameters=other is None)

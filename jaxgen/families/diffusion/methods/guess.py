@@ -22,7 +22,8 @@ from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import fold
 
 Reconstruct = Callable[[jax.Array], jax.Array]
-"""keys [B] -> guesses [B, ...]: z from its prior (or a law fitted to the codes), then decoded."""
+"""keys [B] -> guesses [B, ...]: z from its prior (or a distribution fitted to the codes), then
+decoded."""
 
 Refiner = Callable[[jax.Array], Denoiser]
 """guesses [B, ...] -> the denoiser of x_t given them; x_t has the guess in it in formulation 2."""
@@ -65,14 +66,16 @@ def moved(refiner: Refiner) -> Refiner:
     """
 
     def shifted(guess: jax.Array) -> Denoiser:
-        own = refiner(guess)
+        denoiser = refiner(guess)
 
         def call(
             keys: jax.Array, y: jax.Array, t: jax.Array, memory: Memory
         ) -> tuple[Prediction, Memory]:
-            return own(keys, y + guess, t, memory)
+            return denoiser(keys, y + guess, t, memory)
 
-        return Denoiser(call, init=lambda y: own.init(y + guess), calls=own.calls, path=own.path)
+        return Denoiser(
+            call, init=lambda y: denoiser.init(y + guess), calls=denoiser.calls, path=denoiser.path
+        )
 
     return shifted
 
@@ -91,5 +94,5 @@ def refined(
     """
     guess = reconstruct(fold(keys, GUESS))
     x = prior(path, keys, guess.shape[1:])
-    found: Any = integrate(solver, refiner(guess), x, grid, keys)
-    return found, guess
+    samples: Any = integrate(solver, refiner(guess), x, grid, keys)
+    return samples, guess

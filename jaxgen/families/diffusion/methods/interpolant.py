@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import T_MIN, Path, Schedule, expand
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import PAIR_NOISE, PAIR_TIME
 
 Field = Callable[[jax.Array, jax.Array], jax.Array]
 """fn(x[B, ...], t[]) -> [B, ...]."""
@@ -48,7 +49,7 @@ class Interpolant:
         return jax.jvp(lambda s: self.mix(x0, x1, z, s), (t,), (jnp.ones_like(t),))[1]
 
     def score(self, eta: jax.Array, t: jax.Array) -> jax.Array:
-        """The score of x_t's law, -eta / gamma (their eq. 2.16)."""
+        """The score of x_t's distribution, -eta / gamma (their eq. 2.16)."""
         return -eta / expand(jnp.maximum(self.gamma(t), T_MIN), eta)
 
 
@@ -101,9 +102,9 @@ def quadratic_losses(
     E |b - dx_t/dt|^2 and E |eta - z|^2. The antithetic pair keeps the first one's variance finite
     where gamma's slope is not. velocity, denoiser: fn(x[B, ...], t[B]).
     """
-    t = jax.vmap(jax.random.uniform)(fold(keys, 0))
+    t = jax.vmap(jax.random.uniform)(fold(keys, PAIR_TIME))
     t = jnp.clip(t, 1e-3, 1 - 1e-3)
-    z = normal(fold(keys, 1), x0.shape[1:], x0.dtype)
+    z = normal(fold(keys, PAIR_NOISE), x0.shape[1:], x0.dtype)
 
     def both(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = interpolant.mix(x0, x1, z, t)
@@ -184,8 +185,9 @@ def coupled_gaussian_bridge(
 ) -> tuple[Field, Field]:
     """`gaussian_bridge` where data and base are drawn together (Albergo et al. 2023b).
 
-    The base may be a spoilt copy of the data, coarser or masked: only the joint law changes. For a
-    joint normal law with correlation c, v gains 2 alpha beta c s0 s1; b and s follow as there.
+    The base may be a spoilt copy of the data, coarser or masked: only the joint distribution
+    changes. For a joint normal with correlation c, v gains 2 alpha beta c s0 s1; b and s follow as
+    there.
 
     Raises UsageError unless -1 <= correlation <= 1.
     """

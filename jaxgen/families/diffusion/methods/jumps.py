@@ -54,8 +54,8 @@ def mean_flow_target(
     du/dt runs along the flow with the end time t - h fixed: one forward derivative with tangents
     (v, 1, 1).
     """
-    one = jnp.ones_like(t)
-    out, slope = jax.jvp(u, (z, t, h), (v, one, one))
+    ones = jnp.ones_like(t)
+    out, slope = jax.jvp(u, (z, t, h), (v, ones, ones))
     return out, v - expand(h, v) * slope
 
 
@@ -91,7 +91,7 @@ def mean_flow(
     """
     if power < 0:
         raise invalid("method.power", power, "power >= 0")
-    route, draws = _parts(spec, path, times, coupling, share)
+    route, draws = _path_and_draws(spec, path, times, coupling, share)
 
     def loss(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
@@ -137,7 +137,7 @@ def shortcut(
     """
     if levels < 1:
         raise invalid("method.levels", levels, "levels >= 1")
-    route, draws = _parts(spec, path, times, coupling, share)
+    route, draws = _path_and_draws(spec, path, times, coupling, share)
 
     def loss(
         params: PyTree, batch: Batch, key: jax.Array, extra: PyTree
@@ -163,7 +163,7 @@ def shortcut(
     return _method(spec, model, optimizer, averages, route, draws, loss, accumulate)
 
 
-def _parts(
+def _path_and_draws(
     spec: Spec, path: Path | str, times: Any, coupling: Any, share: float
 ) -> tuple[Path, Draws]:
     """The path of a config, and what of its training is random."""

@@ -38,9 +38,12 @@ from jaxgen.method import (
     only_learner,
     retrained,
 )
-from jaxgen.method.streams import STEP_TIME
+from jaxgen.method.streams import LABEL, NOISE, OTHER, STEP_TIME, TIME
 from jaxgen.nn.dit import patchify
 from jaxgen.nn.masked_dit import MaskedDiT
+
+REPRESENTATION = 1
+"""The stream of dropout in the pass over clean images."""
 
 PyTree = Any
 
@@ -93,24 +96,24 @@ def masked_denoising(
         raise invalid(
             "method.representation_mask", representation_mask, "a share that masks a patch or more"
         )
-    way: Path = part(path, ROOMS["path"], "method.path")
-    clock: Times = part(times, ROOMS["times"], "method.times")
+    route: Path = part(path, ROOMS["path"], "method.path")
+    sampled: Times = part(times, ROOMS["times"], "method.times")
     weights: Weighting = part(weighting, ROOMS["weighting"], "method.weighting")
     whole = denoising(
         spec,
         model,
         optimizer,
         averages,
-        path=way,
+        path=route,
         prediction=prediction,
         weighting=weights,
-        times=clock,
+        times=sampled,
         label_dropout=label_dropout,
         sigma_data=sigma_data,
     )
     loss = masked_loss(
-        Network(model.clone(out_channels=spec.shape[-1]), way, prediction, sigma_data),
-        clock,
+        Network(model.clone(out_channels=spec.shape[-1]), route, prediction, sigma_data),
+        sampled,
         weights,
         num_classes=spec.num_classes,
         label_dropout=label_dropout,
@@ -148,7 +151,7 @@ def masked_loss(
         total = x0.shape[1] * x0.shape[2] // patch**2
         if count == total:
             return None, jnp.ones((len(x0), total), bool)
-        visible = visible_patches(fold(keys, 3), total, count)
+        visible = visible_patches(fold(keys, OTHER), total, count)
         return visible, (visible[:, :, None] == jnp.arange(total)).any(1)
 
     def represented(params: PyTree, batch: Batch, dropout: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -164,9 +167,9 @@ def masked_loss(
     ) -> tuple[jax.Array, Metrics, PyTree]:
         x0, keys, state = batch["image"], batch["keys"], extra["times"]
         visible, seen = shown(keys, x0, kept[1])
-        t, importance = times.draw(fold(keys, 1), step, batch["index"], path, state)
-        eps = normal(fold(keys, 0), x0.shape[1:])
-        labels = drop_labels(fold(keys, 2), batch["label"], label_dropout, num_classes)
+        t, importance = times.draw(fold(keys, TIME), step, batch["index"], path, state)
+        eps = normal(fold(keys, NOISE), x0.shape[1:])
+        labels = drop_labels(fold(keys, LABEL), batch["label"], label_dropout, num_classes)
         x = path.mix(x0, eps, t)
         out, _ = network.output(params["net"], x, t, labels, dropout, visible=visible)
         wanted = target(kind, x0, eps, t, path, sigma_data=sigma_data)
@@ -201,7 +204,7 @@ def masked_loss(
             step = jax.random.fold_in(key, STEP_TIME)
             total, metrics, extra = noised(params, rest, step, dropout, extra)
         if count:
-            other, more = represented(params, clean, jax.random.fold_in(dropout, 1))
+            other, more = represented(params, clean, jax.random.fold_in(dropout, REPRESENTATION))
             total, metrics = total + other, metrics | more
         return total / size, (metrics, extra)
 
@@ -232,10 +235,10 @@ def divided(tree: PyTree, count: int) -> tuple[PyTree, PyTree]:
         grouped = a.reshape(groups, size // groups, *a.shape[1:])[:, start:stop]
         return grouped.reshape(-1, *a.shape[1:])
 
-    own, all_ = count // groups, size // groups
+    local, all_ = count // groups, size // groups
     return (
-        jax.tree.map(lambda a: rows(a, 0, own), tree),
-        jax.tree.map(lambda a: rows(a, own, all_), tree),
+        jax.tree.map(lambda a: rows(a, 0, local), tree),
+        jax.tree.map(lambda a: rows(a, local, all_), tree),
     )
 
 

@@ -12,6 +12,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.path import TINY, Path
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import NOISE
 
 SMALLEST_STEP = 1e-3
 """Where s = 0 the posterior variance is 0; its logarithm is taken at this time instead."""
@@ -63,7 +64,7 @@ def ddpm(path: Path, variance: Literal["learned", "small", "large"] = "learned")
             std = jnp.exp(0.5 * log_variance(p.variance, path, t, s))
         else:
             std = jnp.sqrt(large if variance == "large" else small)
-        noise = normal(fold(keys, 0), x.shape[1:], x.dtype)
+        noise = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
         return on_x * x + on_x0 * p.x0 + jnp.where(s > 0, std * noise, 0.0), (carry[0], memory)
 
     return Solver(step=step, order=1, stochastic=True)
@@ -85,7 +86,7 @@ def ddim(path: Path, eta: float = 0.0) -> Solver:
             return p.mix(path, s), (carry[0], memory)
         variance = eta**2 * posterior(path, t, s)[2]
         direction = jnp.sqrt(jnp.maximum(path.sigma(s) ** 2 - variance, 0.0))
-        noise = normal(fold(keys, 0), x.shape[1:], x.dtype)
+        noise = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
         out = path.alpha(s) * p.x0 + direction * p.eps + jnp.sqrt(variance) * noise
         return out, (carry[0], memory)
 

@@ -27,6 +27,7 @@ from jaxgen.families.diffusion.solvers.base import (
     safe_ratio,
 )
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import NOISE
 
 
 def dpmpp_2s(path: Path, ratio: float = 0.5) -> Solver:
@@ -165,7 +166,7 @@ def dpmpp_sde_2m(path: Path) -> Solver:
         share = path.alpha(t) / jnp.maximum(path.sigma(t), TINY)
         kept = path.sigma(s) * decay * (p.eps + share * p.x0)
         new = path.alpha(s) * -jnp.expm1(-2 * h) * (p.x0 + 0.5 * slope)
-        noise = normal(fold(keys, 0), x.shape[1:], x.dtype)
+        noise = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
         return kept + new + path.sigma(s) * jnp.sqrt(-jnp.expm1(-2 * h)) * noise
 
     return _multistep(path, 2, 1, update, stochastic=True)

@@ -14,6 +14,7 @@ from jaxgen.families.diffusion.core.path import TINY, Path
 from jaxgen.families.diffusion.solvers.base import Carry, Solver
 from jaxgen.families.diffusion.solvers.ode import heun
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import NOISE
 
 
 def edm(
@@ -49,7 +50,7 @@ def edm(
         high = raised(t)
         scale = path.alpha(high) / jnp.maximum(path.alpha(t), TINY)
         extra = jnp.maximum(path.sigma(high) ** 2 - (scale * path.sigma(t)) ** 2, 0.0)
-        noise = s_noise * normal(fold(keys, 0), x.shape[1:], x.dtype)
+        noise = s_noise * normal(fold(keys, NOISE), x.shape[1:], x.dtype)
         # At t=1 with alpha = 0 the scale is 0 / 0: there is nothing to add there.
         x = jnp.where(high > t, scale * x + jnp.sqrt(extra) * noise, x)
         return inner.step(denoiser, x, high, s, carry, keys)

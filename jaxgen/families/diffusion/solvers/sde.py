@@ -19,6 +19,10 @@ from jaxgen.families.diffusion.core.prediction import ALPHA_MIN
 from jaxgen.families.diffusion.solvers.ancestral import ddim
 from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
 from jaxgen.method import fold, normal
+from jaxgen.method.streams import CALL, NOISE
+
+CORRECTIONS = 2
+"""A step's first stream of its corrections, one each."""
 
 
 def euler_maruyama(path: Path, noise: float = 1.0, power: float = 1.0) -> Solver:
@@ -41,7 +45,7 @@ def euler_maruyama(path: Path, noise: float = 1.0, power: float = 1.0) -> Solver
         rate = 2 * noise * (alpha * path.d_sigma(t) - sigma * path.d_alpha(t))
         rate = rate * jnp.maximum(alpha, ALPHA_MIN) ** (power - 1)
         h = t - s
-        fresh = normal(fold(keys, 0), x.shape[1:], x.dtype)
+        fresh = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
         # The flow's share is taken exactly (DDIM); the SDE's on top of it: w s / 2 = -rate eps / 2.
         moved = p.mix(path, s) - 0.5 * rate * h * p.eps + jnp.sqrt(rate * sigma * h) * fresh
         return jnp.where(s > 0, moved, p.mix(path, s)), (carry[0], memory)
@@ -55,7 +59,7 @@ def predictor_corrector(path: Path, snr: float = 0.16, corrections: int = 1) -> 
     corrections: Langevin steps after each predictor step, a call each; none at t=0. snr: their r;
     the step size is 2 (r sigma)^2, algorithm 4's with the norms of noise and score replaced by
     their expectations sqrt(d) and sqrt(d) / sigma, so that it does not depend on the batch. The
-    law is exact as both the number of steps and 1 / snr grow.
+    distribution is exact as both the number of steps and 1 / snr grow.
     """
     if snr <= 0 or corrections < 1:
         raise invalid("solver.snr", (snr, corrections), "snr > 0 and corrections >= 1")
@@ -70,9 +74,9 @@ def predictor_corrector(path: Path, snr: float = 0.16, corrections: int = 1) -> 
 
         def langevin(state: Any, number: jax.Array) -> tuple[Any, None]:
             x, memory = state
-            own = fold(keys, number + 2)
-            p, memory = denoiser(fold(own, 1), x, s, memory)
-            fresh = normal(fold(own, 0), x.shape[1:], x.dtype)
+            corrector_keys = fold(keys, CORRECTIONS + number)
+            p, memory = denoiser(fold(corrector_keys, CALL), x, s, memory)
+            fresh = normal(fold(corrector_keys, NOISE), x.shape[1:], x.dtype)
             # score = -eps / sigma.
             return (x - size / sigma * p.eps + jnp.sqrt(2 * size) * fresh, memory), None
 

@@ -113,8 +113,8 @@ def denoising_loss(
         total = noised.importance * total * batch.get("weight", 1.0)
         describe = drawn.describe
         if describe is not None and describe.loss is not None:
-            own = fold(noised.keys, OTHER)
-            fitting = describe.loss(params["describe"], told[NAME], batch["label"], own)
+            describe_keys = fold(noised.keys, OTHER)
+            fitting = describe.loss(params["describe"], told[NAME], batch["label"], describe_keys)
             metrics["describe"] = fitting.mean()
             total = total + fitting
         return total.mean(), (metrics, {**extra, "times": state})

@@ -1,6 +1,7 @@
 """Training what steering trains: a small network, on draws of a frozen generator and no data.
 
-`fit(prompt.loss, optimizer, prompt.init(key), key, steps=, batch=)`, of a `PromptGen` or a `TR0N`.
+`minimise_expected(prompt.loss, optimizer, prompt.init(key), key, steps=, batch=)`, of a `PromptGen`
+or a `TR0N`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxgen.method import minimise
 PyTree = Any
 
 
-def fit(
+def minimise_expected(
     loss: Callable[[PyTree, jax.Array], jax.Array],
     optimizer: optax.GradientTransformation,
     params: PyTree,
@@ -32,7 +33,7 @@ def fit(
     Fresh keys in every step; one scan, so it can be jitted, and vmapped over params and key.
     """
     if min(steps, batch) < 1:
-        raise invalid("steer.fit", (steps, batch), "steps >= 1 and batch >= 1")
+        raise invalid("minimise_expected", (steps, batch), "steps >= 1 and batch >= 1")
 
     def at(params: PyTree, number: jax.Array) -> jax.Array:
         return loss(params, jax.random.split(jax.random.fold_in(key, number), batch))

@@ -28,7 +28,7 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Own:
+class FunctionExtractor:
     """A user's function of images uint8 [B, H, W, C], called in batches of at most `batch`."""
 
     name: str
@@ -43,18 +43,18 @@ class Own:
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, d]; UsageError where the function returns anything but rows of numbers."""
-        parts = []
+        chunks = []
         # No images go through the function too, which knows how many features there are.
         for start in range(0, max(len(images), 1), self.batch):
-            part = images[start : start + self.batch]
-            found = np.asarray(self.function(part), np.float32)
-            if found.ndim != 2 or len(found) != len(part):
-                raise invalid(self.name, found.shape, f"features of shape ({len(part)}, d)")
-            parts.append(found)
-        return np.concatenate(parts)
+            chunk = images[start : start + self.batch]
+            vectors = np.asarray(self.function(chunk), np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(chunk):
+                raise invalid(self.name, vectors.shape, f"features of shape ({len(chunk)}, d)")
+            chunks.append(vectors)
+        return np.concatenate(chunks)
 
 
-def own(name: str, batch: int) -> Own:
+def from_function(name: str, batch: int) -> FunctionExtractor:
     """The extractor of "module:function", called by the function's name.
 
     Its digest is the sha256 of the module's source file: of the code, not of weights that it may
@@ -70,4 +70,4 @@ def own(name: str, batch: int) -> Own:
         raise invalid("extractor", name, f"module:function; {path} has no such function")
     source = getattr(module, "__file__", None)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unverified"
-    return Own(attribute, digest, function, batch)
+    return FunctionExtractor(attribute, digest, function, batch)

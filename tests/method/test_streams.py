@@ -1,0 +1,30 @@
+"""Random streams have names."""
+
+import ast
+from pathlib import Path
+
+FOLDS = {"fold", "fold_in"}
+
+
+def bare(path: Path) -> list[int]:
+    """The lines of calls of fold(keys, integer) or fold_in(key, integer)."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
+        in FOLDS
+        and len(node.args) == 2
+        and isinstance(node.args[1], ast.Constant)
+    ]
+
+
+def test_a_stream_of_the_library_is_a_name(tmp_path):
+    """Of the laws in jaxgen.testing, keys are what is tried out; they need no streams."""
+    files = [p for p in Path("jaxgen").rglob("*.py") if Path("jaxgen/testing") not in p.parents]
+    named = {str(path): lines for path in files if (lines := bare(path))}
+    assert not named, "name it: jaxgen/method/streams.py, or a constant beside its use"
+    (tmp_path / "it.py").write_text("a = fold(keys, 1)\nb = jax.random.fold_in(key, 2)\n")
+    assert bare(tmp_path / "it.py") == [1, 2]
