@@ -58,7 +58,7 @@ FREE = (
         "networks",  # elsewhere; what they are is checked by digest
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
-    *("data.source.path", "data.source.data_dir"),  # the same data, elsewhere
+    *("data.source.path", "data.source.data_dir", "data.source.verify"),  # the same data, elsewhere
     *("data.source.of.path", "data.source.of.data_dir"),
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )
@@ -98,17 +98,20 @@ def train(
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(watched())
         files.check("--workdir", workdir, directory=True)
-        setup = set_up(config)
+        setup = set_up(config, classes=record.class_order(workdir))
+        setup = dataclasses.replace(setup, held=record.before(workdir).get("holdout"))
         check_end(setup)
         trace_own(setup)
         _check_together(setup, workdir)
         _check_same_run(config, workdir, setup)
+        _check_test_half(setup, workdir)
         said, initial = record.before(workdir), None
         said = {k: said[k] for k in ("start",) if k in said} | {
-            "networks": networks.digests(setup.networks, said.get("networks", {}))
+            "networks": networks.digests(setup.networks, said.get("networks", {})),
+            **({} if setup.holdout is None else {"holdout": setup.holdout}),
         }
         if setup.start is not None and not has_checkpoints(workdir):
-            initial, said["start"] = start.initial(setup.method, setup.start)
+            initial, said["start"] = start.initial(setup.method, setup.start, setup.spec.classes)
         useful = train_flops(setup)
         stack.enter_context(locked(workdir))
         record.save(workdir, setup, **said)
@@ -143,7 +146,7 @@ def train(
         clock = time.monotonic()
         grids = report_grids(model, interrupts)
         for name, picture in grids.items():
-            _save_picture(workdir, f"final_{name}", picture)
+            _save_picture(setup, workdir, f"final_{name}", picture)
         timings["report"] = time.monotonic() - clock
         timings["total"] = time.monotonic() - begin
         written = report.write(workdir, model, results, timings, grids, useful)
@@ -248,36 +251,51 @@ def check_end(setup: Setup) -> None:
 
 
 class Output:
-    """Where samples go: a grid (`.png`), arrays (`.npz`: images, labels, seed, clip, codes), PNGs.
+    """Where samples go: a grid (`.png`), arrays (`.npz`), or a folder of PNGs.
 
-    A folder's PNGs are written batch by batch, the others at the end. Raises UsageError, before
-    there are samples, for a name that is none of the three and where nothing can be written.
+    Arrays are images, labels, class_names, seed, clip and codes; PNGs are as `save_samples` writes
+    them, batch by batch, the others at the end. All are read back by `evaluate`, and folders and
+    arrays by training, too. Raises UsageError, before there are samples, for a name that is none of
+    the three, where nothing can be written, and for a folder with anything in it.
     """
 
-    def __init__(self, path: str | Path, option: str = "--out") -> None:
-        """A dot alone makes no suffix: `samples_w2.5` is a folder."""
-        self.path = files.local(option, path)
+    def __init__(self, path: str | Path, option: str = "--out", *, replace: bool = False) -> None:
+        """A dot alone makes no suffix: `samples_w2.5` is a folder.
+
+        replace: whether samples that are in the folder already make place.
+        """
+        self.path, self.replace = files.local(option, path), replace
         suffix = self.path.suffix.lower()
         self.folder = suffix not in (".png", ".npz")
         if self.folder and suffix.lstrip(".") in _OTHERS:
             raise invalid(option, str(path), "a name that ends in .png or .npz, or a folder")
         if hosts.first():
             files.check(option, self.path, directory=self.folder)
+            if self.folder:
+                pictures.check_folder(self.path, replace, option)
 
-    def add(self, first: int, images: np.ndarray, labels: Sequence[int]) -> None:
-        """Images of a batch [n, H, W, C], whose first is number `first`; labels of them all."""
+    def add(
+        self, first: int, images: np.ndarray, labels: Sequence[int], names: Sequence[str]
+    ) -> None:
+        """Images of a batch [n, H, W, C], whose first is number `first`; labels of them all.
+
+        names: of the classes.
+        """
         if not self.folder or not hosts.first():
             return
-        for i, image in enumerate(images, first):
-            picture = pictures.grid(image[None], 1, scale=1, gap=0)
-            pictures.save_png(self.path / f"{i:06d}_label{labels[i]}.png", picture)
+        if self.replace:
+            for old in pictures.earlier(self.path):
+                old.unlink()
+            self.replace = False
+        pictures.save_samples(self.path, first, images, labels, names)
 
     def close(self, samples: Samples, columns: int, spec: Spec) -> None:
         """Write what is written in one piece. Codes that were not decoded go into arrays alone."""
         if self.folder or not hosts.first():
             return
         if self.path.suffix.lower() == ".png":
-            pictures.save_png(self.path, pictures.picture(spec, samples.images, columns))
+            text = pictures.caption(spec.class_names, samples.labels, columns)
+            pictures.save_png(self.path, pictures.picture(spec, samples.images, columns), text)
             return
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         if samples.images is not samples.codes:
@@ -285,6 +303,7 @@ class Output:
         # Values a little beyond are what samplers give; who shows or scores images clips them.
         about: dict[str, Any] = {
             "labels": samples.labels,
+            "class_names": np.array(spec.class_names, np.str_),
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
@@ -297,10 +316,12 @@ _OTHERS = frozenset(f"{_PICTURES} {_ARRAYS}".split())
 """Suffixes of files that somebody may have wanted and that are not written."""
 
 
-def write_samples(path: str | Path, samples: Samples, columns: int, spec: Spec) -> Path:
+def write_samples(
+    path: str | Path, samples: Samples, columns: int, spec: Spec, *, replace: bool = False
+) -> Path:
     """Write samples to an `Output`."""
-    output = Output(path)
-    output.add(0, samples.images, samples.labels.tolist())
+    output = Output(path, replace=replace)
+    output.add(0, samples.images, samples.labels.tolist(), spec.class_names)
     output.close(samples, columns, spec)
     return output.path
 
@@ -361,13 +382,18 @@ def _preview(setup: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
         samples = model.sample(_preview_labels(setup), batch_size=setup.evaluate.batch_size)
         per = setup.train.preview_per_label
         picture = pictures.picture(setup.spec, samples.images, per)
-    _save_picture(workdir, f"{step * setup.data.batch_size:010d}", picture)
+    _save_picture(setup, workdir, f"{step * setup.data.batch_size:010d}", picture)
     return picture
 
 
-def _save_picture(workdir: Path, name: str, picture: np.ndarray) -> None:
+def _save_picture(setup: Setup, workdir: Path, name: str, picture: np.ndarray) -> None:
+    """A grid of `_preview_labels`, or of reconstructions, with the names of its rows' classes."""
+    text = None
+    if setup.method.sampler is not None and setup.spec.target is None:
+        per = setup.train.preview_per_label
+        text = pictures.caption(setup.spec.class_names, _preview_labels(setup), per)
     if hosts.first():
-        pictures.save_png(workdir / "samples" / f"{name}.png", picture)
+        pictures.save_png(workdir / "samples" / f"{name}.png", picture, text)
 
 
 _PREVIEWS: dict[int, Model] = {}
@@ -380,6 +406,19 @@ def _check_together(setup: Setup, workdir: Path) -> None:
     examples = None if setup.spec.target is not None else len(setup.source)
     hosts.agree({"config": own, "training examples": examples}, seconds)
     hosts.check_shared(workdir, seconds)
+
+
+def _check_test_half(setup: Setup, workdir: Path) -> None:
+    """Open the test half where the end of training, or a picture on the way, will look at it."""
+    measured = setup.likelihood.at_end or (
+        setup.classify.at_end and setup.method.label_error is not None
+    )
+    # Codes are scored as images, by the halves of their tokenizer.
+    decoded = setup.coding is not None and record.tokenizer_of(setup, workdir) is not None
+    scored = (setup.evaluate.at_end and not decoded) or setup.method.sampler is None
+    if setup.spec.target is not None or not (measured or scored):
+        return
+    _ = setup.test_source
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -32,8 +33,8 @@ class Unwritable(UsageError):
 def local(option: str, place: Place) -> Path:
     """A path of this machine, with `~` expanded. Raises UsageError for a URL, which none is."""
     text = os.fspath(place)
-    scheme, mark, _ = text.partition("://")
-    if mark and scheme.isalnum():
+    # Also where Path has made `gs:/bucket` of it already.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise invalid(option, text, "a path of this machine", "Mount the bucket, or copy it here.")
     return Path(text).expanduser()
 

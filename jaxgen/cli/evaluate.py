@@ -53,6 +53,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--train", default=None, help="what the generator learnt from: floors, and copying"
     )
     files.add_argument("--range", default=None, help="of float images: -1,1 or 0,1 or 0,255")
+    files.add_argument(
+        "--channels", type=int, default=None, help="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA"
+    )
+    files.add_argument(
+        "--background", default=None, help="behind images that lose their alpha (default: white)"
+    )
     parser.add_argument(
         "--out",
         default=None,
@@ -75,7 +81,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
 
-    for option in ("train", "range"):
+    for option in ("train", "range", "channels", "background"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --reference")
     try:
@@ -121,6 +127,8 @@ def _of_files(args: argparse.Namespace) -> dict[str, Any]:
         weights=args.weights,
         scores=None if args.scores is None else args.scores.split(","),
         range=args.range,
+        channels=args.channels,
+        **({} if args.background is None else {"background": args.background}),
         intervals=args.intervals,
         seed=args.seed or 0,
         out=args.out,

@@ -44,7 +44,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         action="append",
         default=None,
-        help="x.png: grid; x.npz: arrays; else a folder of PNGs",
+        help="x.png: grid; x.npz: arrays; else a new or an empty folder for PNGs",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="samples in the folder --out make place"
     )
 
 
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     outs = args.out or (["samples.npz"] if args.codes else ["samples.png"])
     if args.codes and not all(out.endswith(".npz") for out in outs):
         raise invalid("--codes", ", ".join(outs), "--out x.npz: pictures are what is decoded")
-    outputs = [Output(out) for out in outs]
+    outputs = [Output(out, replace=args.replace) for out in outs]
     model = loaded(args)
     labels, columns = parse_labels(args.labels, args.per_label, model.setup.spec.class_names)
     changes = sampler_options(args)
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def keep(first: int, images: Any) -> None:
         for output in outputs:
-            output.add(first, images, labels)
+            output.add(first, images, labels, model.setup.spec.class_names)
 
     with Interrupts() as interrupts:
         samples = model.sample(

@@ -6,14 +6,16 @@ for batch in to_device(batches(source, batch_size=256, seed=0), sharding):
 """
 
 from jaxgen.data.device import local_rows, normalise, to_device, to_global, to_host
-from jaxgen.data.pipeline import Batches, batches, whole
+from jaxgen.data.pipeline import Batches, Streamed, at_hand, batches, whole
 from jaxgen.data.source import Coding, Source, Target
 
 __all__ = [
     "Batches",
     "Coding",
     "Source",
+    "Streamed",
     "Target",
+    "at_hand",
     "batches",
     "local_rows",
     "normalise",

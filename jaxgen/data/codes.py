@@ -20,6 +20,7 @@ from grain.sources import ArrayRecordDataSource
 from jaxgen.data import order
 from jaxgen.data.source import Coding, Source, check_labels, check_split
 from jaxgen.errors import invalid
+from jaxgen.files import local
 
 FORMAT = 1
 _DTYPES = {"tokens": np.dtype("<i4"), "latents": np.dtype("<f4")}
@@ -94,7 +95,7 @@ def codes(path: str, split: str = "train") -> CodeSource:
 
     Raises UsageError for a folder that is none or not whole.
     """
-    folder = Path(path)
+    folder = local("source.path", path)
     about = read_about(folder)
     check_split(split, sorted(about["splits"]))
     file = folder / f"{split}.array_record"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from jaxgen.data.arrays import read_npz
 from jaxgen.data.columns import checked, described
 from jaxgen.data.source import Coding, Source
 from jaxgen.errors import invalid, unknown
+from jaxgen.files import local
 
 ROOM = "jaxgen.data"
 PROBES = 256
@@ -37,6 +37,11 @@ class FeatureSource(Source):
     def flippable(self) -> bool:
         """Whether the features of the mirrored images are there too."""
         return self.of.flippable and self.mirrored is not None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The source's."""
+        return self.of.dtype
 
     @property
     def coding(self) -> Coding | None:
@@ -68,7 +73,7 @@ class FeatureSource(Source):
 
 
 def features(
-    of: Any, path: str, column: str = "feature", verify: bool = True, split: str = "train"
+    of: Any, path: str, column: str = "feature", verify: bool = False, split: str = "train"
 ) -> FeatureSource:
     """The source of section `of`, with what `jaxgen encode` wrote to `path` as the column `column`.
 
@@ -77,7 +82,7 @@ def features(
     is of other examples.
     """
     source: Source = configs.build(of, ROOM, "config.data.source.of", split=split)
-    held = read_npz(Path(path))
+    held = read_npz(local("source.path", path))
     splits = sorted(name.removesuffix("_hashes") for name in held if name.endswith("_hashes"))
     if split not in splits:
         raise unknown(f"source.path {path}: split", split, splits)
@@ -106,6 +111,7 @@ def features(
         levels=source.levels,
         tokens=source.tokens,
         columns={**source.columns, **described(rows)},
+        notes=source.notes,
         of=source,
         name=column,
         features=rows[column],

@@ -5,25 +5,29 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import PIL
 from PIL import Image
 
+from jaxgen.data.pixels import (
+    BACKGROUND,
+    MODES,
+    UndecodableError,
+    colour,
+    opened,
+    with_channels,
+)
 from jaxgen.data.source import Source, check_labels
+from jaxgen.data.walk import listing
 from jaxgen.errors import invalid
+from jaxgen.files import local
 
-# fmt: off
-EXTENSIONS = frozenset([
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
-    ".tif", ".tiff", ".webp",
-])
-# fmt: on
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Fewer are decoded before threads have begun.
+_WORTH_THREADS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,17 +36,32 @@ class FolderSource(Source):
 
     files: tuple[str, ...]
     skipped: tuple[str, ...]
+    background: Any = BACKGROUND
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Bytes, which needs no file opened."""
+        return np.dtype(np.uint8)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images uint8 [n, H, W, C] at `indices` [n]; UsageError names a file that fails."""
         size, channels = self.shape[0], self.shape[2]
-        found = np.empty((len(indices), *self.shape), np.uint8)
-        for row, index in zip(found, indices, strict=True):
+
+        def one(index: int) -> np.ndarray:
             file = self.files[index]
             try:
-                row[...] = decode(file, size, channels)
-            except _UNREADABLE as error:
+                return decode(file, size, channels, self.background)
+            except UndecodableError as error:
                 raise _undecodable([(file, str(error))], len(self.files)) from error
+
+        found = np.empty((len(indices), *self.shape), np.uint8)
+        if len(indices) < _WORTH_THREADS:
+            for row, index in zip(found, indices, strict=True):
+                row[...] = one(index)
+            return found
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for row, image in zip(found, pool.map(one, indices), strict=True):
+                row[...] = image
         return found
 
 
@@ -52,83 +71,74 @@ def folder(
     split: str = "train",
     channels: int = 3,
     on_error: Literal["raise", "skip"] = "raise",
-    verify: bool = True,
+    verify: bool = False,
+    background: Any = BACKGROUND,
+    splits: bool | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> FolderSource:
-    """Images of `path/CLASS/...` or, where it exists, `path/SPLIT/CLASS/...`: uint8, square.
+    """Images of `path/CLASS/...` or, where there are splits, `path/SPLIT/CLASS/...`: uint8, square.
 
-    Classes are the sub-folders in alphabetical order; files are found at any depth below them, by
-    extension. image_size: pixels a side; see `centre_crop`. channels: 1 grey, 3 RGB, 4 RGBA.
-    verify: decode every file once when the source is opened (in threads), so that a bad file is
-    found before training and not in the middle of it; a file that cannot be decoded later is always
-    an error. on_error: "raise" names and counts the bad files; "skip" warns and leaves them out,
-    and needs `verify`. Raises UsageError for a missing folder, a split that is not there, no
-    classes, and a class without images.
+    Classes are the sub-folders, numbers in their names by value (2 before 10), or what a
+    `dataset.json` says (`walk.listing`); files are found at any depth below them, by extension.
+    Opening decodes nothing: a file that cannot be decoded is an error that names it when it is met.
+    image_size: pixels a side; see `centre_crop`. channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+    background: what is seen through transparent images of 1 and 3 channels, such as "black".
+    verify: decode every file once when the source is opened (in threads). on_error: "raise" names
+    and counts the bad files; "skip" verifies, says them and leaves them out. splits: whether the
+    sub-folders are splits or classes, where names and contents do not say. class_names: the
+    classes in another order, label 0 first. Raises UsageError for a missing folder, a split that is
+    not there, no classes, and a class without images.
     """
     if on_error not in ("raise", "skip"):
         raise invalid("source.on_error", on_error, "raise, skip")
-    if on_error == "skip" and not verify:
-        raise invalid("source.verify", verify, "True where on_error is skip")
     if image_size < 1:
         raise invalid("source.image_size", image_size, "an integer >= 1")
-    if channels not in _MODES:
-        raise invalid("source.channels", channels, "1, 3 or 4")
-    root = Path(path)
+    if channels not in MODES:
+        raise invalid("source.channels", channels, "1, 2, 3 or 4")
+    colour(background)
+    root = local("source.path", path)
     if not root.is_dir():
         raise invalid("source.path", path, "an existing folder with one sub-folder per class")
-    if (root / split).is_dir():
-        root = root / split
-    elif split != "train":
-        raise invalid("source.split", split, f"train, or a sub-folder of {path}")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
-        raise invalid("source.path", str(root), "a folder with one sub-folder per class")
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        found = _image_files(root / name)
-        files += found
-        labels += [label] * len(found)
-    _, names = check_labels(np.array(labels, np.int32), classes)
-    keep = np.ones(len(files), bool)
+    found = listing(root, option="source.path", split=split, splits=splits)
+    if found.labels is None:
+        given = f"{found.root} with {len(found.files)} images of no class"
+        raise invalid("source.path", given, "a folder with one sub-folder per class")
+    files = [str(found.root / name) for name in found.files]
+    labels, names = check_labels(found.labels, found.classes or ())
     skipped: list[str] = []
-    if verify:
-        bad = _failures(files, channels)
+    notes = found.notes
+    if verify or on_error == "skip":
+        bad = _failures(files)
         if bad and on_error == "raise":
             raise _undecodable([(files[i], why) for i, why in bad], len(files))
         if bad:
             skipped = [files[i] for i, _ in bad]
-            warnings.warn(
-                f"source.path {path}: {len(bad)} of {len(files)} images cannot be decoded and are "
-                f"left out: {_listed(skipped)}",
-                stacklevel=2,
-            )
-        keep[[i for i, _ in bad]] = False
-    kept, _ = check_labels(np.array(labels, np.int32)[keep], classes)
-    return FolderSource(
-        labels=kept,
+            said = f"{len(bad)} of {len(files)} images cannot be decoded and are left out"
+            notes += (f"source.path {path}: {said}: {_listed(skipped)}",)
+        gone = set(skipped)
+        keep = np.array([file not in gone for file in files])
+        labels, _ = check_labels(labels[keep], names)
+        files = [file for file in files if file not in gone]
+    source = FolderSource(
+        labels=labels,
         shape=(image_size, image_size, channels),
         class_names=names,
-        files=tuple(f for f, k in zip(files, keep, strict=True) if k),
+        notes=notes,
+        files=tuple(files),
         skipped=tuple(skipped),
+        background=background,
     )
+    return source.relabelled(class_names, "source.class_names") if class_names else source
 
 
-def _image_files(root: Path) -> list[str]:
-    return sorted(
-        str(p)
-        for p in root.rglob("*")
-        if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
-    )
-
-
-def _failures(files: list[str], channels: int) -> list[tuple[int, str]]:
+def _failures(files: Sequence[str]) -> list[tuple[int, str]]:
     """(index, reason) of the files that cannot be decoded, in order."""
 
     def reason(file: str) -> str | None:
         try:
-            with Image.open(file) as image:
-                image.convert(_MODES[channels])
-        except _UNREADABLE as error:
-            return str(error) or type(error).__name__
+            opened(file)
+        except UndecodableError as error:
+            return str(error)
         return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -151,18 +161,12 @@ def _listed(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-def decode(file: str, size: int, channels: int) -> np.ndarray:
-    """One image file as uint8 [size, size, channels]."""
-    with Image.open(file) as image:
-        pixels = np.asarray(centre_crop(image.convert(_MODES[channels]), size))
-    return pixels.reshape(size, size, channels)
-
-
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's resize (Dhariwal & Nichol 2021, `center_crop_arr`) of an image to size x size pixels.
 
     Halve by box filter while the short side is at least twice `size`, then bicubic (with
-    antialiasing) so that the short side is `size`, then cut out the centre.
+    antialiasing) so that the short side is `size`, then cut out the centre. Colours are weighted by
+    alpha where there is one (Pillow's `resize` does so).
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -171,3 +175,12 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = (wide - size) // 2, (high - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def decode(file: str | Path, size: int, channels: int, background: Any = BACKGROUND) -> np.ndarray:
+    """One image file as uint8 [size, size, channels], by `centre_crop`. Raises UndecodableError."""
+    image = centre_crop(with_channels(opened(file), channels, background), size)
+    if channels in (2, 4):
+        # Resizing leaves black under alpha 0.
+        image = with_channels(image, channels, background)
+    return np.asarray(image).reshape(size, size, channels)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxgen.data.source import ArraySource, check_split, in_memory
 from jaxgen.errors import invalid
+from jaxgen.files import local
 
 _PREFIX = {"train": "train", "test": "t10k"}
 
@@ -29,7 +30,7 @@ def idx(
     truncated or overlong file, and counts that differ.
     """
     check_split(split, tuple(_PREFIX))
-    folder = Path(path)
+    folder = local("source.path", path)
     if not folder.is_dir():
         raise invalid("source.path", path, "an existing folder of IDX files")
     images = read_idx(_find(folder, f"{_PREFIX[split]}-images", "idx3-ubyte"), dimensions=3)

@@ -13,6 +13,7 @@ from jaxgen.data import order
 from jaxgen.data.arrays import fill_split, read_npz
 from jaxgen.data.source import Coding, Source, check_labels
 from jaxgen.errors import invalid
+from jaxgen.files import local
 
 # The range in which the usual KL autoencoders clip their log-variance.
 _LOGVAR_RANGE = (-30.0, 20.0)
@@ -89,7 +90,7 @@ def latents(
     (0.18215 for Stable Diffusion's). Raises UsageError for what is missing or of another shape.
     """
     fill_split(split, path)
-    path = path.replace("{split}", split)
+    path = str(local("source.path", path.replace("{split}", split)))
     stored = _open(path)
     for name in ("labels", "mean"):
         if name not in stored:

@@ -9,8 +9,10 @@ magnitude faster than assembling it image by image.
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,6 +23,8 @@ from jaxgen.data.source import Source, Target
 from jaxgen.errors import invalid
 
 Batch = dict[str, np.ndarray]
+AT_ONCE = 512 * 2**20
+"""Bytes of images that are held in memory where they could also be read again."""
 
 # grain wants a length; this many batches never run out, and position arithmetic stays in int64.
 _ENDLESS = 1 << 40
@@ -125,8 +129,46 @@ def _leave_interrupts_to_parent(worker: int, count: int) -> None:
 
 def whole(source: Source, *, chunk: int = 1024) -> Batch:
     """A source as arrays in its own order: image [N, H, W, C], label int32 [N]."""
-    images = np.empty((len(source), *source.shape), source.images(np.arange(1)).dtype)
+    images = np.empty((len(source), *source.shape), source.dtype)
     for start in range(0, len(source), chunk):
         stop = min(start + chunk, len(source))
         images[start:stop] = source.images(np.arange(start, stop))
     return {"image": images, "label": source.labels}
+
+
+class Streamed:
+    """Images [N, H, W, C] of a source that are read when they are asked for, and then forgotten.
+
+    It is indexed as an array is, by slices and by arrays of places. convert: of what is read.
+    """
+
+    def __init__(
+        self, source: Source, convert: Callable[[np.ndarray], np.ndarray] = lambda images: images
+    ) -> None:
+        """Nothing is read yet."""
+        self._source, self._convert = source, convert
+        self.shape = (len(source), *source.shape)
+        self.dtype = convert(np.zeros((1, *source.shape), source.dtype)).dtype
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.shape[0]
+
+    def __getitem__(self, places: Any) -> np.ndarray:
+        """Images [n, H, W, C] at a slice or an int array of places."""
+        return self._convert(self._source.images(np.arange(len(self))[places]))
+
+    def converted(self, convert: Callable[[np.ndarray], np.ndarray]) -> Streamed:
+        """The same images through a function of images [n, H, W, C]."""
+        return Streamed(self._source, lambda images: convert(self._convert(images)))
+
+    def chunks(self, size: int = 1024) -> Iterator[np.ndarray]:
+        """The images in order, `size` at a time."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+def at_hand(source: Source, *, limit: int = AT_ONCE) -> dict[str, Any]:
+    """As `whole`, where the images take `limit` bytes at most; else `image` is `Streamed`."""
+    streamed = Streamed(source)
+    small = math.prod(streamed.shape) * streamed.dtype.itemsize <= limit
+    return whole(source) if small else {"image": streamed, "label": source.labels}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
 from jaxgen.data import order
+from jaxgen.data.classes import matched
 from jaxgen.data.columns import checked, described, rows
+from jaxgen.data.pixels import channels_last, scaled
 from jaxgen.errors import invalid, unknown
 from jaxgen.method.columns import Column
 
@@ -49,7 +52,8 @@ class Source(abc.ABC):
     class_names: one name a class. Build labels with `check_labels`. levels: how many evenly spaced
     values an element can take (bytes: 256), None where any real number may come. tokens: the
     examples are int32 in [0, levels), of shape (h, w), and not images. columns: what else there is
-    of each example, by name (see `column`).
+    of each example, by name (see `column`). notes: what to tell whoever opened it, such as how many
+    files were left out.
     """
 
     labels: np.ndarray
@@ -58,11 +62,17 @@ class Source(abc.ABC):
     levels: int | None = 256
     tokens: bool = False
     columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """The number of classes C."""
         return len(self.class_names)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What `images` are made of."""
+        return self.images(np.arange(1)).dtype
 
     @property
     def flippable(self) -> bool:
@@ -77,6 +87,18 @@ class Source(abc.ABC):
     def __len__(self) -> int:
         """The number of images N."""
         return len(self.labels)
+
+    def relabelled(
+        self, names: Sequence[str], option: str, *, whose: str = "the same", fewer: bool = False
+    ) -> Self:
+        """The same examples with labels that count in the order of `names`, matched by name.
+
+        option, whose, fewer: see `classes.matched`. Raises UsageError for other classes.
+        """
+        if tuple(names) == self.class_names:
+            return self
+        place = matched(self.class_names, names, option=option, whose=whose, fewer=fewer)
+        return dataclasses.replace(self, labels=place[self.labels], class_names=tuple(names))
 
     def visited(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
         """Which examples int64 [n] training sees at `positions` [n] of its endless stream."""
@@ -134,6 +156,11 @@ class ArraySource(Source):
     array: np.ndarray
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's."""
+        return self.array.dtype
+
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images [n, H, W, C] at `indices` [n]."""
         return self.array[indices]
@@ -152,29 +179,21 @@ def in_memory(
     num_classes: int | None = None,
     levels: int | None = None,
     columns: Mapping[str, np.ndarray] | None = None,
+    range: str | None = None,
     option: str = "source",
 ) -> ArraySource:
-    """A source from arrays: images [N, H, W(, C)] uint8 or float in [-1, 1], labels [N] integers.
+    """A source from arrays: images [N, H, W(, C)] of bytes or other numbers, labels [N] integers.
 
     channels: None keeps them, else see `to_channels`. levels: how many values floats take (None:
-    any); bytes take 256. columns: further arrays [N, ...] (`data.columns.checked`). Raises
-    UsageError, naming `option`, for any other dtype or shape, floats outside [-1, 1] or not finite,
-    and what `check_labels` refuses.
+    any); bytes take 256. columns: further arrays [N, ...] (`data.columns.checked`). range: what the
+    numbers run from and to (`pixels.scaled`); bytes, and floats of which some are negative, need
+    not say. Raises UsageError, naming `option`, for any other shape (channels first, too), numbers
+    out of range or not finite, and what `check_labels` refuses.
     """
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or 0 in images.shape:
-        raise invalid(f"{option}.images", images.shape, "a shape [N, H, W] or [N, H, W, C], N >= 1")
-    if np.issubdtype(images.dtype, np.floating):
+    images = channels_last(images, f"{option}.images")
+    images = scaled(images, range, option=f"{option}.images", setting=f"{option}.range")
+    if images.dtype != np.uint8:
         images = images.astype(np.float32)
-        # NaN fails the comparison too.
-        if not (np.abs(images).max() <= 1.0):
-            raise invalid(
-                f"{option}.images",
-                f"floats from {images.min()} to {images.max()}",
-                "uint8, or finite floats in [-1, 1]",
-            )
-    elif images.dtype != np.uint8:
-        raise invalid(f"{option}.images", str(images.dtype), "uint8, or floats in [-1, 1]")
     if labels.shape != images.shape[:1]:
         raise invalid(f"{option}.labels", labels.shape, f"one label an image: ({len(images)},)")
     images = to_channels(images, channels, option=option)

@@ -15,6 +15,7 @@ from PIL import Image
 from jaxgen.data.folder import centre_crop
 from jaxgen.data.source import Source, check_labels, to_channels
 from jaxgen.errors import invalid, unknown
+from jaxgen.files import local
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,6 +25,11 @@ class TfdsSource(Source):
     records: Any
     image_key: str
     resize: bool
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Bytes."""
+        return np.dtype(np.uint8)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images uint8 [n, H, W, C] at `indices` [n]; UsageError for a record that fails."""
@@ -60,6 +66,7 @@ def tfds(
     """
     import tensorflow_datasets
 
+    data_dir = None if data_dir is None else str(local("source.data_dir", data_dir))
     how = (
         f"Prepare it once: tfds.builder({dataset!r}, data_dir=..., "
         'file_format="array_record").download_and_prepare()'

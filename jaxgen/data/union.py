@@ -42,6 +42,11 @@ class UnionSource(Source):
         return all(source.flippable for source in self.sources)
 
     @property
+    def dtype(self) -> np.dtype:
+        """That of all."""
+        return self.sources[0].dtype
+
+    @property
     def coding(self) -> Coding | None:
         """That of all."""
         return self.sources[0].coding
@@ -141,20 +146,19 @@ def union(
         given, wanted = _said(source), _said(first)
         if given != wanted:
             raise invalid(option, given, f"as {options[0]} has it: {wanted}")
-        if sorted(source.class_names) != sorted(first.class_names):
-            allowed = f"the classes of {options[0]}: {', '.join(first.class_names)}"
-            raise invalid(option, f"classes {', '.join(source.class_names)}", allowed)
-    labels = [
-        np.array([first.class_names.index(n) for n in source.class_names])[source.labels]
-        for source in opened
+    whose = f"the classes of {options[0]}"
+    opened = [
+        source.relabelled(first.class_names, option, whose=whose)
+        for option, source in zip(options, opened, strict=True)
     ]
     return UnionSource(
-        labels=np.concatenate(labels).astype(np.int32),
+        labels=np.concatenate([source.labels for source in opened]),
         shape=first.shape,
         class_names=first.class_names,
         levels=first.levels,
         tokens=first.tokens,
         columns={**first.columns, group: Column((), "int32")},
+        notes=tuple(note for source in opened for note in source.notes),
         sources=tuple(opened),
         shares=_shares(weights, [len(source) for source in opened]),
         group=group,
@@ -169,7 +173,7 @@ def _said(source: Source) -> dict[str, Any]:
     return {
         **found,
         "columns": dict(source.columns),
-        "dtype": source.images(np.arange(1)).dtype.name,
+        "dtype": source.dtype.name,
     }
 
 

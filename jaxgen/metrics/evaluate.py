@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen.data import Streamed
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.scores import memorisation
 from jaxgen.metrics.scores.manifold import KINDS
@@ -49,14 +50,14 @@ class Seen:
 def look(
     samples: np.ndarray,
     labels: np.ndarray,
-    train: Mapping[str, np.ndarray],
-    test: Mapping[str, np.ndarray],
+    train: Mapping[str, Any],
+    test: Mapping[str, Any],
     classifier: Extractor,
     extractors: Sequence[Extractor] = (),
 ) -> Seen:
     """Features of samples [N, H, W, C] (uint8, or floats in [-1, 1]) made for labels [N].
 
-    train, test: `image` and `label` of the two halves (`jaxgen.data.whole`), bytes or floats; all
+    train, test: `image` and `label` of the two halves (`jaxgen.data.at_hand`), bytes or floats; all
     images are compared as bytes (`quantise`). classifier: an extractor that tells probabilities of
     classes. Raises UsageError for fewer than 2 finite samples and for shapes that differ.
     """
@@ -70,7 +71,7 @@ def look(
     lost = int((~good).sum())
     made = of_bytes(quantise(samples[good]), labels[good], "samples", lost)
     learnt, known = (
-        of_bytes(quantise(half["image"]), half["label"], name)
+        of_bytes(_bytes(half["image"]), half["label"], name)
         for name, half in (("train half", train), ("test half", test))
     )
     sides = [
@@ -78,6 +79,10 @@ def look(
         for e in (classifier, *extractors)
     ]
     return Seen(made, learnt, known, len(samples), sides)
+
+
+def _bytes(images: np.ndarray | Streamed) -> np.ndarray | Streamed:
+    return images.converted(quantise) if isinstance(images, Streamed) else quantise(images)
 
 
 def evaluate(
@@ -192,12 +197,17 @@ def _some(data: Side, size: int, seed: int) -> Side:
     assert labels is not None
     if size == len(labels):
         return data
+    return data.rows(spread(labels, size, seed))
+
+
+def spread(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Places int64 [size], rising, of labels [N], drawn so that every class keeps its share."""
     order = np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return data.rows(np.sort(np.argsort(place, kind="stable")[:size]))
+    return np.sort(np.argsort(place, kind="stable")[:size])
 
 
 def _right(data: Side) -> int:
@@ -208,9 +218,16 @@ def _right(data: Side) -> int:
 
 def _memorised(made: Set, learnt: Set, known: Set) -> dict[str, Any]:
     assert made.images is not None and learnt.images is not None and known.images is not None
-    fresh = memorisation.train_distances(known.images, learnt.images)
+    if isinstance(learnt.images, Streamed):
+        # Of both at once, so that the training half is read once.
+        both = np.concatenate([made.images, known.images[:]])
+        near, fresh = np.split(
+            memorisation.train_distances(both, learnt.images), [len(made.images)]
+        )
+    else:
+        fresh = memorisation.train_distances(known.images[:], learnt.images)
+        near = memorisation.train_distances(made.images, learnt.images)
     limit = memorisation.threshold(fresh)
-    near = memorisation.train_distances(made.images, learnt.images)
     return _score(
         memorisation.memorised_share(near, limit),
         memorisation.memorised_share(fresh, limit),

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import io
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from jaxgen import files
+from jaxgen.data.pixels import MODES, png
+from jaxgen.data.walk import CLASS
 from jaxgen.errors import invalid
 from jaxgen.method import Spec
 from jaxgen.metrics.sets.quantise import quantise
+
+_OURS = re.compile(r"\d{6,}_label\d+\.png")
 
 
 def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
     """A picture [H', W', 3] uint8 of images [N, H, W, C] in [-1, 1], row by row.
 
+    [H', W', 4] of images with alpha: of 2 channels (grey, alpha) or 4 (RGB, alpha).
     scale: whole-number magnification (None: so that an image is at least 32 pixels wide).
     """
     pixels = quantise(np.asarray(images, np.float32))
     count, height, width, channels = pixels.shape
-    if channels != 3:
+    if channels == 2:
+        pixels = pixels[..., [0, 0, 0, 1]]
+    elif channels not in (3, 4):
         # One channel is grey; latents and the like show their first.
         pixels = np.repeat(pixels[..., :1], 3, axis=-1)
     scale = scale or max(1, -(-32 // width))
     rows = -(-count // columns)
     cell_h, cell_w = height * scale, width * scale
     canvas = np.full(
-        (rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap, 3), 255, np.uint8
+        (rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap, pixels.shape[-1]),
+        255,
+        np.uint8,
     )
     for i, image in enumerate(pixels):
         top, left = gap + (i // columns) * (cell_h + gap), gap + (i % columns) * (cell_w + gap)
@@ -38,7 +47,7 @@ def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
 
 
 def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.ndarray:
-    """The images [N, height, width, 3] uint8 of a picture that `grid` made at its own scale.
+    """The images [N, height, width, 3 or 4] uint8 of a picture that `grid` made at its own scale.
 
     White cells at the end are places that were left empty. Raises UsageError for a picture that is
     no grid of images of this size.
@@ -65,13 +74,52 @@ def picture(spec: Spec, samples: np.ndarray, columns: int) -> np.ndarray:
     return grid(samples, columns)
 
 
-def png(picture: np.ndarray) -> bytes:
-    """A picture [H, W, 3] uint8 as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+def save_png(path: str | Path, picture: np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """Write a picture [H, W, 1 to 4] as PNG, making the folder. text: see `data.pixels.png`."""
+    files.write(path, png(picture, text))
 
 
-def save_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as PNG, making the folder."""
-    files.write(path, png(picture))
+def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str, str]:
+    """What a grid's file says of its rows: the class of each, or classes where they are mixed."""
+    named = [names[y] if y < len(names) else "no label" for y in labels.tolist()]
+    rows = [named[start : start + columns] for start in range(0, len(named), columns)]
+    said = [row[0] if len(set(row)) == 1 else ", ".join(row) for row in rows]
+    return {"Rows": "\n".join(said)}
+
+
+def save_samples(
+    path: Path, first: int, images: np.ndarray, labels: Sequence[int], names: Sequence[str]
+) -> None:
+    """Write images [n, H, W, C] in [-1, 1], C from 1 to 4, as PNGs called 000000_label3.png.
+
+    first: the number of the first; labels of all. Each says the name of its class under the keyword
+    `Class`, by which folders are trained on and scored (`data.walk`).
+    """
+    pixels = quantise(np.asarray(images, np.float32))
+    if pixels.shape[-1] not in MODES:
+        # Latents and the like show their first channel.
+        pixels = pixels[..., :1]
+    for i, image in enumerate(pixels, first):
+        label = int(labels[i])
+        text = {CLASS: names[label]} if label < len(names) else None
+        save_png(path / f"{i:06d}_label{label}.png", image, text)
+
+
+def check_folder(path: Path, replace: bool, option: str = "--out") -> None:
+    """Refuse to write samples among files that are there already: all would be scored as one set.
+
+    Raises UsageError for a folder with anything in it; with `replace`, for one with anything that
+    is not samples of ours.
+    """
+    there = sorted(path.iterdir()) if path.is_dir() else []
+    ours = earlier(path) if replace else []
+    others = [f.name for f in there if f not in ours and not f.name.startswith(".")]
+    if others:
+        given = f"{path}, with {len(others)} files such as {others[0]}"
+        fix = None if replace else "Samples that are there make place with --replace."
+        raise invalid(option, given, "a new or an empty folder", fix)
+
+
+def earlier(path: Path) -> list[Path]:
+    """Samples that `save_samples` wrote to a folder."""
+    return sorted(f for f in path.glob("*.png") if _OURS.fullmatch(f.name))

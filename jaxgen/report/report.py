@@ -16,10 +16,10 @@ from PIL import Image
 
 from jaxgen import __version__
 from jaxgen import config as configs
+from jaxgen.data.pixels import png
 from jaxgen.files import json_text, read_json
 from jaxgen.report.page import image, page, plot, table
 from jaxgen.report.page import png as drawn
-from jaxgen.report.pictures import png
 from jaxgen.run.model import Model
 from jaxgen.scoring import title
 from jaxgen.scoring.common import receipts
@@ -48,6 +48,7 @@ def write(
     device = model.setup.mesh.devices.flat[0]
     content = {
         "config": json.loads(configs.to_json(model.setup.config)),
+        "classes": list(model.setup.spec.class_names),
         "images_seen": model.images_seen,
         "steps": model.step,
         "parameters": sum(int(np.prod(a.shape)) for a in jax.tree.leaves(model.params["params"])),

@@ -15,6 +15,7 @@ from jaxgen import files
 from jaxgen.data import Source, Target, normalise
 from jaxgen.data.features import hashes
 from jaxgen.errors import UsageError, invalid
+from jaxgen.files import local
 from jaxgen.run.setup import DataOptions, open_source
 from jaxgen.training.log import progress, say
 
@@ -37,7 +38,8 @@ def encode(
     data.flip can be used. A test half that is not there is left out, and that is said.
     Raises UsageError for data that cannot be opened, and features that are no finite vectors.
     """
-    if Path(out).suffix != ".npz":
+    out = local("--out", out)
+    if out.suffix != ".npz":
         raise invalid("--out", str(out), "a name that ends in .npz")
     if batch_size < 1:
         raise invalid("--batch_size", batch_size, "images >= 1")

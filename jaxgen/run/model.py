@@ -27,7 +27,7 @@ from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
 from jaxgen.run import record
 from jaxgen.run.others import branch, sections
 from jaxgen.run.precision import single
-from jaxgen.run.setup import Setup, answering, make_sampler, sample_options, set_up
+from jaxgen.run.setup import Setup, answering, make_sampler, sample_options, set_up, text_order
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.log import progress, say
 from jaxgen.training.sharding import batch_devices, batch_sharding, state_sharding
@@ -394,7 +394,11 @@ def _setup(
     configs.override(config, data)
     spec, coding = record.spec_of_record(said), record.coding_of_record(said)
     try:
-        return set_up(config, spec=spec, coding=coding, trusted=trusted, joining=False)
+        order = text_order if spec is None else None
+        setup = set_up(
+            config, spec=spec, coding=coding, classes=order, trusted=trusted, joining=False
+        )
+        return dataclasses.replace(setup, held=said.get("holdout"))
     except UsageError as error:
         if said or not str(error).startswith(("source", "config.data")):
             raise

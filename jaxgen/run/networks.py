@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.data import to_host
+from jaxgen.data.classes import mismatch
 from jaxgen.errors import UsageError, invalid
 from jaxgen.method import Method, Spec
 
@@ -77,8 +78,8 @@ class Other:
                 raise invalid(self.option, given, f"{what} {ours}, as this run's data")
         names, ours = getattr(self.spec, "classes", ()), getattr(spec, "classes", ())
         if names and ours and names != ours:
-            raise invalid(self.option, f"{self.workdir}, trained on classes {list(names)}",
-                          f"this run's classes {list(ours)}")  # fmt: skip
+            option = f"{self.option} {self.workdir}"
+            raise mismatch(option, names, ours, "the classes of this run")
         return self.params
 
 

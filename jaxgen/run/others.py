@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.data.classes import mismatch
 from jaxgen.errors import invalid
 from jaxgen.method import denoiser_factory
 from jaxgen.run.setup import Setup
@@ -78,6 +79,9 @@ def _check_alike(setup: Setup, other: Setup, option: str, workdir: str) -> None:
                 "scales there": np.round(path.alpha(times), 4).tolist(),
             }
         )
+    names, theirs = setup.spec.classes, other.spec.classes
+    if names and theirs and len(names) == len(theirs) and names != theirs:
+        raise mismatch(f"{option} {workdir}", theirs, names, "the classes here")
     for what, ours in worlds[0].items():
         if worlds[1][what] != ours:
             raise invalid(option, f"{workdir}, {what} {worlds[1][what]}", f"{ours}, as here")

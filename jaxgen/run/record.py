@@ -9,18 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from jaxgen import config as configs
-from jaxgen.data import Coding
+from jaxgen.data import Coding, Source
 from jaxgen.errors import invalid
-from jaxgen.files import read_json
+from jaxgen.files import local, read_json
 from jaxgen.method import Spec
-from jaxgen.run.setup import Setup, differences, other_data
+from jaxgen.run.setup import Setup, differences, other_data, text_order
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 
 FILE, KEY = "config.json", "recorded"
@@ -49,6 +49,16 @@ def recorded(workdir: str | Path) -> dict[str, Any]:
 def before(workdir: Path) -> dict[str, Any]:
     """`recorded` of a workdir that may be new; {} of one whose run has no checkpoint yet."""
     return recorded(workdir) if has_checkpoints(workdir) else {}
+
+
+def class_order(workdir: Path) -> Callable[[Source], Sequence[str]] | None:
+    """The order in which a run that goes on has the classes of a source; None of a new run."""
+    if not (workdir / FILE).is_file() or not has_checkpoints(workdir):
+        return None
+    spec = spec_of_record(recorded(workdir))
+    if spec is None:
+        return text_order
+    return lambda source: spec.classes or source.class_names
 
 
 def record_of(setup: Setup, workdir: Path) -> dict[str, Any]:
@@ -92,7 +102,11 @@ def tokenizer_of(setup: Setup, workdir: Path) -> Path | None:
     own = None if setup.coding is None else setup.coding.tokenizer
     beside = workdir / said["beside"] if "beside" in said else None
     found = (setup.data.tokenizer, beside, said.get("tokenizer"), own)
-    places = list(dict.fromkeys(os.path.normpath(place) for place in found if place))
+    places = list(
+        dict.fromkeys(
+            os.path.normpath(local("config.data.tokenizer", place)) for place in found if place
+        )
+    )
     if not places:
         return None
     for place in places:
@@ -123,7 +137,7 @@ def check_same_data(workdir: Path, setup: Setup) -> None:
 
 
 def _read(workdir: Path) -> dict[str, Any]:
-    path = workdir / FILE
+    path = local("--workdir", workdir) / FILE
     if not path.is_file():
         raise invalid("--workdir", str(workdir), f"the folder of a run (it has a {FILE})")
     return read_json(path)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,9 @@ import ml_collections
 
 from jaxgen import config as configs
 from jaxgen.data import Coding, Source, Target, normalise
+from jaxgen.data.classes import listed, natural
+from jaxgen.data.folder import FolderSource
+from jaxgen.data.holdout import held_out
 from jaxgen.errors import Failure, UsageError, check_seed, invalid, unknown
 from jaxgen.mesh import Layout, within
 from jaxgen.method import Method, Sampler, Spec, update_with
@@ -28,6 +31,7 @@ from jaxgen.run.start import StartOptions, options_of
 from jaxgen.steer.sampler import steered
 from jaxgen.training.ema import Averages
 from jaxgen.training.hosts import HostOptions, join
+from jaxgen.training.log import say
 from jaxgen.training.optim import optimizer
 from jaxgen.training.sharding import check_batch, make_layout
 
@@ -41,7 +45,9 @@ class DataOptions:
     prefetch: batches kept on the device ahead of the step. tokenizer: the workdir of the tokenizer
     whose codes the source holds, where it is not the one that the codes themselves name. holds:
     what the source is meant to hold, as {"shape", "num_classes", "levels"?, "tokens"?}: `jaxgen
-    plan` then needs no data, and data that hold something else are refused.
+    plan` then needs no data, and data that hold something else are refused. holdout: the share of
+    the training half, by content, that is the test half in the place of the source's own (0: none),
+    drawn by holdout_seed (`data.holdout`).
     """
 
     source: Any
@@ -53,6 +59,8 @@ class DataOptions:
     prefetch: int = 2
     tokenizer: str | None = None
     holds: Any = None
+    holdout: float = 0.0
+    holdout_seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +168,10 @@ class Setup:
     """A checked config and what it says, as objects.
 
     coding: how images became the examples, where these are codes. opened: the training half, where
-    it had to be opened to know the spec; `source` opens it when first asked for. trusted: of a
-    config that came with a model, the modules besides jaxgen's own that it may name. own: the names
-    outside of jaxgen that it is built from.
+    it had to be opened to know the spec; `source` opens it when first asked for. held: what the
+    run recorded of its `holdout` when it began. trusted: of a config that came with a model, the
+    modules besides jaxgen's own that it may name. own: the names outside of jaxgen that it is
+    built from.
     """
 
     config: ml_collections.ConfigDict
@@ -183,6 +192,7 @@ class Setup:
     networks: Mapping[str, Other]
     start: StartOptions | None
     opened: Source | None = None
+    held: Mapping[str, Any] | None = None
     trusted: tuple[str, ...] | None = None
     own: tuple[str, ...] = ()
 
@@ -203,30 +213,82 @@ class Setup:
     @functools.cached_property
     def source(self) -> Source:
         """The training half. Raises UsageError where it is not there, or holds something else."""
+        return self._halves[0] if self.data.holdout else self._whole
+
+    @functools.cached_property
+    def test_source(self) -> Source:
+        """The test half; classes may be missing. Raises UsageError as `source` does."""
+        if self.data.holdout:
+            return self._halves[1]
+        try:
+            return self._open(self.data.test, fewer=True)
+        except UsageError as error:
+            raise UsageError(
+                f"config.data.test: got {self.data.test!r}, a half for scoring that cannot be "
+                f"opened. {error} A part of the training half in its place: "
+                "--config.data.holdout=0.1"
+            ) from error
+
+    @property
+    def holdout(self) -> dict[str, Any] | None:
+        """What a receipt says of the halves where the one was held out of the other."""
+        return self._halves[2] if self.data.holdout else None
+
+    @functools.cached_property
+    def _halves(self) -> tuple[Source, Source, dict[str, Any]]:
+        found = held_out(self._whole, self.data.holdout, self.data.holdout_seed)
+        if self.held not in (None, found[2]):
+            raise invalid(
+                "config.data.source",
+                f"data that are held out as {found[2]}",
+                f"those that the run began with, {self.held}",
+                "Images have come, gone or changed, so that halves would not be what they were.",
+            )
+        return found
+
+    @functools.cached_property
+    def _whole(self) -> Source:
+        """What the source calls its training half."""
         if self.opened is not None:
             return self.opened
         return self._open(self.data.train)
 
-    @functools.cached_property
-    def test_source(self) -> Source:
-        """The test half; the last classes may be missing. Raises UsageError as `source` does."""
-        return self._open(self.data.test, fewer=True)
-
     def _open(self, split: str, fewer: bool = False) -> Source:
+        """A half, with the labels that the model was trained with, matched by name."""
         with configs.foreign(self.trusted):
             source = open_source(self.data, split)
-        found, wanted, count = spec_of(source), self.spec, source.num_classes
-        if fewer and count < wanted.num_classes:
-            first = wanted.classes[:count]
-            wanted = dataclasses.replace(wanted, num_classes=count, classes=first)
+        ours, wanted = set(source.class_names), self.spec
+        if wanted.classes and (
+            ours == set(wanted.classes) or (fewer and ours < set(wanted.classes))
+        ):
+            source = source.relabelled(wanted.classes, "config.data.source", fewer=fewer)
+        elif fewer and not wanted.classes and source.num_classes < wanted.num_classes:
+            wanted = dataclasses.replace(wanted, num_classes=source.num_classes)
+        found = spec_of(source)
         if differences(found, wanted):
             raise other_data("config.data.source", found, self.spec)
         return source
 
 
 def open_source(data: DataOptions, split: str) -> Source:
-    """The source of a data section, at one of its splits."""
-    return configs.build(data.source, configs.ROOMS["source"], "config.data.source", split=split)
+    """The source of a data section, at one of its splits; what it left out is said."""
+    source: Source = configs.build(
+        data.source, configs.ROOMS["source"], "config.data.source", split=split
+    )
+    for note in source.notes:
+        say(note)
+    return source
+
+
+def text_order(source: Source) -> tuple[str, ...]:
+    """The classes in the order that a run had them which recorded none: folders sorted as text."""
+    inner: Any = source
+    while not isinstance(inner, FolderSource):
+        inner = getattr(inner, "of", None) or next(iter(getattr(inner, "sources", ())), None)
+        if inner is None:
+            return source.class_names
+    named = source.class_names == natural(source.class_names)
+    return tuple(sorted(source.class_names)) if named else source.class_names
 
 
 def set_up(
@@ -236,6 +298,7 @@ def set_up(
     data: bool = True,
     spec: Spec | None = None,
     coding: Coding | None = None,
+    classes: Callable[[Source], Sequence[str]] | None = None,
     trusted: Sequence[str] | None = None,
     joining: bool = True,
 ) -> Setup:
@@ -247,10 +310,11 @@ def set_up(
 
     devices: in place of those of this run. data=False: where the config says what its source
     holds, that source is not opened before it is asked for. spec, coding: of a source that need not
-    be opened either, since a trained model says what it holds (`run.record`).
+    be opened either, since a trained model says what it holds (`run.record`). classes: the order
+    that a run which goes on has them in, where they are the same.
     """
     with configs.foreign(trusted), configs.collecting() as names, answering(names):
-        setup = _set_up(config, devices, data, spec, coding, joining)
+        setup = _set_up(config, devices, data, spec, coding, classes, joining)
     return dataclasses.replace(
         setup, trusted=None if trusted is None else tuple(trusted), own=tuple(sorted(names))
     )
@@ -304,6 +368,7 @@ def _set_up(
     data: bool,
     spec: Spec | None,
     coding: Coding | None,
+    classes: Callable[[Source], Sequence[str]] | None,
     joining: bool,
 ) -> Setup:
     for key in config:
@@ -321,6 +386,8 @@ def _set_up(
     reading, train = options["data"], options["train"]
     if train.images < 1:
         raise invalid("config.train.images", train.images, "images >= 1")
+    if not 0 <= reading.holdout < 1:
+        raise invalid("config.data.holdout", reading.holdout, "0 for none, or a share below 1")
     if train.accumulate < 1:
         raise invalid("config.train.accumulate", train.accumulate, "microbatches >= 1")
     if devices is None:
@@ -332,6 +399,9 @@ def _set_up(
     source = None
     if spec is None and (data or declared is None):
         source = open_source(reading, reading.train)
+        before = source.class_names if classes is None else classes(source)
+        if set(before) == set(source.class_names):
+            source = source.relabelled(before, "config.data.source")
         spec, coding = spec_of(source), source.coding
     spec = declared if spec is None else spec
     assert spec is not None
@@ -432,7 +502,7 @@ def other_data(option: str, given: Spec, wanted: Spec) -> UsageError:
     found = differences(given, wanted)
 
     def said(spec: Spec) -> str:
-        shown = {"classes": ", ".join(spec.class_names)}
+        shown = {"classes": listed(spec.class_names)}
         return "; ".join(f"{name} {shown.get(name, getattr(spec, name))}" for name in found)
 
     return invalid(option, f"data of {said(given)}", f"{said(wanted)}, as the model was trained on")

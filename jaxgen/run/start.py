@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxgen.data import to_host
-from jaxgen.errors import invalid
+from jaxgen.data.classes import mismatch
+from jaxgen.errors import UsageError, invalid
 from jaxgen.files import local
 from jaxgen.method import Method, TrainState
 from jaxgen.training.log import say
@@ -58,8 +59,10 @@ class StartOptions:
                 ) from error
 
 
-def source_of(options: StartOptions, groups: Collection[str]) -> tuple[PyTree, str]:
-    """(parameters on the host, where they are from).
+def source_of(
+    options: StartOptions, groups: Collection[str]
+) -> tuple[PyTree, str, tuple[str, ...]]:
+    """(parameters on the host, where they are from, the names of their classes if they are known).
 
     groups: those of this run. Of a run with a wrap that this one lacks (adapters), the parameters
     are what its sampler has: merged.
@@ -68,7 +71,7 @@ def source_of(options: StartOptions, groups: Collection[str]) -> tuple[PyTree, s
         file = local("config.start.file", options.file)
         if not file.is_file():
             raise invalid("config.start.file", options.file, "an existing .safetensors file")
-        return read(file)[0], options.file
+        return read(file)[0], options.file, ()
     from jaxgen.run.model import load
 
     assert options.workdir is not None
@@ -79,21 +82,27 @@ def source_of(options: StartOptions, groups: Collection[str]) -> tuple[PyTree, s
     plain = model.setup.method.plain(found)
     if set(found) - set(plain) - set(groups):
         found = plain
-    return to_host(found), f"{options.workdir} ({model.images_seen} images)"
+    place = f"{options.workdir} ({model.images_seen} images)"
+    return to_host(found), place, model.setup.spec.classes
 
 
 def initial(
-    method: Method, options: StartOptions
+    method: Method, options: StartOptions, classes: Sequence[str] = ()
 ) -> tuple[Callable[[TrainState], TrainState], dict[str, str]]:
     """What gives a fresh state the parameters, and averages, of another run; and what it was.
 
-    All that can be wrong is found here, before anything is written or compiled. Raises UsageError.
+    classes: the names of this run's; a run of other classes, or of the same in another order, is
+    refused unless `skip` leaves something of it out (what holds its labels). All that can be wrong
+    is found here, before anything is written or compiled. Raises UsageError.
     """
     abstract = jax.eval_shape(method.init, jax.random.key(0)).params
-    source, place = source_of(options, abstract)
+    source, place, theirs_are = source_of(options, abstract)
     theirs, ours = _named(source), _named(abstract)
     skipped = {n for n in ours if any(re.search(p, n) for p in options.skip)}
     shared = {n for n in ours if n in theirs and n not in skipped}
+    if theirs_are and classes and tuple(classes) != theirs_are and not skipped & set(theirs):
+        error = mismatch(f"config.start {place}", theirs_are, classes, "the classes of this run")
+        raise UsageError(f"{error} What holds labels can be left out: config.start.skip=(regex,).")
     if not shared:
         raise invalid("config.start", place, "a run that shares parameters with this one",
                       f"It has {_listed(theirs)}; this run has {_listed(ours)}.")  # fmt: skip

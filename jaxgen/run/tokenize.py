@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxgen.data import Source, codes
 from jaxgen.errors import invalid
+from jaxgen.files import local
 from jaxgen.run.model import Model, digest
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import progress, say
@@ -37,7 +38,7 @@ def tokenize(
         raise invalid("--workdir", str(workdir), "the workdir of a tokenizer")
     if jax.process_count() > 1:
         raise invalid("config.hosts.count", jax.process_count(), "1: one process writes the codes")
-    folder, name = Path(out), ema or model.ema
+    folder, name = local("--out", out), ema or model.ema
     made_by = {
         "tokenizer": str(Path(workdir).resolve()),
         "ema": name,

@@ -101,6 +101,7 @@ def classify(
     result = {
         **asked.about,
         "images": len(order),
+        "classes": list(setup.spec.class_names),
         **clean,
         **(_told(found, order, setup.spec.class_names) if images is not None else {}),
         "bins": calibration.BINS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
+from jaxgen.data.pixels import BACKGROUND
 from jaxgen.errors import UsageError, check_seed
 from jaxgen.metrics import extractors
 from jaxgen.metrics.scores.table import check_names
@@ -28,25 +29,28 @@ def evaluate_files(
     weights: str | Path | None = None,
     scores: Sequence[str] | None = None,
     range: str | None = None,
+    channels: int | None = None,
+    background: Any = BACKGROUND,
     intervals: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Scores of images or features in files, whoever made them: `metrics.files.evaluate_sets`.
 
-    samples, reference, train: see `metrics.sets.load`. features: the name of an extractor and its
-    weights, "classifier" or "identity"; None: identity for arrays [N, d]; for images the standard
-    Inception network if its weights are here, and otherwise a classifier trained on the
-    reference's labels. out: a file for the receipt, too.
+    samples, reference, train, range, channels, background: see `metrics.sets.load`. features: the
+    name of an extractor and its weights, "classifier" or "identity"; None: identity for arrays
+    [N, d]; for images the standard Inception network if its weights are here, and otherwise a
+    classifier trained on the reference's labels. out: a file for the receipt, too.
     """
     check_draws(intervals)
     check_seed("--seed", seed)
     check_names(scores)
     if out is not None:
         files.check_out("--out", out, (".json",))
-    made = sets.load(samples, option="--samples", range=range)
-    known = sets.load(reference, option="--reference", range=range)
-    learnt = None if train is None else sets.load(train, option="--train", range=range)
+    how: dict[str, Any] = dict(range=range, channels=channels, background=background)
+    made = sets.load(samples, option="--samples", **how)
+    known = sets.load(reference, option="--reference", **how)
+    learnt = None if train is None else sets.load(train, option="--train", **how)
     asked = _extractor(features, weights, made, known)
     found = evaluate_sets(
         made,

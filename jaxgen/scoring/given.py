@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data import Source
+from jaxgen.data.classes import matched
+from jaxgen.data.pixels import BACKGROUND, MODES
 from jaxgen.data.source import ArraySource
-from jaxgen.errors import invalid, unknown
+from jaxgen.errors import invalid
 from jaxgen.metrics.sets.reading import Set, load
 from jaxgen.run.model import Model
 from jaxgen.scoring.common import part
+from jaxgen.training.log import say
 
 OPTION = "--images"
 
@@ -42,8 +45,16 @@ def chosen(model: Model, split: str, images: str | Path | None, limit: int, seed
     """
     if images is None:
         source, order = part(model.setup, split, limit, seed)
-        return Chosen(source, order, split, True, {"split": split})
-    found, spec = load(images, option=OPTION), model.setup.spec
+        halves = {} if model.setup.holdout is None else {"holdout": model.setup.holdout}
+        return Chosen(source, order, split, True, {"split": split, **halves})
+    spec, section = model.setup.spec, model.setup.data.source
+    seen = (spec if model.tokenizer is None else model.tokenizer.setup.spec).shape
+    channels = seen[2] if len(seen) == 3 and seen[2] in MODES else None
+    # Of a folder, as training sees it.
+    background = section.get("background", BACKGROUND) if hasattr(section, "get") else BACKGROUND
+    found = load(images, option=OPTION, channels=channels, background=background)
+    for note in found.notes:
+        say(note)
     if found.images is None or spec.target is not None:
         raise invalid(OPTION, str(images), "images, for a model of images")
     labels = None if found.labels is None else _labels(found, spec.class_names)
@@ -75,7 +86,5 @@ def _labels(found: Set, names: tuple[str, ...]) -> np.ndarray:
         if len(wrong):
             raise invalid(f"{OPTION}: labels", int(wrong[0]), f"0 to {len(names) - 1}")
         return found.labels.astype(np.int32)
-    for name in found.classes:
-        if name not in names:
-            raise unknown(f"{OPTION}: class", name, names)
-    return np.array([names.index(name) for name in found.classes], np.int32)[found.labels]
+    whose = "the model's classes"
+    return matched(found.classes, names, option=OPTION, whose=whose, fewer=True)[found.labels]

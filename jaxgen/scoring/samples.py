@@ -12,13 +12,14 @@ import numpy as np
 
 from jaxgen import config as configs
 from jaxgen import files
-from jaxgen.data import whole
+from jaxgen.data import Streamed, at_hand, whole
+from jaxgen.data.pipeline import AT_ONCE
 from jaxgen.errors import check_seed, invalid
 from jaxgen.method import Method
 from jaxgen.metrics import Classifier, Extractor, Sampling, Training, cached, extractors
 from jaxgen.metrics.cautions import cautions
 from jaxgen.metrics.evaluate import evaluate as score
-from jaxgen.metrics.evaluate import look
+from jaxgen.metrics.evaluate import look, spread
 from jaxgen.metrics.extractors import lpips
 from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.receipt import receipt
@@ -128,6 +129,8 @@ def evaluate(
                 "guidance": scale,
                 "images_seen": model.images_seen,
                 "classifier_test_accuracy": None if judge is None else judge.accuracy,
+                **({} if setup.spec.target else {"classes": list(setup.spec.class_names)}),
+                **({} if judge is None or judge.holdout is None else {"holdout": judge.holdout}),
                 "left_out": {_named(k, setup.method): why for k, why in left_out.items()},
                 "cautions": cautions(found, setup.spec.num_classes if judge is not None else None),
                 **about,
@@ -175,11 +178,12 @@ class _Judge:
     extractors: the classifier, and a list of others, as `metrics.evaluate.look` takes them.
     """
 
-    train: Mapping[str, np.ndarray]
-    test: Mapping[str, np.ndarray]
+    train: Mapping[str, Any]
+    test: Mapping[str, Any]
     extractors: tuple[Extractor, list[Extractor]]
     perceptual: LPIPS | None
     accuracy: float
+    holdout: dict[str, Any] | None
 
 
 def _judge(
@@ -189,29 +193,43 @@ def _judge(
 
     workdir: where the classifier is kept, or None for nowhere.
     """
-    names = [name for name in (features or "").split(",") if name not in ("", "classifier")]
-    if weights is not None and len(names) != 1:
+    asked = [name for name in (features or "").split(",") if name not in ("", "classifier")]
+    if weights is not None and len(asked) != 1:
         raise invalid("--weights", str(weights), "weights for a single network of --features")
     perceptual = None
-    if "lpips" in names:
+    if "lpips" in asked:
         if model.setup.method.sampler is not None:
             allowed = "extractors of features: lpips compares images with their reconstructions"
             raise invalid("--features", "lpips of samples", allowed)
-        names.remove("lpips")
+        asked.remove("lpips")
         perceptual = lpips.load(weights)
-    others = [Shared(extractors.load(name, weights)) for name in names]
+    real = model.tokenizer.setup if model.tokenizer is not None else model.setup
+    networks = [name for name in asked if ":" not in name and name != "identity"]
+    if networks and len(real.spec.shape) == 3 and real.spec.shape[-1] in (2, 4):
+        allowed = "classifier: other networks look at grey images and at RGB, without alpha"
+        raise invalid("--features", features, allowed)
+    others = [Shared(extractors.load(name, weights)) for name in asked]
     check()
     if model.setup.spec.target is not None:
         return None
-    real = model.tokenizer.setup if model.tokenizer is not None else model.setup
-    train, test = whole(real.source), whole(real.test_source)
+    sources = [real.source, real.test_source]
+    if model.setup.spec.classes:
+        how: dict[str, Any] = dict(whose="the classes of the model", fewer=True)
+        sources = [
+            half.relabelled(model.setup.spec.classes, "config.data.tokenizer", **how)
+            for half in sources
+        ]
+    train, test = at_hand(sources[0]), at_hand(sources[1])
+    if model.setup.method.sampler is None:
+        test = whole(sources[1])
+    learnt = _few(train)
     say("classifier for the scores: training, or from the cache")
 
     def network() -> Classifier:
         return cached(
             None if workdir is None else Path(workdir) / "classifier.safetensors",
-            train["image"],
-            train["label"],
+            learnt["image"],
+            learnt["label"],
             model.setup.spec.num_classes,
             training=Training(flip=model.setup.data.flip),
         )
@@ -222,7 +240,17 @@ def _judge(
     accuracy = hosts.tell(accuracy)
     say(f"classifier: {100 * accuracy:.2f} % of the test half right")
     # By now it is in the cache, which all processes can read.
-    return _Judge(train, test, (Shared(network()), [*others]), perceptual, accuracy)
+    return _Judge(train, test, (Shared(network()), [*others]), perceptual, accuracy, real.holdout)
+
+
+def _few(train: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    """What a classifier learns from: all, or as many as are held at once, in the same shares."""
+    images = train["image"]
+    if not isinstance(images, Streamed):
+        return train
+    count = max(2, AT_ONCE // max(1, images[:1].nbytes))
+    places = spread(train["label"], count, 0)
+    return {"image": images[places], "label": train["label"][places]}
 
 
 def _sampling(made: Samples, seed: int) -> Sampling:

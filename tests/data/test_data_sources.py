@@ -251,13 +251,12 @@ def test_undecodable_images_are_named_and_counted_and_skipped_only_on_request(tm
     file = tmp_path / "dog" / "1.png"
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(UsageError, match=r"2 of 7 images.*bad\.jpg.*1\.png.*on_error") as caught:
-        folder(str(tmp_path), image_size=16)
+        folder(str(tmp_path), image_size=16, verify=True)
     assert "0.png" not in str(caught.value)
-    with pytest.warns(UserWarning, match="2 of 7 images"):
-        source = folder(str(tmp_path), image_size=16, on_error="skip")
-    assert len(source) == 5 and len(source.skipped) == 2
+    source = folder(str(tmp_path), image_size=16, on_error="skip")
+    assert len(source) == 5 and len(source.skipped) == 2 and "2 of 7 images" in source.notes[0]
     source.images(np.arange(5))
-    unchecked = folder(str(tmp_path), image_size=16, verify=False)
+    unchecked = folder(str(tmp_path), image_size=16)
     assert len(unchecked) == 7
     with pytest.raises(UsageError, match=r"bad\.jpg"):
         list(itertools.islice(batches(unchecked, batch_size=7, seed=0), 1))
@@ -269,11 +268,9 @@ def test_folder_refuses_missing_folders_empty_classes_and_bad_options(tmp_path):
     with pytest.raises(UsageError, match="one sub-folder per class"):
         folder(str(tmp_path), image_size=8)
     write_folder(tmp_path)
-    for option, value in (("image_size", 0), ("channels", 2), ("on_error", "ignore")):
+    for option, value in (("image_size", 0), ("channels", 5), ("on_error", "ignore")):
         with pytest.raises(UsageError, match=f"source.{option}"):
             folder(str(tmp_path), **{"image_size": 8, option: value})
-    with pytest.raises(UsageError, match="source.verify"):
-        folder(str(tmp_path), image_size=8, verify=False, on_error="skip")
     (tmp_path / "emu").mkdir()
     with pytest.raises(UsageError, match="no image of 1 of 3 classes \\('emu'\\)"):
         folder(str(tmp_path), image_size=8)

@@ -161,16 +161,21 @@ def test_going_on_with_other_classes_is_refused_with_both_lists(moved, tmp_path)
     assert "cat, cow, wolf" in err and "cat, cow, dog" in err
 
 
-def test_a_test_half_may_lack_the_last_classes_and_no_others(moved, tmp_path):
+def test_a_test_half_may_lack_classes_and_has_no_others(moved, tmp_path):
     workdir, data = shutil.copytree(moved[0], tmp_path / "run"), tmp_path / "data"
     write_folder(data / "test", ("cat", "cow"), each=2)
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["source"]["path"] = str(data)
     (workdir / "config.json").write_text(json.dumps(config))
     assert answer("classify", "--workdir", str(workdir))["images"] == 4
-    (data / "test" / "cat").rename(data / "test" / "dog")
+    before = json.loads((workdir / "receipts" / "classify_test.json").read_text())
+    # Without the first class, the others are still what they are called.
+    shutil.rmtree(data / "test" / "cat")
+    after = answer("classify", "--workdir", str(workdir))
+    assert after["images"] == 2 and before["classes"] == after["classes"] == ["cat", "cow", "dog"]
+    (data / "test" / "cow").rename(data / "test" / "emu")
     err = refusal("classify", "--workdir", str(workdir))
-    assert "cow, dog" in err and "cat, cow, dog" in err
+    assert "emu" in err and "cat, cow, dog" in err
 
 
 def test_a_run_on_a_union_of_sources_resumes_and_then_needs_none_of_them(moved, tmp_path):

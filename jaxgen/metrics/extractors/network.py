@@ -57,7 +57,9 @@ class NetworkExtractor:
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
-            raise invalid("images", images.shape, "a shape (N, H, W, 1) or (N, H, W, 3)")
+            alpha = images.ndim == 4 and images.shape[-1] in (2, 4)
+            fix = "Without their alpha: --channels 3." if alpha else None
+            raise invalid("images", images.shape, "a shape (N, H, W, 1) or (N, H, W, 3)", fix)
         params, mesh, prepare, apply = self._compiled
         chunks: dict[str, list[np.ndarray]] = {name: [] for name in names}
         run = lambda chunk: apply(params, prepare(chunk))

@@ -5,8 +5,11 @@ images -> `nearest` distances -> `threshold` (of the test half) and `memorised_s
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
+from jaxgen.data import Streamed
 from jaxgen.errors import invalid
 from jaxgen.metrics.neighbours import nearest
 
@@ -17,8 +20,13 @@ def flat(images: np.ndarray) -> np.ndarray:
     return points / 127.5 - 1 if images.dtype == np.uint8 else points
 
 
-def train_distances(images: np.ndarray, train: np.ndarray) -> np.ndarray:
+def train_distances(images: np.ndarray, train: np.ndarray | Streamed) -> np.ndarray:
     """Euclidean distance [n] in pixels of each image [n, H, W, C] to the nearest of `train`."""
+    if isinstance(train, Streamed):
+        points = flat(images)
+        return functools.reduce(
+            np.minimum, (nearest(points, flat(chunk)) for chunk in train.chunks())
+        )
     return nearest(flat(images), flat(train))
 
 

@@ -14,7 +14,7 @@ from jaxgen.metrics.cautions import cautions
 from jaxgen.metrics.extractors.classifier import train_classifier
 from jaxgen.metrics.receipt import plain, versions
 from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, check_names, compute
-from jaxgen.metrics.sets.reading import Set
+from jaxgen.metrics.sets.reading import Set, aligned
 from jaxgen.metrics.sets.side import DRAWS, Extractor, draws, side, source, title
 
 
@@ -40,6 +40,7 @@ def evaluate_sets(
     else none.
 
     The receipt's `scores` are {name: {"value", "better", "floor", "interval", convention...}}.
+    Labels are matched by the names of their classes (`reading.aligned`).
     `fid` is so called for features of the standard Inception network of 50,000 images (`fid_10k`
     for 10,000) and for features that the user brings; of any other network it is `fd_NETWORK`.
     Raises UsageError for sets that do not go together and for too few images.
@@ -49,6 +50,11 @@ def evaluate_sets(
         raise invalid("--samples", f"{samples.name}: mu and sigma", "images or features")
     if samples.images is not None and reference.images is not None:
         _same_shape(samples, reference, train)
+    samples = aligned(samples, reference, "--samples", say)
+    train = None if train is None else aligned(train, reference, "--train", say)
+    for data in (samples, reference, *(() if train is None else (train,))):
+        for note in data.notes:
+            say(note)
     extractor: Extractor | None = None
     if features != "identity":
         for option, side in (("--samples", samples), ("--reference", reference)):
@@ -155,7 +161,9 @@ def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:
             given = f"{other.name} of {other.images.shape[1:]}"
             allowed = f"the reference's image shape {reference.images.shape[1:]}"
             option = "--samples" if other is samples else "--train"
-            raise invalid(option, given, allowed)
+            same = other.images.shape[1:3] == reference.images.shape[1:3]
+            fix = "Channels can be made alike: --channels 3, for example." if same else None
+            raise invalid(option, given, allowed, fix)
 
 
 def _halves(known: Side, learnt: Side | None, seed: int) -> Floor | None:

@@ -5,16 +5,33 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
-import re
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxgen.data.folder import EXTENSIONS
+from jaxgen.data.arrays import clipped, named
+from jaxgen.data.classes import listed, matched
+from jaxgen.data.pixels import (
+    BACKGROUND,
+    MODES,
+    RANGES,
+    UndecodableError,
+    channels_last,
+    colour,
+    extensions,
+    of_pixels,
+    opened,
+    scaled,
+    with_channels,
+)
+from jaxgen.data.walk import listing
 from jaxgen.errors import invalid
+from jaxgen.files import local
 from jaxgen.metrics.scores.frechet import Moments
 from jaxgen.metrics.sets.quantise import quantise
 
@@ -22,30 +39,34 @@ from jaxgen.metrics.sets.quantise import quantise
 _IMAGES = ("images", "image", "samples", "arr_0")
 _LABELS = ("labels", "label", "arr_1", "y")
 _FEATURES = ("features", "pool_3", "embeddings")
-_OURS = re.compile(r"_label(\d+)$")
+_MORE = ("mu", "sigma", "size", "clip", "class_names")
 KINDS = "a folder of images, a .npy or a .npz file"
-RANGES = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0), "0,255": (0.0, 255.0)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Set:
     """Images, features or moments, with what tells the set apart from others.
 
-    images: uint8 [N, H, W, C], of which values that are not finite were left out and counted in
-    `lost`. features: float [N, d]. moments: of features that are not at hand; counted: whether the
-    file says of how many. One of the three is there. labels: integers [N], or None. sha256: of the
-    array that is scored, and of its shape.
+    images: uint8 [N, H, W, C] (an array, or `jaxgen.data.Streamed`), of which values that are not
+    finite were left out and counted in `lost`. features: float [N, d]. moments: of features that
+    are not at hand; counted: whether the file says of how many. One of the three is there. labels:
+    integers [N], or None; classes: what they are labels of, label 0 first, where the set says so;
+    some: whether there may be more classes. sha256: of the array that is scored, and of its shape.
+    left_out: how many files of a folder of each kind; notes: the same, to be said.
     """
 
     name: str
     sha256: str
-    images: np.ndarray | None = None
+    images: Any = None
     features: np.ndarray | None = None
     moments: Moments | None = None
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     lost: int = 0
     counted: bool = True
+    notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    some: bool = False
 
     @property
     def size(self) -> int | None:
@@ -70,23 +91,41 @@ class Set:
         if self.labels is not None:
             counts = np.unique(self.labels, return_counts=True)[1]
             description["labels"] = "balanced" if np.ptp(counts) <= 1 else "not balanced"
+            if self.classes is not None:
+                description["classes"] = list(self.classes)
+        if self.left_out:
+            description["files_left_out"] = dict(self.left_out)
         return {**description, "kind": kind}
 
 
-def load(path: str | Path, *, option: str, range: str | None = None) -> Set:
-    """Read a set. option: what messages call it. range: of float images, one of `RANGES`.
+def load(
+    path: str | Path,
+    *,
+    option: str,
+    range: str | None = None,
+    channels: int | None = None,
+    background: Any = BACKGROUND,
+) -> Set:
+    """Read a set. option: what messages call it. range: of float images, one of `pixels.RANGES`.
 
-    A folder holds image files at any depth, all of one size and mode; if every one of them lies in
-    a sub-folder, the first-level sub-folders are the classes. Arrays are images [N, H, W, C] (or
-    [N, H, W]) of bytes or floats, or features [N, d]; a .npz may hold labels beside them, or `mu`
-    and `sigma` (and `size`) in their place. Nothing is unpickled. Raises UsageError for what
-    cannot be read and for what cannot be scored.
+    A folder holds image files at any depth, all of one size; if some of them lie in sub-folders,
+    those of the first level are the classes (`data.walk`). Arrays are images [N, H, W, C] (or
+    [N, H, W]) of bytes or floats, or features [N, d]; a .npz may hold labels and class_names beside
+    them, or `mu` and `sigma` (and `size`) in their place. Nothing is unpickled. channels: of
+    images, 1 to 4 (`pixels.with_channels`, as training sees them); None: as they are, hidden
+    colours too, and of a folder whose images differ, colours where some have colours and alpha
+    where all have alpha. background: what is seen through
+    transparent images that lose their alpha. Raises UsageError for what cannot be read and for what
+    cannot be scored.
     """
-    path = Path(path)
+    path = local(option, path)
     if range is not None and range not in RANGES:
         raise invalid("--range", range, ", ".join(RANGES))
+    if channels is not None and channels not in MODES:
+        raise invalid("--channels", channels, "1 grey, 2 grey and alpha, 3 RGB, 4 RGBA")
+    colour(background, "--background")
     if path.is_dir():
-        return _folder(path, option)
+        return _folder(path, option, channels, background)
     if path.suffix not in (".npy", ".npz"):
         raise invalid(option, str(path), KINDS)
     if not path.is_file():
@@ -96,7 +135,7 @@ def load(path: str | Path, *, option: str, range: str | None = None) -> Set:
             arrays: Mapping[str, np.ndarray] = {"arr_0": np.load(path, allow_pickle=False)}
         else:
             with np.load(path, allow_pickle=False) as file:
-                wanted = (*_IMAGES, *_LABELS, *_FEATURES, "mu", "sigma", "size", "clip")
+                wanted = (*_IMAGES, *_LABELS, *_FEATURES, *_MORE)
                 arrays = {k: file[k] for k in file.files if k in wanted}
                 held = list(file.files)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -109,13 +148,66 @@ def load(path: str | Path, *, option: str, range: str | None = None) -> Set:
         allowed = f"one of the arrays {', '.join((*_IMAGES, *_FEATURES))}, or mu and sigma"
         raise invalid(option, f"{name} with {', '.join(held) or 'nothing'}", allowed)
     labels = next((arrays[k] for k in _LABELS if k in arrays), None)
+    classes = named(arrays["class_names"], option=option) if "class_names" in arrays else None
     array = arrays[key]
     if "clip" in arrays and array.dtype.kind == "f":
-        # Our own samples: the ends of the range, beyond which whoever made them meant the ends.
-        if arrays["clip"].tolist() != [-1.0, 1.0]:
-            raise invalid(option, f"{name} with clip {arrays['clip'].tolist()}", "clip [-1.0, 1.0]")
-        array, range = np.clip(array, -1.0, 1.0), "-1,1"
-    return of_array(array, labels, name=name, option=option, range=range)
+        array, range = clipped(array, arrays["clip"], option=f"{option} {name}"), "-1,1"
+    found = of_array(array, labels, name=name, option=option, range=range)
+    if classes is not None and found.labels is not None:
+        if found.labels.min() < 0 or found.labels.max() > len(classes):
+            given = f"{name} with labels {found.labels.min()} to {found.labels.max()}"
+            raise invalid(option, given, f"0 to {len(classes) - 1}, as it has class names")
+        # One past the last is no label: such samples are of no class.
+        unlabelled = (found.labels == len(classes)).any()
+        found = dataclasses.replace(
+            found,
+            labels=None if unlabelled else found.labels,
+            classes=None if unlabelled else classes,
+        )
+    if channels is None or found.images is None:
+        return found
+    images = [of_channels(image, channels, background) for image in found.images]
+    return dataclasses.replace(found, images=np.stack(images), sha256=_digest(np.stack(images)))
+
+
+def aligned(data: Set, reference: Set, option: str, say: Callable[[str], None]) -> Set:
+    """A set whose labels mean what the reference's mean: classes are matched by name.
+
+    Where only one of the two has names, numbers are names if the other's names are numbers, and
+    otherwise places in its list, which is said. Raises UsageError for other classes, with both
+    lists.
+    """
+    labels, theirs = data.labels, reference.labels
+    ours, wanted = data.classes, reference.classes
+    if labels is None or theirs is None or (ours is None and wanted is None):
+        return data
+    if ours is not None and wanted is not None:
+        whose = f"the classes of {reference.name}"
+        named_here = f"{option} {data.name}"
+        place = matched(ours, wanted, option=named_here, whose=whose, fewer=data.some)
+        return dataclasses.replace(data, labels=place.astype(np.int64)[labels], classes=wanted)
+    names = listed(ours or wanted or ())
+    count, bare = (len(ours), theirs) if ours is not None else (len(wanted or ()), labels)
+    values = [int(name) if name.isdecimal() else None for name in (ours or wanted or ())]
+    if None in values or not set(bare.tolist()) <= set(values):
+        values = list(range(count))
+        which = reference.name if ours is not None else data.name
+        if not set(bare.tolist()) <= set(values):
+            given = f"{which} with labels {bare.min()} to {bare.max()} and no class names"
+            raise invalid(option, given, f"labels of the {count} classes {names}")
+        say(f"labels of {which} have no names: taken as places among {names}")
+    if ours is not None:
+        return dataclasses.replace(data, labels=np.array(values)[labels], classes=None)
+    place_of = {value: label for label, value in enumerate(values)}
+    return dataclasses.replace(
+        data, labels=np.array([place_of[y] for y in labels.tolist()]), classes=wanted
+    )
+
+
+def of_channels(image: np.ndarray, channels: int, background: Any) -> np.ndarray:
+    """An image uint8 [H, W, C] with other channels (`pixels.with_channels`)."""
+    found = np.asarray(with_channels(of_pixels(image), channels, background))
+    return found.reshape(*image.shape[:2], channels)
 
 
 def of_array(
@@ -139,11 +231,10 @@ def of_array(
         labels = labels.astype(np.int64)
     if array.ndim == 2:
         return _features(array, labels, name, option)
-    images = array[..., None] if array.ndim == 3 else array
-    if images.shape[-1] not in (1, 3, 4):
-        hint = "Channels come last: transpose(0, 2, 3, 1)." if images.shape[1] in (1, 3) else None
+    images = channels_last(array, f"{option} {name}")
+    if images.shape[-1] not in MODES:
         given = f"{name} of shape {array.shape}"
-        raise invalid(option, given, "images [N, H, W, C] with 1, 3 or 4 channels", hint)
+        raise invalid(option, given, "images [N, H, W, C] with 1 to 4 channels")
     good = np.isfinite(images.reshape(len(images), -1)).all(1)
     if not good.any():
         raise invalid(option, f"{name} without a finite image", "finite values")
@@ -151,29 +242,18 @@ def of_array(
     if lost:
         images = images[good]
         labels = None if labels is None else labels[good]
-    return of_bytes(_bytes(images, name, option, range), labels, name, lost)
+    images = scaled(images, range, option=option, setting="--range", name=name)
+    return of_bytes(
+        quantise(images if images.dtype == np.uint8 else images.astype(np.float64)),
+        labels,
+        name,
+        lost,
+    )
 
 
-def of_bytes(images: np.ndarray, labels: np.ndarray | None, name: str, lost: int = 0) -> Set:
+def of_bytes(images: Any, labels: np.ndarray | None, name: str, lost: int = 0) -> Set:
     """A set of images uint8 [N, H, W, C]. lost: those left out for not being finite."""
     return Set(name, _digest(images), images=images, labels=labels, lost=lost)
-
-
-def _bytes(images: np.ndarray, name: str, option: str, given: str | None) -> np.ndarray:
-    """Images as uint8; floats by their range, which is asked for where it could be another."""
-    if images.dtype == np.uint8:
-        return images
-    low, high = float(images.min()), float(images.max())
-    if given is None and images.dtype.kind == "f" and low < 0:
-        given = "-1,1"
-    if given is None:
-        seen = f"{name} of {images.dtype} from {low:g} to {high:g}"
-        raise invalid(option, seen, "uint8, or floats with --range -1,1 or 0,1 or 0,255")
-    least, most = RANGES[given]
-    if low < least or high > most:
-        seen = f"{name} with values from {low:g} to {high:g}"
-        raise invalid(option, seen, f"values in [{least:g}, {most:g}] (--range {given})")
-    return quantise((images.astype(np.float64) - least) / (most - least) * 2 - 1)
 
 
 def _features(array: np.ndarray, labels: np.ndarray | None, name: str, option: str) -> Set:
@@ -202,36 +282,47 @@ def _statistics(arrays: Mapping[str, np.ndarray], name: str, option: str) -> Set
     return Set(name, digest, moments=moments, counted=size is not None)
 
 
-def _folder(path: Path, option: str) -> Set:
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
-    if not files:
-        raise invalid(option, str(path), f"a folder with images ({', '.join(sorted(EXTENSIONS))})")
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        images = list(pool.map(lambda file: _decoded(file, option), files))
-    first = images[0].shape
-    for file, image in zip(files, images, strict=True):
-        if image.shape != first:
-            given = f"{files[0].name} {first} and {file.relative_to(path)} {image.shape}"
-            raise invalid(option, given, "images of one size and one number of channels")
-    array = np.stack(images)
-    parents = [file.relative_to(path).parts for file in files]
-    marks = [_OURS.search(file.stem) for file in files]
-    labels, classes = None, None
-    if all(len(folders) > 1 for folders in parents):
-        classes = tuple(sorted({folders[0] for folders in parents}))
-        labels = np.array([classes.index(folders[0]) for folders in parents])
-    elif all(marks):
-        labels = np.array([int(mark[1]) for mark in marks if mark])
-    return Set(path.name, _digest(array), images=array, labels=labels, classes=classes)
+def _folder(path: Path, option: str, channels: int | None, background: Any) -> Set:
+    found = listing(path, option=option)
+    if not found.files:
+        allowed = f"a folder with images ({', '.join(sorted(extensions()))})"
+        raise invalid(option, str(path), allowed)
 
+    def read(file: str) -> Image.Image:
+        try:
+            return opened(found.root / file)
+        except UndecodableError as error:
+            raise invalid(
+                option, str(found.root / file), "images that can be decoded", str(error)
+            ) from error
 
-def _decoded(file: Path, option: str) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            array = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise invalid(option, str(file), "images that can be decoded", str(error)) from error
-    return array[..., None] if array.ndim == 2 else array
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        pictures = list(pool.map(read, found.files))
+    first = pictures[0].size
+    for file, image in zip(found.files, pictures, strict=True):
+        if image.size != first:
+            given = f"{found.files[0]} {first} and {file} {image.size}"
+            raise invalid(option, given, "images of one size (width, height)")
+    asked = channels
+    if channels is None:
+        modes = [image.mode for image in pictures]
+        alpha = all(mode in ("LA", "RGBA") for mode in modes)
+        channels = (1 if all(mode in ("L", "LA") for mode in modes) else 3) + alpha
+    images = np.empty((len(pictures), first[1], first[0], channels), np.uint8)
+    for row, image in zip(images, pictures, strict=True):
+        if asked is not None or image.mode != MODES[channels]:
+            image = with_channels(image, channels, background)
+        row[...] = np.asarray(image).reshape(row.shape)
+    return Set(
+        path.name,
+        _digest(images),
+        images=images,
+        labels=found.labels,
+        classes=found.classes,
+        some=found.some,
+        notes=found.notes,
+        left_out=found.left_out,
+    )
 
 
 def _digest(array: np.ndarray) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxgen.data import Streamed
 from jaxgen.metrics.scores.table import Pair, Side
 from jaxgen.metrics.sets.reading import Set
 
@@ -38,8 +39,14 @@ class Extractor(Protocol):
         ...
 
 
-def parts(extractor: Extractor, images: np.ndarray) -> dict[str, np.ndarray]:
-    """All that an extractor says of images uint8 [N, H, W, C], by name; "features" is one."""
+def parts(extractor: Extractor, images: np.ndarray | Streamed) -> dict[str, np.ndarray]:
+    """All that an extractor says of images uint8 [N, H, W, C], by name; "features" is one.
+
+    images: an array, or `jaxgen.data.Streamed`.
+    """
+    if isinstance(images, Streamed):
+        said = [parts(extractor, chunk) for chunk in images.chunks()]
+        return {name: np.concatenate([part[name] for part in said]) for name in said[0]}
     more = getattr(extractor, "parts", None)
     arrays = {"features": extractor.features(images)} if more is None else more(images)
     return {name: np.asarray(array) for name, array in arrays.items()}

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgen.data.pixels import png
 from jaxgen.errors import UsageError, invalid
 from jaxgen.report.compare.figures import Picture
 from jaxgen.report.compare.likeness import Difference, differences, shared
 from jaxgen.report.compare.neighbours import Neighbours, grid_of, nearest_training, pixels
 from jaxgen.report.compare.page import made, marked, number, render
 from jaxgen.report.compare.receipts import Entry, entries
-from jaxgen.report.pictures import png
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl, say
 

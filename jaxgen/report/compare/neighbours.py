@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from jaxgen import config as configs
 from jaxgen.data import Source, Target
+from jaxgen.data.holdout import held_out
+from jaxgen.data.pixels import UndecodableError, decoded
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.neighbours import smallest
 from jaxgen.metrics.scores.memorisation import flat
@@ -52,10 +52,11 @@ def grid_of(workdir: Path, guidance: float | None) -> Path | None:
 
 
 def pixels(data: bytes, name: str) -> np.ndarray:
-    """A PNG file's bytes as uint8 [H, W, 3]. Raises UsageError naming the file if it is broken."""
+    """A grid's PNG file as uint8 [H, W, 3 or 4]. UsageError naming the file if it is broken."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        picture = decoded(data)
+        return np.asarray(picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB"))
+    except UndecodableError as error:
         raise invalid(name, "a file that cannot be read as one", "a PNG file") from error
 
 
@@ -74,7 +75,10 @@ def nearest_training(workdir: Path, picture: np.ndarray, *, columns: int = 8) ->
     count = columns * min(2, len(samples) // columns)
     samples = samples[np.linspace(0, len(samples) - 1, count).astype(int)]
     # A grid shows one channel as three equal ones.
-    samples = samples if channels == 3 else samples[..., :1]
+    shown = {2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}.get(channels, [0])
+    if shown[-1] >= samples.shape[-1]:
+        raise invalid("picture", samples.shape[1:], f"a grid of images {train.shape}")
+    samples = samples[..., shown]
     most = min(len(train), max(1, ENTRIES // (height * width * channels)))
     fresh = quantise(test.images(np.arange(min(count, len(test)))))
     where, distances = search(np.concatenate([samples, fresh]), train, most)
@@ -120,7 +124,10 @@ def halves(workdir: Path) -> tuple[Source, Source]:
     try:
         with configs.foreign(configs.trusted()):  # a workdir may be somebody else's
             train = open_source(data, data.train)
-            test = open_source(data, data.test)
+            if data.holdout:
+                train, test, _ = held_out(train, data.holdout, data.holdout_seed)
+            else:
+                test = open_source(data, data.test)
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir}: its data cannot be opened: {error}") from error
     recorded = None if train.coding is None else train.coding.tokenizer
