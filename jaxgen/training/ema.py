@@ -109,9 +109,15 @@ def posthoc_weights(
 
     times[i], stds[i]: when snapshot i was taken (images or steps, any unit) and the relative
     standard deviation of the average that it is of. Least squares on the profiles (EDM2,
-    algorithm 3), in float64. Returns weights [N] (they need not be positive).
+    algorithm 3), in float64, then divided by their sum, as the paper's code does: an average of
+    equal parameters is these parameters. Returns weights [N] that sum to one (they need not be
+    positive). UsageError where `time` is so long before the snapshots that none has a share in it.
     """
     t, g = np.asarray(times, np.float64), np.array([power_gamma(s) for s in stds])
     gram = profile_product(t[:, None], g[:, None], t[None, :], g[None, :])
     goal = profile_product(t, g, time, power_gamma(std))
-    return np.linalg.lstsq(gram, goal, rcond=None)[0]
+    weights = np.linalg.lstsq(gram, goal, rcond=None)[0]
+    total = weights.sum()
+    if not 0.5 < total < 2:
+        raise invalid("std", std, f"lengths near those of the snapshots, {sorted(set(stds))}")
+    return weights / total
