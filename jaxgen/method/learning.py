@@ -20,6 +20,7 @@ import optax
 
 from jaxgen import mesh
 from jaxgen.errors import invalid, unknown
+from jaxgen.method.constants import without_constants
 from jaxgen.method.protocol import Averages, Batch, Method, Metrics, Sampler, Spec, TrainState
 from jaxgen.method.streams import LEARNERS
 
@@ -293,7 +294,8 @@ def _step(
     moved = {**(extra or {}), **carried} if carried else extra
     value, metrics, moved, grads = mean_gradient(loss, own, batch, key, moved, training.accumulate)
     updates, opt_state = optimizer.update(grads, opt_state, own)
-    params = {**params, **learner.groups(optax.apply_updates(own, updates))}
+    stepped = optax.apply_updates(own, without_constants(updates))
+    params = {**params, **learner.groups(stepped)}
     if carried:
         params |= {n: moved[n] for n in carried}
         moved = {n: a for n, a in moved.items() if n not in carried} or extra
@@ -348,7 +350,8 @@ def minimise(
         params, opt_state = carry
         value, grads = jax.value_and_grad(loss)(params, given)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (project(optax.apply_updates(params, updates)), opt_state), value
+        stepped = optax.apply_updates(params, without_constants(updates))
+        return (project(stepped), opt_state), value
 
     (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), inputs)
     return params, losses

@@ -99,3 +99,132 @@ def dit(w, x, t, y, *, depth, heads, patch):
     h = linear(w, "final_layer.linear", norm(h, shift, scale))
     h = h.reshape(len(x), side, side, patch, patch, -1)
     return torch.einsum("nhwpqc->nchpwq", h).reshape(len(x), -1, *x.shape[2:])
+
+
+# --- DDPM++ and NCSN++ (Song et al. 2021) as EDM's code has them (Karras et al. 2022) ---
+
+
+class SongUNet:
+    """EDM's network: `shapes` of its checkpoint, and `__call__` on such weights.
+
+    fir: NCSN++ (Fourier features, [1, 3, 3, 1] resampling, residual input); otherwise DDPM++.
+    """
+
+    def __init__(self, *, channels, multipliers, blocks, attend, side, classes, augment, fir):
+        self.c, self.multipliers, self.blocks, self.attend = channels, multipliers, blocks, attend
+        self.side, self.classes, self.augment, self.fir = side, classes, augment, fir
+        self.noise = channels * (2 if fir else 1)
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0] if fir else [1.0, 1.0])
+        self.filter = torch.outer(taps, taps) / taps.sum() ** 2
+        self.shapes = {}
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        x = torch.zeros(1, 3, self.side, self.side)
+        self({}, x, torch.zeros(1), torch.zeros(1, self.classes), torch.zeros(1, self.augment))
+        self.recording = False
+        return self.shapes
+
+    recording = False
+
+    def get(self, w, name, shape):
+        if self.recording:
+            self.shapes[name] = shape
+            return torch.zeros(shape)
+        return w[name]
+
+    def dense(self, w, name, x, out, bias=True):
+        weight = self.get(w, f"{name}.weight", (out, x.shape[-1]))
+        return F.linear(x, weight, self.get(w, f"{name}.bias", (out,)) if bias else None)
+
+    def norm(self, w, name, x):
+        c = x.shape[1]
+        weight, bias = (self.get(w, f"{name}.{n}", (c,)) for n in ("weight", "bias"))
+        return F.group_norm(x, min(32, c // 4), weight, bias, eps=1e-6)
+
+    def conv(self, w, name, x, out, kernel, change=""):
+        """A convolution; change: "up" or "down" by the filter first."""
+        pad = (self.filter.shape[0] - 1) // 2
+        each = self.filter.expand(x.shape[1], 1, -1, -1)
+        if change == "up":
+            x = F.conv_transpose2d(x, 4 * each, groups=x.shape[1], stride=2, padding=pad)
+        if change == "down":
+            x = F.conv2d(x, each, groups=x.shape[1], stride=2, padding=pad)
+        weight = self.get(w, f"{name}.weight", (out, x.shape[1], kernel, kernel))
+        x = F.conv2d(x, weight, padding=kernel // 2)
+        return x + self.get(w, f"{name}.bias", (out,))[:, None, None]
+
+    def residual(self, w, name, x, out):
+        """A 3x3 at full resolution and the filter in one: padding for both goes before both."""
+        pad = (self.filter.shape[0] - 1) // 2
+        x = F.conv2d(x, self.get(w, f"{name}.weight", (out, x.shape[1], 3, 3)), padding=1 + pad)
+        x = F.conv2d(x, self.filter.expand(out, 1, -1, -1), groups=out, stride=2)
+        return x + self.get(w, f"{name}.bias", (out,))[:, None, None]
+
+    def block(self, w, name, x, emb, out, change="", attend=False):
+        h = F.silu(self.norm(w, f"{name}.norm0", x))
+        h = self.conv(w, f"{name}.conv0", h, out, 3, change)
+        h = h + self.dense(w, f"{name}.affine", emb, out)[:, :, None, None]
+        h = F.silu(self.norm(w, f"{name}.norm1", h))
+        h = self.conv(w, f"{name}.conv1", h, out, 3)
+        if x.shape[1] != out or change:
+            x = self.conv(w, f"{name}.skip", x, out, 1, change)
+        x = (x + h) * 0.5**0.5
+        if attend:
+            b, c, side = len(x), out, x.shape[-1]
+            qkv = self.conv(w, f"{name}.qkv", self.norm(w, f"{name}.norm2", x), 3 * c, 1)
+            q, k, v = qkv.reshape(b, c, 3, -1).unbind(2)  # one head
+            weight = torch.einsum("ncq,nck->nqk", q, k / c**0.5).softmax(2)
+            a = torch.einsum("nqk,nck->ncq", weight, v).reshape(b, c, side, side)
+            x = (self.conv(w, f"{name}.proj", a, c, 1) + x) * 0.5**0.5
+        return x
+
+    def embedding(self, w, noise, labels, augment):
+        if self.fir:
+            freqs = self.get(w, "map_noise.freqs", (self.noise // 2,)) * 2 * math.pi
+        else:
+            half = self.noise // 2
+            freqs = (1 / 10_000) ** (torch.arange(half, dtype=torch.float32) / (half - 1))
+        angles = torch.outer(noise, freqs)
+        emb = torch.cat([angles.sin(), angles.cos()], 1)
+        if self.classes:
+            labels = labels * self.classes**0.5
+            emb = emb + self.dense(w, "map_label", labels, self.noise)
+        if self.augment:
+            emb = emb + self.dense(w, "map_augment", augment, self.noise, bias=False)
+        emb = F.silu(self.dense(w, "map_layer0", emb, 4 * self.c))
+        return F.silu(self.dense(w, "map_layer1", emb, 4 * self.c))
+
+    def __call__(self, w, x, noise, labels, augment):
+        """[B, 3, H, W] at noise [B] for one-hot labels [B, classes] and augmentations."""
+        emb, levels = self.embedding(w, noise, labels, augment), len(self.multipliers)
+        widths, aux, skips = [self.c * m for m in self.multipliers], x, []
+        for level, width in enumerate(widths):
+            res = self.side >> level
+            at = f"enc.{res}x{res}"
+            if level == 0:
+                x = self.conv(w, f"{at}_conv", x, self.c, 3)
+            else:
+                x = self.block(w, f"{at}_down", x, emb, x.shape[1], "down")
+                if self.fir:
+                    aux = self.residual(w, f"{at}_aux_residual", aux, x.shape[1])
+                    x = aux = (x + aux) / 2**0.5
+            skips.append(x)
+            for i in range(self.blocks):
+                x = self.block(w, f"{at}_block{i}", x, emb, width, attend=res in self.attend)
+                skips.append(x)
+        for level, width in reversed(list(enumerate(widths))):
+            res = self.side >> level
+            at = f"dec.{res}x{res}"
+            if level == levels - 1:
+                x = self.block(w, f"{at}_in0", x, emb, width, attend=True)
+                x = self.block(w, f"{at}_in1", x, emb, width)
+            else:
+                x = self.block(w, f"{at}_up", x, emb, x.shape[1], "up")
+            for i in range(self.blocks + 1):
+                x = torch.cat([x, skips.pop()], 1)
+                attend = i == self.blocks and res in self.attend
+                x = self.block(w, f"{at}_block{i}", x, emb, width, attend=attend)
+        x = F.silu(self.norm(w, f"{at}_aux_norm", x))
+        return self.conv(w, f"{at}_aux_conv", x, 3, 3)

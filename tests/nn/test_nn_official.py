@@ -7,12 +7,22 @@ numbers at the end of each section, computed once by those, hold the same.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxgen.errors import UsageError
+from jaxgen.families.diffusion.methods.denoising import denoising
+from jaxgen.method import Spec
 from jaxgen.nn.dit import DiT, SiT
+from jaxgen.nn.edm2 import EDM2
+from jaxgen.nn.flops import parameters
+from jaxgen.nn.layers import Fourier
+from jaxgen.nn.mp import MPFourier
+from jaxgen.nn.unet import NCSNpp, UNet
 from jaxgen.pretrained.dit import from_official
+from jaxgen.training.ema import Averages
 from tests.nn_kit import abstract, inputs, quick_jit
 
 
@@ -97,3 +107,144 @@ def test_official_weights_that_do_not_fit_are_refused():
         from_official({}, patch=2, heads=3)
     with pytest.raises(UsageError, match="patch: got 4.*2, the checkpoint's"):
         from_official({"x_embedder.proj.weight": np.zeros((8, 3, 2, 2))}, patch=4, heads=3)
+
+
+# --- DDPM++ and NCSN++ ---
+
+# Unconditional and of ten classes, without and with nine numbers of augmentation: what EDM's code
+# has for CIFAR-10 (its published networks have the nine).
+CIFAR = {(0, 0): 55_732_739, (0, 9): 55_733_891, (10, 0): 55_734_147, (10, 9): 55_735_299}
+SMALL_UNET = dict(channels=32, multipliers=(1, 2), blocks=1)
+
+
+@pytest.mark.parametrize("classes,augment", CIFAR)
+def test_ddpmpp_has_the_parameters_of_the_papers(classes, augment):
+    net = UNet(num_classes=classes, out_channels=3, augment_dim=augment)
+    assert parameters(net, (32, 32, 3)) == CIFAR[classes, augment]
+
+
+def song_params(state, *, blocks, levels, side, fir):
+    """Parameters of `UNet` or `NCSNpp` from a state dict of EDM's names."""
+
+    def dense(name):
+        made = {"kernel": state[f"{name}.weight"].T}
+        return made | ({"bias": state[f"{name}.bias"]} if f"{name}.bias" in state else {})
+
+    def conv(name):
+        kernel = state[f"{name}.weight"].transpose(2, 3, 1, 0)
+        return {"kernel": kernel, "bias": state[f"{name}.bias"]}
+
+    def norm(name):
+        return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
+
+    def pointwise(name):
+        return {k: a.reshape(a.shape[-2:]) if k == "kernel" else a for k, a in conv(name).items()}
+
+    def block(name):
+        made = {"norm_in": norm(f"{name}.norm0"), "norm_out": norm(f"{name}.norm1")}
+        made |= {"conv_in": conv(f"{name}.conv0"), "conv_out": conv(f"{name}.conv1")}
+        made["affine"] = dense(f"{name}.affine")
+        if f"{name}.skip.weight" in state:
+            made["skip"] = conv(f"{name}.skip")
+        if f"{name}.qkv.weight" in state:
+            # Theirs go channel by channel, query, key and value of each; ours one after the other.
+            qkv = pointwise(f"{name}.qkv")
+            made["qkv"] = {
+                k: a.reshape(*a.shape[:-1], -1, 3).swapaxes(-1, -2).reshape(a.shape)
+                for k, a in qkv.items()
+            }
+            made |= {"norm_attention": norm(f"{name}.norm2"), "proj": pointwise(f"{name}.proj")}
+        return made
+
+    first, last = f"enc.{side}x{side}", side >> (levels - 1)
+    params = {"in": conv(f"{first}_conv"), "labels": dense("map_label")}
+    params |= {"noise_hidden": dense("map_layer0"), "noise_out": dense("map_layer1")}
+    params["augment"] = dense("map_augment")
+    params |= {f"middle_{i}": block(f"dec.{last}x{last}_in{i}") for i in range(2)}
+    if fir:
+        params["constants"] = {"frequencies": state["map_noise.freqs"]}
+    for level in range(levels):
+        encoder, decoder = (f"{part}.{side >> level}x{side >> level}" for part in ("enc", "dec"))
+        for i in range(blocks):
+            params[f"encode_{level}_{i}"] = block(f"{encoder}_block{i}")
+        for i in range(blocks + 1):
+            params[f"decode_{level}_{i}"] = block(f"{decoder}_block{i}")
+        if level:
+            params[f"halve_{level}"] = block(f"{encoder}_down")
+            if fir:
+                params[f"picture_{level}"] = conv(f"{encoder}_aux_residual")
+        if level < levels - 1:
+            params[f"double_{level}"] = block(f"{decoder}_up")
+    params |= {"norm_out": norm(f"dec.{side}x{side}_aux_norm")}
+    return {**params, "out": conv(f"dec.{side}x{side}_aux_conv")}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("fir", [False, True], ids=["ddpmpp", "ncsnpp"])
+def test_ddpmpp_and_ncsnpp_equal_the_papers(fir):
+    torch, theirs = pytest.importorskip("torch"), official()
+    net = theirs.SongUNet(attend=(4,), side=8, classes=5, augment=3, fir=fir, **SMALL_UNET)
+    state = theirs.weights(net.names())
+    rng = np.random.default_rng(1)
+    x, augment = rng.normal(size=(4, 8, 8, 3)), rng.normal(size=(4, 3))
+    noise, labels = np.array([-1.5, 0.0, 0.4, 1.1]), np.array([0, 2, 4, 5])  # 5: no label
+    one_hot = np.eye(6)[labels][:, :5]
+    x, augment, noise, one_hot = (a.astype("float32") for a in (x, augment, noise, one_hot))
+    nchw = torch.tensor(x).permute(0, 3, 1, 2)
+    want = net(state, nchw, *map(torch.tensor, (noise, one_hot, augment))).permute(0, 2, 3, 1)
+    build = NCSNpp if fir else UNet
+    ours = build(num_classes=5, out_channels=3, augment_dim=3, attention_sizes=(4,), **SMALL_UNET)
+    params = song_params(arrays(state), blocks=1, levels=2, side=8, fir=fir)
+    fits(params, ours, (8, 8, 3))
+    got = quick_jit(ours.apply)({"params": params}, x, noise, labels, augment=augment)
+    close(got, want.numpy())
+
+
+def test_random_features_are_part_of_the_checkpoint_and_never_move():
+    """Weight decay, gradients and averages leave frequencies and phases as they were drawn."""
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 2)), jnp.float32)
+    batch = {"image": images, "label": jnp.arange(4, dtype=jnp.int32) % 3}
+    net = EDM2(3, 2, channels=8, multipliers=(1,), blocks=1, attention_sizes=())
+    method = denoising(
+        Spec(shape=(4, 4, 2), num_classes=3),
+        net,
+        optax.adamw(0.1, weight_decay=0.5),
+        Averages(half_life=(10,), power_std=(0.1,)),
+        path="edm",
+        prediction="edm",
+        terms=("uncertainty",),
+    )
+    init, update = quick_jit(method.init), quick_jit(method.update)
+    state = init(jax.random.key(1))
+    held = {name: jax.device_get(group["constants"]) for name, group in state.params.items()}
+    weights = jax.device_get(state.params["net"]["out"]["kernel"])
+    for step in range(2):
+        state, _ = update(state, batch, jax.random.key(step))
+    assert np.abs(state.params["net"]["out"]["kernel"] - weights).max() > 1e-2
+    for tree in (state.params, *state.ema.values()):
+        moved = {name: group["constants"] for name, group in tree.items()}
+        jax.tree.map(np.testing.assert_array_equal, held, jax.device_get(moved))
+    other = init(jax.random.key(2)).params["net"]["constants"]
+    assert np.abs(other["frequencies"] - held["net"]["frequencies"]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["edm2", "ncsnpp"])
+def test_random_features_are_the_checkpoints(name):
+    """Features written out, from the numbers that the parameters hold."""
+    values = jnp.array([-1.5, 0.0, 0.7])
+    module = MPFourier(6) if name == "edm2" else Fourier(6)
+    variables = module.init(jax.random.key(0), values)
+    held = {k: np.asarray(a, np.float64) for k, a in variables["params"].items()}
+    if name == "edm2":
+        want = 2**0.5 * np.cos(np.outer(values, held["frequencies"]) + held["phases"])
+    else:
+        angles = 2 * np.pi * np.outer(values, held["frequencies"])
+        want = np.concatenate([np.cos(angles), np.sin(angles)], 1)
+    np.testing.assert_allclose(module.apply(variables, values), want, atol=1e-4)
+    # Drawn as the papers': 16 times a normal, and 2 pi times a normal and a uniform number.
+    many = (MPFourier(4000) if name == "edm2" else Fourier(4000)).init(jax.random.key(1), values)
+    spread = 2 * np.pi if name == "edm2" else 16
+    np.testing.assert_allclose(many["params"]["frequencies"].std(), spread, rtol=0.05)
+    if name == "edm2":
+        phases = many["params"]["phases"]
+        assert phases.min() >= 0 and phases.max() < 6.2832 and abs(phases.mean() - np.pi) < 0.1
