@@ -228,3 +228,88 @@ class SongUNet:
                 x = self.block(w, f"{at}_block{i}", x, emb, width, attend=attend)
         x = F.silu(self.norm(w, f"{at}_aux_norm", x))
         return self.conv(w, f"{at}_aux_conv", x, 3, 3)
+
+
+# --- TarFlow (Zhai et al. 2024) ---
+
+
+def tarflow_shapes(*, flows, layers, width, dim, places, classes):
+    shapes = {}
+    for t in range(flows):
+        shapes |= {
+            f"blocks.{t}.pos_embed": (places, width),
+            f"blocks.{t}.class_embed": (classes, 1, width),
+        }
+        dense = {"proj_in": (width, dim), "proj_out": (2 * dim, width)}
+        for k in range(layers):
+            name = f"attn_blocks.{k}"
+            dense |= {
+                f"{name}.attention.norm": (width,),
+                f"{name}.attention.qkv": (3 * width, width),
+                f"{name}.attention.proj": (width, width),
+                f"{name}.mlp.norm": (width,),
+                f"{name}.mlp.main.0": (4 * width, width),
+                f"{name}.mlp.main.2": (width, 4 * width),
+            }
+        for name, shape in dense.items():
+            shapes |= {
+                f"blocks.{t}.{name}.weight": shape,
+                f"blocks.{t}.{name}.bias": shape[:1],
+            }
+    return shapes
+
+
+def tarflow_block(w, name, x, y, heads, layers, flip):
+    """alpha, mu [B, N, D] of the next patch at each place of x [B, N, D], in the block's order."""
+    order = (lambda a: a.flip(-2)) if flip else (lambda a: a)
+    h = linear(w, f"{name}.proj_in", x) + order(w[f"{name}.pos_embed"])
+    table = w[f"{name}.class_embed"]
+    null = (y < 0).float()[:, None, None]
+    h = h + (1 - null) * table[y.clamp(min=0)] + null * table.mean(0)
+    n, width = h.shape[1:]
+    mask = torch.tril(torch.ones(n, n)).bool()
+
+    def norm(at, h):
+        return F.layer_norm(h, (width,), w[f"{at}.weight"], w[f"{at}.bias"])
+
+    for k in range(layers):
+        at = f"{name}.attn_blocks.{k}"
+        qkv = linear(w, f"{at}.attention.qkv", norm(f"{at}.attention.norm", h)).chunk(3, -1)
+        a = F.scaled_dot_product_attention(*(heads_of(p, heads) for p in qkv), attn_mask=mask)
+        h = h + linear(w, f"{at}.attention.proj", a.transpose(1, 2).reshape(h.shape))
+        m = F.gelu(linear(w, f"{at}.mlp.main.0", norm(f"{at}.mlp.norm", h)))
+        h = h + linear(w, f"{at}.mlp.main.2", m)
+    return linear(w, f"{name}.proj_out", h).chunk(2, -1)
+
+
+def tarflow(w, x, y, *, flows, layers, heads):
+    """(z [B, N, D], mean log-determinant [B]) of patches x [B, N, D]; y < 0: no label."""
+    total = torch.zeros(len(x))
+    for t in range(flows):
+        order = (lambda a: a.flip(1)) if t % 2 else (lambda a: a)
+        x = order(x)
+        alpha, mu = tarflow_block(w, f"blocks.{t}", x, y, heads, layers, t % 2)
+        alpha, mu = (torch.cat([torch.zeros_like(a[:, :1]), a[:, :-1]], 1) for a in (alpha, mu))
+        total = total - alpha.mean((1, 2))
+        x = order((x - mu) * (-alpha).exp())
+    return x, total
+
+
+def tarflow_reverse(w, z, y, *, flows, layers, heads, guidance, annealed):
+    """Patches of z; guidance g adds g (label - no label), growing place by place if annealed."""
+    for t in reversed(range(flows)):
+        order = (lambda a: a.flip(1)) if t % 2 else (lambda a: a)
+        x = order(z).clone()
+        last = x.shape[1] - 1
+        for i in range(last):
+            alpha, mu = (
+                p[:, i] for p in tarflow_block(w, f"blocks.{t}", x, y, heads, layers, t % 2)
+            )
+            if guidance:
+                none = torch.full_like(y, -1)
+                weak = tarflow_block(w, f"blocks.{t}", x, none, heads, layers, t % 2)
+                g = guidance * ((i + 1) / last if annealed else 1)
+                alpha, mu = (a + g * (a - b[:, i]) for a, b in zip((alpha, mu), weak, strict=True))
+            x[:, i + 1] = x[:, i + 1] * alpha.exp() + mu
+        z = order(x)
+    return z

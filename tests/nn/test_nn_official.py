@@ -20,6 +20,7 @@ from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import parameters
 from jaxgen.nn.layers import Fourier
 from jaxgen.nn.mp import MPFourier
+from jaxgen.nn.tarflow import TarFlow
 from jaxgen.nn.unet import NCSNpp, UNet
 from jaxgen.pretrained.dit import from_official
 from jaxgen.training.ema import Averages
@@ -248,3 +249,68 @@ def test_random_features_are_the_checkpoints(name):
     if name == "edm2":
         phases = many["params"]["phases"]
         assert phases.min() >= 0 and phases.max() < 6.2832 and abs(phases.mean() - np.pi) < 0.1
+
+
+# --- TarFlow ---
+
+
+def tarflow_params(state, *, flows, layers):
+    """Parameters of `TarFlow` from the paper's names; an odd block's places are reversed there."""
+
+    def dense(name):
+        return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
+
+    def norm(name):
+        return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
+
+    def layer(name):
+        made = {f"norm{n}": norm(f"{name}.{at}.norm") for n, at in ((1, "attention"), (2, "mlp"))}
+        made |= {n: dense(f"{name}.attention.{n}") for n in ("qkv", "proj")}
+        return made | {
+            "expand": dense(f"{name}.mlp.main.0"),
+            "contract": dense(f"{name}.mlp.main.2"),
+        }
+
+    def stack(trees):
+        return jax.tree.map(lambda *a: np.stack(a), *trees)
+
+    def flow(t):
+        name = f"blocks.{t}"
+        return {
+            "embed": dense(f"{name}.proj_in"),
+            "head": dense(f"{name}.proj_out"),
+            "place": state[f"{name}.pos_embed"][:: -1 if t % 2 else 1],
+            "label": state[f"{name}.class_embed"][:, 0],
+            "stack": stack([layer(f"{name}.attn_blocks.{k}") for k in range(layers)]),
+        }
+
+    return {"stack": stack([flow(t) for t in range(flows)])}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("flows", [2, 3])
+def test_tarflow_equals_the_papers_both_ways(flows):
+    torch, theirs = pytest.importorskip("torch"), official()
+    sizes = dict(flows=flows, layers=2)
+    state = theirs.weights(
+        theirs.tarflow_shapes(width=16, dim=8, places=9, classes=3, **sizes), scale=0.1
+    )
+    ours = TarFlow(num_classes=3, shape=(6, 6, 2), patch=2, width=16, heads=2, **sizes)
+    params = tarflow_params(arrays(state), **sizes)
+    x = np.random.default_rng(2).normal(size=(4, 6, 6, 2)).astype("float32")
+    labels, told = np.array([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1])  # 3 and -1: no label
+    wanted = jax.eval_shape(ours.init, jax.random.key(0), x, labels)["params"]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, wanted)
+    patches = torch.tensor(np.asarray(ours.patches(jnp.asarray(x))))
+    want, mean = theirs.tarflow(state, patches, told, heads=2, **sizes)
+    z, log_det = quick_jit(ours.apply)({"params": params}, x, labels)
+    close(z, want.reshape(4, -1))
+    close(log_det, mean * 72)
+    for w, annealed in ((1.0, False), (1.8, False), (1.8, True)):
+        back = theirs.tarflow_reverse(
+            state, want, told, heads=2, guidance=w - 1, annealed=annealed, **sizes
+        )
+        images = ours.images(jnp.asarray(back.numpy()))
+        inverse = quick_jit(lambda p, z, w=w, a=annealed: ours.inverse(p, z, labels, w, annealed=a))
+        close(inverse(params, jnp.asarray(want.reshape(4, -1).numpy())), images, 5e-5)
+    assert np.abs(np.asarray(images) - x)[:3].max() > 0.1
