@@ -313,3 +313,87 @@ def tarflow_reverse(w, z, y, *, flows, layers, heads, guidance, annealed):
             x[:, i + 1] = x[:, i + 1] * alpha.exp() + mu
         z = order(x)
     return z
+
+
+# --- Glow (Kingma & Dhariwal 2018), NHWC as its TensorFlow code ---
+
+
+def glow_shapes(*, steps, channels, hidden, classes):
+    """Of two levels; convolutions [height, width, in, out], one input more where it tells edges."""
+    shapes, c = {}, channels
+    for level in range(2):
+        c = 4 * c
+        for k in range(steps):
+            name = f"{level}/{k}"
+            shapes |= {f"{name}/actnorm/b": (c,), f"{name}/actnorm/logs": (c,)}
+            shapes |= {f"{name}/invconv/W": (c, c), f"{name}/f1/l_1/W": (3, 3, c // 2 + 1, hidden)}
+            shapes |= {f"{name}/f1/l_2/W": (1, 1, hidden, hidden)}
+            for layer in ("l_1", "l_2"):
+                shapes |= {f"{name}/f1/{layer}/actnorm/{n}": (hidden,) for n in ("b", "logs")}
+            shapes |= {f"{name}/f1/l_last/W": (3, 3, hidden + 1, c)}
+            shapes |= {f"{name}/f1/l_last/{n}": (c,) for n in ("b", "logs")}
+        if level == 0:
+            c //= 2
+            shapes |= {"pool0/conv/W": (3, 3, c + 1, 2 * c)}
+            shapes |= {f"pool0/conv/{n}": (2 * c,) for n in ("b", "logs")}
+    shapes |= {"prior/p/W": (3, 3, 2 * c + 1, 2 * c), "prior/y_emb/W": (classes, 2 * c)}
+    return shapes | {f"prior/{m}/{n}": (2 * c,) for m in ("p", "y_emb") for n in ("b", "logs")}
+
+
+def glow(w, x, one_hot, *, steps):
+    """(latents of both levels, normalised, as a list [B, h, w, c]; ln |det| [B]) of x [B, H, W, C].
+
+    The determinant includes that of the normalisation by the priors.
+    """
+    total, out, levels = torch.zeros(len(x)), [], 2
+
+    def conv(name, h, edges=True):
+        kernel = w[f"{name}/W"]
+        if edges and kernel.shape[0] == 3:
+            b, height, width, _ = h.shape
+            ring = torch.zeros(b, height + 2, width + 2, 1)
+            ring[:, 0], ring[:, -1], ring[:, :, 0], ring[:, :, -1] = 1, 1, 1, 1
+            h = torch.cat([F.pad(h, (0, 0, 1, 1, 1, 1)), ring], -1)
+        return F.conv2d(h.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
+
+    def actnorm(name, h):
+        return (h + w[f"{name}/b"]) * torch.exp(3 * w[f"{name}/logs"])
+
+    def zeros(name, h):
+        return (conv(name, h) + w[f"{name}/b"]) * torch.exp(3 * w[f"{name}/logs"])
+
+    def squeeze(h):
+        b, height, width, c = h.shape
+        h = h.reshape(b, height // 2, 2, width // 2, 2, c).permute(0, 1, 3, 5, 2, 4)
+        return h.reshape(b, height // 2, width // 2, 4 * c)
+
+    h = x
+    for level in range(levels):
+        h = squeeze(h)
+        area = h.shape[1] * h.shape[2]
+        for k in range(steps):
+            name = f"{level}/{k}"
+            h = actnorm(f"{name}/actnorm", h)
+            total = total + 3 * area * w[f"{name}/actnorm/logs"].sum()
+            h = h @ w[f"{name}/invconv/W"]
+            total = total + area * torch.linalg.slogdet(w[f"{name}/invconv/W"])[1]
+            first, second = h.chunk(2, -1)
+            f = torch.relu(actnorm(f"{name}/f1/l_1/actnorm", conv(f"{name}/f1/l_1", first)))
+            f = torch.relu(actnorm(f"{name}/f1/l_2/actnorm", conv(f"{name}/f1/l_2", f)))
+            f = zeros(f"{name}/f1/l_last", f)
+            scale = torch.sigmoid(f[..., 1::2] + 2)
+            h = torch.cat([first, (second + f[..., 0::2]) * scale], -1)
+            total = total + scale.log().sum((1, 2, 3))
+        if level < levels - 1:
+            h, z = h.chunk(2, -1)
+            p = zeros(f"pool{level}/conv", h)
+            mean, logs = p[..., 0::2], p[..., 1::2]
+        else:
+            z, c = h, h.shape[-1]
+            p = zeros("prior/p", torch.zeros(*h.shape[:3], 2 * c))
+            y = one_hot @ w["prior/y_emb/W"] + w["prior/y_emb/b"]
+            y = y * torch.exp(3 * w["prior/y_emb/logs"])
+            mean, logs = (p + y[:, None, None]).chunk(2, -1)
+        out.append((z - mean) * torch.exp(-logs))
+        total = total - logs.expand_as(z).sum((1, 2, 3))
+    return out, total

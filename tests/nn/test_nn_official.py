@@ -18,6 +18,7 @@ from jaxgen.method import Spec
 from jaxgen.nn.dit import DiT, SiT
 from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import parameters
+from jaxgen.nn.glow import Glow
 from jaxgen.nn.layers import Fourier
 from jaxgen.nn.mp import MPFourier
 from jaxgen.nn.tarflow import TarFlow
@@ -314,3 +315,70 @@ def test_tarflow_equals_the_papers_both_ways(flows):
         inverse = quick_jit(lambda p, z, w=w, a=annealed: ours.inverse(p, z, labels, w, annealed=a))
         close(inverse(params, jnp.asarray(want.reshape(4, -1).numpy())), images, 5e-5)
     assert np.abs(np.asarray(images) - x)[:3].max() > 0.1
+
+
+# --- Glow ---
+
+
+def glow_params(state, *, steps):
+    """Parameters of a `Glow` of two levels from the paper's names.
+
+    Theirs takes every other output for shifts (means), ours the first half; the top convolution of
+    zeros has weights for its zeros there; theirs has no row for "no label", which is zero here.
+    """
+
+    def halves(a):
+        return np.concatenate([a[..., 0::2], a[..., 1::2]], -1)
+
+    def norm(name):
+        return {"shift": state[f"{name}/b"], "log_scale": state[f"{name}/logs"]}
+
+    def zeros(name, order=halves):
+        kernel, bias, gain = (order(state[f"{name}/{n}"]) for n in ("W", "b", "logs"))
+        return {"edge": {"conv": {"kernel": kernel, "bias": bias}}, "gain": gain}
+
+    params = {"prior0": {"conv": zeros("pool0/conv")}}
+    for name in sorted({k.rsplit("/invconv", 1)[0] for k in state if "invconv" in k}):
+        params[f"step{name.replace('/', '_')}"] = {
+            "norm": norm(f"{name}/actnorm"),
+            "mixing": {"weight": state[f"{name}/invconv/W"]},
+            "coupling": {
+                "conv1": {"conv": {"kernel": state[f"{name}/f1/l_1/W"]}},
+                "norm1": norm(f"{name}/f1/l_1/actnorm"),
+                "conv2": {"kernel": state[f"{name}/f1/l_2/W"]},
+                "norm2": norm(f"{name}/f1/l_2/actnorm"),
+                "conv3": zeros(f"{name}/f1/l_last"),
+            },
+        }
+    top = zeros("prior/p", lambda a: a)
+    top["edge"]["conv"]["kernel"] = top["edge"]["conv"]["kernel"][:, :, -1:]
+    rows = state["prior/y_emb/W"]
+    params["prior_top"] = {
+        "conv": top,
+        "label": {"embedding": np.concatenate([rows, 0 * rows[:1]])},
+        "bias": state["prior/y_emb/b"],
+        "gain": state["prior/y_emb/logs"],
+    }
+    return params
+
+
+@pytest.mark.parity
+def test_glow_equals_the_papers():
+    torch, theirs = pytest.importorskip("torch"), official()
+    state = theirs.weights(theirs.glow_shapes(steps=2, channels=1, hidden=6, classes=3), scale=0.2)
+    for name, value in state.items():
+        if "invconv" in name:
+            state[name] = value + 1.5 * torch.eye(len(value)).flip(0)
+    ours = Glow(num_classes=3, shape=(8, 8, 1), scales=2, steps=2, hidden=6)
+    params = glow_params(arrays(state), steps=2)
+    x = np.random.default_rng(2).normal(size=(4, 8, 8, 1)).astype("float32")
+    labels = np.array([0, 1, 2, 3])  # 3: no label
+    wanted = jax.eval_shape(ours.init, jax.random.key(0), x, labels)["params"]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, wanted)
+    one_hot = torch.tensor(np.eye(4)[labels][:, :3].astype("float32"))
+    want, total = theirs.glow(state, torch.tensor(x), one_hot, steps=2)
+    z, log_det = quick_jit(ours.apply)({"params": params}, x, labels)
+    close(z, torch.cat([a.reshape(4, -1) for a in want], 1))
+    close(log_det, total)
+    back = quick_jit(ours.inverse)(params, z, labels)
+    np.testing.assert_allclose(back, x, atol=1e-3)
