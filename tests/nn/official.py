@@ -397,3 +397,68 @@ def glow(w, x, one_hot, *, steps):
         out.append((z - mean) * torch.exp(-logs))
         total = total - logs.expand_as(z).sum((1, 2, 3))
     return out, total
+
+
+# --- LlamaGen (Sun et al. 2024) ---
+
+
+def llamagen_shapes(*, layers, width, hidden, levels, classes):
+    shapes = {
+        "tok_embeddings.weight": (levels, width),
+        "cls_embedding.embedding_table.weight": (classes + 1, width),
+        "norm.weight": (width,),
+        "output.weight": (levels, width),
+    }
+    for i in range(layers):
+        shapes |= {
+            f"layers.{i}.attention.wqkv.weight": (3 * width, width),
+            f"layers.{i}.attention.wo.weight": (width, width),
+            f"layers.{i}.feed_forward.w1.weight": (hidden, width),
+            f"layers.{i}.feed_forward.w3.weight": (hidden, width),
+            f"layers.{i}.feed_forward.w2.weight": (width, hidden),
+            f"layers.{i}.attention_norm.weight": (width,),
+            f"layers.{i}.ffn_norm.weight": (width,),
+        }
+    return shapes
+
+
+def llamagen(w, tokens, labels, *, layers, heads, side, turned):
+    """Logits [B, N, levels] of tokens [B, N]; turned: whether the class token keeps its query."""
+    table = w["cls_embedding.embedding_table.weight"][labels][:, None]
+    h = torch.cat([table, w["tok_embeddings.weight"][tokens]], 1)[:, :-1]
+    width = h.shape[-1]
+    half = width // heads // 2
+    # The table of cosines and sines: rows, then columns; all zeros for the class token.
+    freqs = 1.0 / 10_000 ** (torch.arange(0, half, 2)[: half // 2] / half)
+    angles = torch.outer(torch.arange(side), freqs)
+    grid = torch.cat(
+        [
+            angles[:, None].expand(-1, side, -1),
+            angles[None].expand(side, -1, -1),
+        ],
+        -1,
+    ).flatten(0, 1)
+    rope = torch.stack([grid.cos(), grid.sin()], -1)
+    first = torch.zeros(1, half, 2)
+    first[..., 0] = float(turned)
+    rope = torch.cat([first, rope])[: h.shape[1]]
+
+    def rotate(x):
+        pair = x.reshape(*x.shape[:-1], -1, 2)
+        cos, sin = rope[..., 0], rope[..., 1]
+        out = [pair[..., 0] * cos - pair[..., 1] * sin, pair[..., 1] * cos + pair[..., 0] * sin]
+        return torch.stack(out, -1).flatten(-2)
+
+    def norm(name, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * w[f"{name}.weight"]
+
+    for i in range(layers):
+        at = f"layers.{i}"
+        qkv = linear(w, f"{at}.attention.wqkv", norm(f"{at}.attention_norm", h)).chunk(3, -1)
+        q, k, v = (heads_of(part, heads) for part in qkv)
+        a = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        h = h + linear(w, f"{at}.attention.wo", a.transpose(1, 2).reshape(h.shape))
+        m = norm(f"{at}.ffn_norm", h)
+        gate = F.silu(linear(w, f"{at}.feed_forward.w1", m))
+        h = h + linear(w, f"{at}.feed_forward.w2", gate * linear(w, f"{at}.feed_forward.w3", m))
+    return linear(w, "output", norm("norm", h))

@@ -1,7 +1,7 @@
 """Networks called by a paper's name compute what the paper's code does, weight for weight.
 
 `tests/nn/official.py` has each written down a second time in PyTorch; without PyTorch the golden
-numbers at the end of each section, computed once by those, hold the same.
+numbers at the end, of networks that were equal to those, hold the same.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import parameters
 from jaxgen.nn.glow import Glow
 from jaxgen.nn.layers import Fourier
+from jaxgen.nn.llama import Llama
 from jaxgen.nn.mp import MPFourier
 from jaxgen.nn.tarflow import TarFlow
-from jaxgen.nn.unet import NCSNpp, UNet
-from jaxgen.pretrained.dit import from_official
+from jaxgen.nn.unet import ADM, NCSNpp, UNet
+from jaxgen.pretrained.dit import by_head, from_official
 from jaxgen.training.ema import Averages
-from tests.nn_kit import abstract, inputs, quick_jit
+from tests.nn_kit import abstract, quick_jit
 
 
 def official():
@@ -49,23 +50,6 @@ def close(got, want, tolerance=2e-5):
 def fits(params, module, shape):
     wanted = abstract(module, shape)["params"]
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, wanted)
-
-
-def golden(module, shape, *, scale=0.3, **options):
-    """Four numbers of the output at weights and an image that are sines of their places."""
-    tree = abstract(module, shape)["params"]
-    leaves, structure = jax.tree.flatten(tree)
-    made, start = [], 0
-    for leaf in leaves:
-        place = start + np.arange(leaf.size, dtype=np.float64)
-        made.append((scale * np.sin(1.7 * place)).reshape(leaf.shape).astype(np.float32))
-        start += leaf.size
-    _, noise, labels = inputs(shape, 2)
-    x = np.sin(0.37 * np.arange(2 * np.prod(shape))).reshape(2, *shape).astype(np.float32)
-    params = jax.tree.unflatten(structure, made)
-    out = quick_jit(module.apply)({"params": params}, x, noise, labels, **options)
-    flat = np.asarray(out).reshape(-1)
-    return flat[np.linspace(0, flat.size - 1, 4).astype(int)]
 
 
 # --- DiT and SiT ---
@@ -382,3 +366,139 @@ def test_glow_equals_the_papers():
     close(log_det, total)
     back = quick_jit(ours.inverse)(params, z, labels)
     np.testing.assert_allclose(back, x, atol=1e-3)
+
+
+# --- LlamaGen ---
+
+
+def llamagen_params(state, *, layers, heads):
+    """Parameters of `Llama` from LlamaGen's names; theirs turns neighbours, ours does not."""
+
+    def dense(name):
+        return {"kernel": state[f"{name}.weight"].T}
+
+    def layer(i):
+        at = f"layers.{i}"
+        q, k, v = np.split(state[f"{at}.attention.wqkv.weight"].T, 3, axis=-1)
+
+        def halves(a):
+            a = a.reshape(len(a), heads, -1)
+            return np.concatenate([a[..., 0::2], a[..., 1::2]], -1).reshape(len(a), -1)
+
+        return {
+            "qkv": {"kernel": by_head([halves(q), halves(k), v], heads)},
+            "proj": dense(f"{at}.attention.wo"),
+            "gate": dense(f"{at}.feed_forward.w1"),
+            "value": dense(f"{at}.feed_forward.w3"),
+            "contract": dense(f"{at}.feed_forward.w2"),
+            "attention_norm": {"scale": state[f"{at}.attention_norm.weight"]},
+            "mlp_norm": {"scale": state[f"{at}.ffn_norm.weight"]},
+        }
+
+    every = [layer(i) for i in range(layers)]
+    return {
+        "tokens": {"embedding": state["tok_embeddings.weight"]},
+        "labels": {"embedding": state["cls_embedding.embedding_table.weight"]},
+        "norm": {"scale": state["norm.weight"]},
+        "out": dense("output"),
+        "blocks": jax.tree.map(lambda *a: np.stack(a), *every),
+    }
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("zero", [True, False])
+def test_llamagen_equals_the_papers(zero):
+    """With the class token's query and key at zero, as released, and as it was meant."""
+    torch, theirs = pytest.importorskip("torch"), official()
+    shapes = theirs.llamagen_shapes(layers=2, width=32, hidden=96, levels=11, classes=3)
+    state = theirs.weights(shapes, scale=0.3)
+    ours = Llama(3, 11, (3, 3), width=32, depth=2, heads=2, multiple=32, zero_class_token=zero)
+    params = llamagen_params(arrays(state), layers=2, heads=2)
+    tokens = np.random.default_rng(3).integers(0, 11, (4, 9))
+    labels = np.array([0, 1, 2, 3])
+    wanted = jax.eval_shape(ours.init, jax.random.key(0), tokens, labels)["params"]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, wanted)
+    want = theirs.llamagen(
+        state,
+        torch.tensor(tokens),
+        torch.tensor(labels),
+        layers=2,
+        heads=2,
+        side=3,
+        turned=not zero,
+    )
+    got = quick_jit(ours.apply)({"params": params}, tokens, labels)
+    close(got, want)
+    # One by one, with keys and values kept.
+    memory, step = ours.decoder(jax.tree.map(jnp.asarray, params), jnp.asarray(labels))
+    step = quick_jit(step)
+    for i in range(9):
+        row, memory = step(memory, jnp.asarray(tokens), i)
+        close(row, want[:, i])
+    other = quick_jit(ours.clone(zero_class_token=not zero).apply)(
+        {"params": params}, tokens, labels
+    )
+    assert np.abs(other - got).max() > 1e-2
+
+
+# --- Golden numbers ---
+
+TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention_sizes=(4,))
+TRANSFORMER = dict(depth=2, width=16, heads=2)
+PICTURES = {
+    "dit": (DiT(3, 4, patch=2, time_scale=1.0, **TRANSFORMER), [4.0, 999.0]),
+    "sit": (SiT(3, 2, patch=2, **TRANSFORMER), [0.1, 0.9]),
+    "ddpmpp": (UNet(3, 2, augment_dim=2, **TINY), [-1.2, 0.4]),
+    "ncsnpp": (NCSNpp(3, 2, **TINY), [-1.2, 0.4]),
+    "adm": (ADM(3, 2, **TINY), [4.0, 999.0]),
+    "edm2": (EDM2(3, 2, head_channels=4, **TINY), [-1.2, 0.4]),
+}
+LABELLED = {
+    "tarflow": TarFlow(3, (4, 4, 2), patch=2, width=16, flows=3, layers=1, heads=2),
+    "glow": Glow(3, (8, 8, 2), scales=2, steps=1, hidden=6),
+    "llamagen": Llama(3, 11, (3, 3), multiple=16, zero_class_token=True, **TRANSFORMER),
+}
+GOLDEN: dict[str, list[float]] = {
+    "dit": [0.1336374, -1.697745, -1.577547, -1.720338, -2.496881],
+    "sit": [-2.213796, 1.880322, 0.9080949, 3.829002, 3.607817],
+    "ddpmpp": [2.110472, -1.564814, -0.05432912, -2.320567, -0.02045716],
+    "ncsnpp": [2.158072, -1.973225, 0.3588497, -3.245128, -0.1412808],
+    "adm": [0.4222264, 0.196918, -0.01615503, -1.23091, -0.1539599],
+    "edm2": [-1.660014, -0.9197329, 2.005394, 0.3558071, 0.5738117],
+    "tarflow": [1.025538, 0.3412439, -0.7407145, 0.5221176, -1.251355],
+    "glow": [0.1584937, -0.06300414, 0.5449041, -1.117802, -295.2434],
+    "llamagen": [0.3150883, -0.00149222, 0.5227286, 1.344569, 0.2713295],
+}
+"""Five numbers of the output, evenly spaced from its first to its last."""
+
+
+def sines(shape, scale):
+    """scale times the sine of 1.7 n + .01 n^2, n = 1, 2, .. over the places, float32."""
+    n = np.arange(1, int(np.prod(shape)) + 1)
+    return (scale * np.sin(1.7 * n + 0.01 * n**2)).reshape(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [*PICTURES, *LABELLED])
+def test_golden_numbers(name):
+    labels = np.array([1, 3])  # 3: no label
+    if name in PICTURES:
+        net, noise = PICTURES[name]
+        given = sines((2, 8, 8, 2), 1.0), np.array(noise, np.float32), labels
+    elif name == "llamagen":
+        net, given = LABELLED[name], (np.arange(18).reshape(2, 9) % 11, labels)
+    else:
+        net = LABELLED[name]
+        given = sines((2, *net.shape), 1.0), labels
+    tree = jax.eval_shape(net.init, jax.random.key(0), *given)["params"]
+    # Near one where a norm scales; a gain that is one number is not small.
+    matrix = 0.1 if name == "tarflow" else 0.4
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, a: (
+            sines(a.shape, (1.0, 0.2, matrix)[min(a.ndim, 2)]) + (path[-1].key == "scale")
+        ),
+        tree,
+    )
+    out = quick_jit(net.apply)({"params": params}, *given)
+    flat = np.concatenate([np.asarray(a).reshape(-1) for a in jax.tree.leaves(out)])
+    found = flat[np.linspace(0, flat.size - 1, 5).astype(int)]
+    np.testing.assert_allclose(found, GOLDEN[name], rtol=2e-5, atol=2e-5)
