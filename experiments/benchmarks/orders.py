@@ -27,7 +27,12 @@ VARIANTS = {
     "ddim": [dict(), dict(eta=0.5), dict(eta=1.0)],
     "ddpm": [dict(variance="small"), dict(variance="large")],
     "edm": [dict(), dict(s_churn=4.0)],
-    "euler_maruyama": [dict(), dict(power=0.0), dict(noise=0.3)],
+    "euler_maruyama": [
+        dict(),
+        dict(power=0.0),
+        dict(noise=0.3),
+        *(dict(form=form) for form in ("sigma", "decreasing", "increasing_decreasing")),
+    ],
     "flowturbo": [dict(), dict(heun=3), dict(refine=2)],
     "predictor_corrector": [dict(), dict(corrections=2)],
     "unipc": [

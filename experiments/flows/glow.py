@@ -50,7 +50,7 @@ def checks() -> list[Check]:
 
     new = initialised(x)
     norm = new["params"]["step0_0"]["norm"]
-    y = (squeeze(x) + norm["shift"]) * jnp.exp(norm["log_scale"])
+    y = (squeeze(x) + norm["shift"]) * jnp.exp(3 * norm["log_scale"])
     results = masses()
     (total, error), (wrong, spread) = results[1.0], results[0.0]
     return [

@@ -1,11 +1,12 @@
-"""DiT weights between diffusers' `DiTTransformer2DModel` and `jaxgen.nn.dit.DiT`.
+"""DiT weights between others' networks and `jaxgen.nn.dit.DiT`: diffusers', DiT's and SiT's own.
 
-The two compute the same function of the same weights, with these differences of convention:
-diffusers keeps a copy of the noise and label embedding in every block (ours is one; converted
-checkpoints have equal copies), and channels come first there. Its sinusoidal frequencies are
-10000 ** (-i / 127), where the DiT paper's code and ours have 10000 ** (-i / 128); its norm_eps
-defaults to 1e-5, where the paper's code and ours have 1e-6. Queries, keys and values are three
-layers there and one here, whose outputs go head by head.
+diffusers' `DiTTransformer2DModel` and ours compute the same function of the same weights, with
+these differences of convention: diffusers keeps a copy of the noise and label embedding in every
+block (ours is one; converted checkpoints have equal copies), and channels come first there. Its
+sinusoidal frequencies are 10000 ** (-i / 127), where the DiT paper's code and ours have 10000 **
+(-i / 128); its norm_eps defaults to 1e-5, where the paper's code and ours have 1e-6. Queries, keys
+and values are three layers there and one here, whose outputs go head by head. Networks that were
+trained on DDPM's chain are told its index: `DiT` with time_scale=1 on `path.discrete`.
 """
 
 from __future__ import annotations
@@ -78,6 +79,66 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int, heads: int) -
         },
         "modulation": dense("proj_out_1"),
         "out": dense("proj_out_2"),
+    }
+
+
+# ours -> the names of the papers' code, for one block.
+_OFFICIAL = {
+    "modulation": "adaLN_modulation.1",
+    "proj": "attn.proj",
+    "expand": "mlp.fc1",
+    "contract": "mlp.fc2",
+}
+
+
+def from_official(
+    state: Mapping[str, np.ndarray], *, patch: int, heads: int, sit: bool = False
+) -> dict[str, Any]:
+    """Parameters of `DiT` (float32) from the state dict of a network of DiT's or SiT's own code.
+
+    heads: of the model's attention, which its weights do not tell. sit: the weights are of SiT, for
+    `jaxgen.nn.dit.SiT`, out_channels as many as the image has, and prediction="velocity": the half
+    of the outputs that SiT never reads is left out, and the sign of the rest is turned. UsageError
+    for a missing weight and another patch.
+    """
+
+    def get(name: str) -> np.ndarray:
+        if name not in state:
+            raise invalid("weights", name, "a state dict of DiT's or SiT's code, which holds it")
+        return np.asarray(state[name], np.float32)
+
+    def dense(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+
+    def block(i: int) -> dict[str, dict[str, np.ndarray]]:
+        layers = {ours: dense(f"blocks.{i}.{name}") for ours, name in _OFFICIAL.items()}
+        qkv = dense(f"blocks.{i}.attn.qkv")
+        joined = {key: by_head(np.split(a, 3, axis=-1), heads) for key, a in qkv.items()}
+        return {"qkv": joined, **layers}
+
+    kernel = get("x_embedder.proj.weight")  # [width, channels, patch, patch]
+    if kernel.shape[-1] != patch:
+        raise invalid("patch", patch, f"{kernel.shape[-1]}, the checkpoint's")
+    depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
+    blocks = [block(i) for i in range(depth)]
+    out = dense("final_layer.linear")
+    if sit:
+        channels = kernel.shape[1]
+        read = {k: a.reshape(*a.shape[:-1], patch**2, -1)[..., :channels] for k, a in out.items()}
+        out = {k: -a.reshape(*a.shape[:-2], -1) for k, a in read.items()}
+    return {
+        "patch": {
+            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),
+            "bias": get("x_embedder.proj.bias"),
+        },
+        "noise": {"hidden": dense("t_embedder.mlp.0"), "out": dense("t_embedder.mlp.2")},
+        "labels": {"embedding": get("y_embedder.embedding_table.weight")},
+        "blocks": {
+            name: {key: np.stack([b[name][key] for b in blocks]) for key in ("kernel", "bias")}
+            for name in blocks[0]
+        },
+        "modulation": dense("final_layer.adaLN_modulation.1"),
+        "out": out,
     }
 
 

@@ -32,7 +32,7 @@ WEIGHTINGS = [
     for name, f in vars(weighting).items()
     if getattr(f, "__annotations__", {}).get("return") == "Weighting" and name[0] != "_"
 ]
-TIMES = [n for n in ("uniform", "stratified", "log_normal", "logit_normal", "by_loss")]
+TIMES = [n for n in ("uniform", "levels", "stratified", "log_normal", "logit_normal", "by_loss")]
 
 
 class Exact(nn.Module):
