@@ -56,11 +56,13 @@ class Spec:
         """A name for every class: its number where the source has none."""
         return self.classes or tuple(str(i) for i in range(self.num_classes))
 
-    def label(self, word: int | str, option: str) -> int:
-        """The label of a class's name, or of a number. Raises UsageError, naming `option`.
+    def label(self, word: int | str | None, option: str) -> int:
+        """The label of a class's name, of a number, or of None: no label. Raises UsageError.
 
         A word that is a class's name means that class, also where it is a number.
         """
+        if word is None:
+            return self.null_label
         names = self.class_names
         if str(word) in names and (isinstance(word, str) or not self.classes):
             return names.index(str(word))

@@ -53,7 +53,7 @@ def forget(
     base, other = only_learner(method, "unlearn.forget"), networks.get(teacher)
     if other is None:
         raise invalid("config.networks", sorted(networks), f"a network called {teacher!r}")
-    instead = None if substitute is None else spec.label(substitute, "unlearn.forget.substitute")
+    instead = spec.label(substitute, "unlearn.forget.substitute")
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         labels = batch["label"]
@@ -63,11 +63,7 @@ def forget(
         keys = example_keys(jax.random.fold_in(key, STREAM), batch)
         ours = denoiser(guidance=1.0)(params, labels)
         scale = -eta if target == "negative" else 1.0
-        told = (
-            labels
-            if target == "negative"
-            else jnp.full_like(labels, spec.null_label if instead is None else instead)
-        )
+        told = labels if target == "negative" else jnp.full_like(labels, instead)
         theirs = other.method.sampler(guidance=scale).denoiser(params["frozen"][teacher], told)
         t = jax.vmap(jax.random.uniform)(fold(keys, TIME))
         x = ours.path.mix(batch["image"], normal(fold(keys, NOISE), spec.shape), t)
