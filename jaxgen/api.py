@@ -33,7 +33,7 @@ from jaxgen.training import ema as averages
 from jaxgen.training import hosts
 from jaxgen.training.checkpoint import has_checkpoints, write_atomic
 from jaxgen.training.interrupt import Interrupted, Interrupts
-from jaxgen.training.log import say
+from jaxgen.training.log import read_jsonl, say
 from jaxgen.training.loop import fit
 from jaxgen.training.peak import peak_flops
 from jaxgen.training.watch import watched
@@ -433,6 +433,7 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Set
             )
         return
     started = has_checkpoints(workdir)
+    read_jsonl(workdir / "metrics.jsonl")
     if started:
         record.check_same_data(workdir, setup)
     changes = list(configs.differences(record.saved_config(workdir), config))

@@ -399,7 +399,8 @@ def partial(section: Any, room: str, option: str, **given: Any) -> Callable[...,
     for key, value in keywords.items():
         # A parameter that is plain text (a source's `path`) is no section.
         if key in ROOMS and _is_section(value) and hints.get(key) is not str:
-            value = build(value, ROOMS[key], f"{option}.{key}")
+            place = f"{option}.{key}"
+            value = build(value, ROOMS[key], place, **wanted(value, ROOMS[key], place, given))
         built[key] = value
     return functools.partial(function, **check(function, built, option, given), **given)
 

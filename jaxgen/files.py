@@ -65,7 +65,8 @@ def whole(place: Place) -> Iterator[IO[bytes]]:
     Written beside it under another name, flushed to the disk and renamed; a link is followed.
     Raises `Unwritable`.
     """
-    path = Path(os.path.realpath(place))
+    with writing(place):
+        path = _target(place)
     folder(path.parent)
     partial = path.parent / f".{uuid.uuid4().hex}.partial"
     try:
@@ -81,6 +82,15 @@ def whole(place: Place) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _target(place: Place) -> Path:
+    """Where a path leads, links followed. Raises `Unwritable` for a link to nowhere."""
+    path = Path(os.path.realpath(place))
+    if path.is_symlink() or os.path.islink(place) and not path.parent.is_dir():
+        # A disk that is not mounted, say: its folders are not for us to make.
+        raise Unwritable(f"{os.fspath(place)}: cannot be written: a link to {path}, not there.")
+    return path
 
 
 def write(place: Place, data: str | bytes) -> None:
@@ -144,7 +154,7 @@ def check(option: str, place: Place, *, directory: bool = False, fix: str | None
     """
     kind = "a folder" if directory else "a file"
     try:
-        path = Path(os.path.realpath(place))
+        path = _target(place)
         if path.exists() and path.is_dir() != directory:
             raise invalid(option, os.fspath(place), f"{kind}; this is {_kind(path)}")
         nearest = path if directory else path.parent

@@ -56,6 +56,7 @@ UNOPTIMISED = {
     "test_ar_pixelcnn.py",
     "test_cli.py",
     "test_configs.py",
+    "test_every_run_option.py",
     "test_diffusion_conditions.py",
     "test_diffusion_descriptions.py",
     "test_diffusion_jumps.py",

@@ -30,7 +30,7 @@ class Chain:
     -> x [B, ...], which at the end is the sample. estimate(keys [B], state, n) -> the sample [B,
     ...] that the state after n steps makes one expect. step_calls, estimate_calls [steps]: network
     evaluations of step n, and of an estimate after it. back(keys [B], state, n, m) -> the state
-    after n steps, noised again to where it was after m <= n. mix(one, two, radius) -> of two
+    after n steps, noised again to where it was after m <= n. mix(first, second, radius) -> of two
     starts a third of the same distribution, `first` at radius 0 and `second` at 1. None where the
     chain cannot.
     """

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 STYLE = """
 :root { --ink:#1a1d21; --soft:#5c6570; --line:#e3e6ea; --accent:#2457d6; --back:#fbfbfc }
@@ -67,6 +68,8 @@ def plot(width: float, height: float) -> Figure:
 
 def png(figure: Figure, dpi: int = 130) -> bytes:
     """A matplotlib figure as a PNG file's bytes."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a run may be called a$b
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

@@ -152,10 +152,14 @@ def _page(
     ]
     if "images_per_second" in timings:
         cards.insert(2, (f"{timings['images_per_second']:,.0f}", "training images/s"))
+    versions = content["versions"]
+    made_by = (
+        f"jaxgen {versions['jaxgen']}, JAX {versions['jax']}, {content['device']}, "
+        f"{content['written']}"
+    )
     body = [
         f"<h1>{html.escape(workdir.name)}</h1>",
-        f'<p class="sub">jaxgen {content["versions"]["jaxgen"]}, JAX {content["versions"]["jax"]}, '
-        f"{html.escape(content['device'])}, {content['written']}</p>",
+        f'<p class="sub">{html.escape(made_by)}</p>',
         '<div class="cards">',
         *(f'<div class="card"><b>{v}</b><span>{k}</span></div>' for v, k in cards),
         "</div>",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -48,7 +47,7 @@ def _arrays(params: PyTree) -> dict[str, np.ndarray]:
     return {k: np.ascontiguousarray(v) for k, v in flat.items()}
 
 
-def read(path: str | Path) -> tuple[PyTree, dict[str, str]]:
+def read(path: files.Place) -> tuple[PyTree, dict[str, str]]:
     """(nested dict of arrays, metadata) of a file that `dump` made.
 
     Raises UsageError for a file that cannot be read, or whose arrays are not those written.

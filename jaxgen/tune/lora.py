@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util as trees
@@ -88,14 +87,14 @@ def merge(params: PyTree, scale: float) -> PyTree:
     return trees.unflatten_dict(kernels, sep="/")
 
 
-def save(path: str | Path, adapter: PyTree, *, rank: int, alpha: float) -> None:
+def save(path: files.Place, adapter: PyTree, *, rank: int, alpha: float) -> None:
     """`params["lora"]` as safetensors, with rank and alpha, without which it means nothing."""
     files.write(path, dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
 
 
-def load(path: str | Path) -> tuple[PyTree, float]:
+def load(path: files.Place) -> tuple[PyTree, float]:
     """(the adapter, its scale alpha / rank) of a file that `save` wrote. Raises UsageError."""
-    adapter, about = read(Path(path))
+    adapter, about = read(path)
     if not {"rank", "alpha"} <= set(about):
         raise invalid("tune.lora", str(path), "a file of an adapter with its rank and alpha")
     return adapter, float(about["alpha"]) / int(about["rank"])

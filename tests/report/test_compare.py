@@ -15,6 +15,7 @@ from jaxgen.cli import main
 from jaxgen.data.digits import digits
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
+from jaxgen.report import report
 from jaxgen.report.compare import compare
 from jaxgen.report.compare.likeness import best, differences
 from jaxgen.report.compare.neighbours import nearest_training, pixels, search
@@ -336,3 +337,42 @@ def test_receipts_of_files_are_compared_too(tmp_path):
     change(model, lambda r: r["scores"].append(score("fid", 0.6, "lower", features="identity")))
     with pytest.raises(UsageError, match="reference is reference.npy \\(near\\); not said"):
         compare([receipts[0], model], tmp_path / "c.html")
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def everywhere(value):
+    """A receipt with something that is no text of ours in every word of it."""
+    if isinstance(value, dict):
+        return {f"{k}{EVIL}" if k in ("eta", "jax") else k: everywhere(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [everywhere(v) for v in value]
+    return (
+        f"{value}{EVIL}" if isinstance(value, str) and value not in ("lower", "higher") else value
+    )
+
+
+def test_words_of_somebody_elses_receipt_are_no_html_and_no_formulas(tmp_path):
+    put(tmp_path / "<b>$\\frac$" / "x", everywhere(made()))
+    put(tmp_path / "<b>$\\frac$" / "y", everywhere(made(images_seen=2000)))
+    compare([tmp_path / "<b>$\\frac$" / name for name in "xy"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;script&gt;" in page and EVIL not in page and "<script" not in page
+
+
+def test_names_of_classes_and_configs_are_no_html_in_a_report(tmp_path):
+    workdir = tmp_path / "<b>$\\frac$"
+    content = {
+        "config": {"data": {"path": EVIL}, "model": {EVIL: EVIL}},
+        "images_seen": 10, "steps": 1, "parameters": 5, "ema": EVIL,
+        "gflop_per_training_image": 1.0, "timings": {"train": 1.0, EVIL: 2.0},
+        "results": {
+            "evaluate": {"receipts": [everywhere(made())]},
+            "classify": {"accuracy": 0.5, "names": EVIL, EVIL: EVIL},
+        },
+        "device": EVIL, "versions": {"jaxgen": EVIL, "jax": EVIL}, "written": EVIL,
+    }  # fmt: skip
+    grids = {f"samples{EVIL}": np.zeros((8, 8, 3), np.uint8)}
+    page = report._page(workdir, content, b"", grids, f"a row a class ({EVIL})")
+    assert "&lt;script&gt;" in page and "<script" not in page and "<b>$" not in page

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxgen.api import compare, evaluate, evaluate_files, load, train
+from jaxgen.api import classify, compare, evaluate, evaluate_files, load, train
 from jaxgen.cli import main
 from jaxgen.config import load as load_config
 from jaxgen.config import override
@@ -182,3 +182,85 @@ def test_samples_that_were_saved_score_as_those_that_are_drawn(workdir, tmp_path
     np.savez(place, **{**arrays, "clip": np.array([0.0, 1.0])})
     assert main(command) == 2
     assert "clip [0.0, 1.0]" in capsys.readouterr().err
+
+
+def test_a_quick_look_takes_the_place_of_no_receipt(workdir, capsys):
+    model = load(workdir)
+    evaluate(model, workdir)
+    own = (workdir / "receipts" / "evaluate.json").read_bytes()
+    evaluate(model, workdir, samples=40, seed=5)
+    evaluate(model, workdir, steps=2)
+    assert (workdir / "receipts" / "evaluate.json").read_bytes() == own
+    names = {p.name for p in (workdir / "receipts").glob("evaluate*")}
+    assert {"evaluate_samples_40_seed_5.json", "evaluate_steps_2.json"} <= names
+    # Of one workdir, only what can be compared is; the look by its name.
+    page = workdir.parent / "page.html"
+    assert "evaluate_samples_40_seed_5" not in str(compare([workdir], page)["receipts"])
+    assert compare([workdir / "receipts" / "evaluate_samples_40_seed_5.json"], page)["receipts"]
+    classify(model, workdir)
+    own = (workdir / "receipts" / "classify_test.json").read_bytes()
+    classify(model, workdir, limit=10)
+    assert (workdir / "receipts" / "classify_test.json").read_bytes() == own
+    assert (
+        json.loads((workdir / "receipts" / "classify_test_limit_10.json").read_text())["images"]
+        == 10
+    )
+
+
+def test_the_report_follows_the_receipts_and_keeps_what_training_took(workdir):
+    before = json.loads((workdir / "report.json").read_text())
+    assert before["timings"]["images_per_second"] > 0
+    evaluate(load(workdir), workdir, samples=900, seed=9)
+    after = json.loads((workdir / "report.json").read_text())
+    seeds = [r["sampling"]["seed"] for r in after["results"]["evaluate"]["receipts"]]
+    assert 9 in seeds and "seed" in (workdir / "report.html").read_text()
+    assert after["timings"] == before["timings"]
+    config = load_config(TINY)
+    override(config, ["train.images=320", "log.tensorboard=False"], TOP)
+    train(config, workdir)  # finished already: nothing to do
+    again = json.loads((workdir / "report.json").read_text())
+    for key in ("train", "compile", "images_per_second"):
+        assert again["timings"][key] == before["timings"][key]
+
+
+def test_scores_go_elsewhere_where_the_workdir_cannot_be_written(workdir, tmp_path, monkeypatch):
+    model, asked = load(workdir), dict(samples=20)
+    before = sorted(p.name for p in (workdir / "receipts").iterdir())
+    found = evaluate(model, workdir, out=tmp_path / "scores.json", **asked)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["receipts"] == found["receipts"]
+    assert sorted(p.name for p in (workdir / "receipts").iterdir()) == before
+
+    def refuse(option, place, **_):
+        raise UsageError(f"{option}: {place}")
+
+    monkeypatch.setattr("jaxgen.files.check", refuse)
+    monkeypatch.setattr(model, "sample", lambda *a, **k: pytest.fail("work before the refusal"))
+    with pytest.raises(UsageError, match="receipts"):
+        evaluate(model, workdir, **asked)
+
+
+def test_noise_is_not_shown_as_precise_without_a_caution(tmp_path):
+    chance = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    real = (100 + 40 * labels[:, None, None, None] + chance.normal(0, 8, (400, 8, 8, 1))).clip(
+        0, 255
+    )
+    noise = chance.uniform(0, 255, (400, 8, 8, 1))
+    for name, images in (("real", real), ("noise", noise)):
+        np.savez(tmp_path / f"{name}.npz", images=images.astype(np.uint8), labels=labels)
+    places = {name: tmp_path / f"{name}.npz" for name in ("real", "noise")}
+    found = evaluate_files(places["noise"], places["real"], features="classifier", intervals=0)
+    (caution,) = found["cautions"]
+    assert "fd_reference_classifier" in caution and "precision_k3_reference_classifier" in caution
+    same = evaluate_files(places["real"], places["real"], features="classifier", intervals=0)
+    assert same["cautions"] == []
+
+
+def test_a_table_of_scores_has_a_line_each(workdir, capsys):
+    found = evaluate(load(workdir), workdir, samples=40)["receipts"][0]
+    said = [
+        line.split()[0] for line in capsys.readouterr().err.splitlines() if line.startswith("  ")
+    ]
+    for score in found["scores"]:
+        assert said.count(score["name"]) == 1
