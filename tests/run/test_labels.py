@@ -120,6 +120,12 @@ def test_labels_without_names_are_names_if_numbers_are_and_else_places():
     assert meet(a_set([1, 10, 2]), a_set([0, 1, 2], NAMES)) == [0, 2, 1]
     assert meet(a_set([0, 1, 2], NAMES), a_set([1, 2, 10])) == [1, 2, 10]
     assert meet(a_set([5, 6]), a_set([6, 5])) == [5, 6] and not said
+    # Samples of some of the classes, which are called by numbers.
+    some = dataclasses.replace(a_set([0, 0], ("3",)), some=True)
+    assert meet(some, a_set([0, 1, 2, 3])) == [3, 3] and not said
+    assert meet(some, a_set([0, 1], ("2", "3"))) == [1, 1] and not said
+    with pytest.raises(UsageError, match="2, 4"):
+        meet(some, a_set([0, 1], ("2", "4")))
     assert meet(a_set([1, 0]), a_set([0, 1], ("a", "b"))) == [1, 0]
     assert "places among a, b" in said[-1]
     with pytest.raises(UsageError, match="labels of the 2 classes a, b"):
