@@ -416,9 +416,14 @@ def _check_test_half(setup: Setup, workdir: Path) -> None:
     # Codes are scored as images, by the halves of their tokenizer.
     decoded = setup.coding is not None and record.tokenizer_of(setup, workdir) is not None
     scored = (setup.evaluate.at_end and not decoded) or setup.method.sampler is None
-    if setup.spec.target is not None or not (measured or scored):
+    if setup.spec.target is not None:
         return
-    _ = setup.test_source
+    if measured or scored:
+        _ = setup.test_source
+    if setup.evaluate.at_end and decoded:
+        tokenizer = load_tokenizer(setup, workdir)
+        assert tokenizer is not None
+        _ = tokenizer.setup.source, tokenizer.setup.test_source
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:

@@ -66,6 +66,7 @@ RUNS: dict[str, dict[str, tuple[Any, Callable[[Path], Any]]]] = {
     "seed": {"seed": (4, parameters)},
     "flip": {"data.flip": (True, parameters)},
     "split": {"data.train": ("test", parameters)},
+    "holdout": {"data.holdout": (0.2, parameters)},
     "longer": {"train.images": (112, SAVED)},
     "one": {
         "data.test": ("train", BITS),
@@ -99,7 +100,7 @@ RUNS: dict[str, dict[str, tuple[Any, Callable[[Path], Any]]]] = {
     },
     "five": {"likelihood.limit": (5, lambda w: report(w, "likelihood", "images"))},
 }
-TRAINING_ALONE = ("seed", "flip", "split", "longer")
+TRAINING_ALONE = ("seed", "flip", "split", "holdout", "longer")
 
 REASONS = {
     "data.source": "names a callable",
@@ -107,6 +108,7 @@ REASONS = {
     "data.workers": "who reads, not what: tests/data/test_data_pipeline.py",
     "data.prefetch": "when it is read, not what: tests/data/test_data_pipeline.py",
     "data.tokenizer": "for codes: tests/run/test_tokenize.py",
+    "data.holdout_seed": "of data.holdout: tests/data/test_data_walk.py",
     "data.holds": "is compared with the source: tests/run/test_record.py",
     "train.accumulate": "tests/config/test_every_option.py",
     "log.wandb": "asks a service",

@@ -19,7 +19,7 @@ from jaxgen.data.pixels import opened, png
 from jaxgen.errors import UsageError
 from jaxgen.method import Spec
 from jaxgen.metrics.evaluate import evaluate, look
-from jaxgen.metrics.extractors.classifier import Training, fit
+from jaxgen.metrics.extractors.classifier import Training, train_classifier
 from jaxgen.metrics.sets.reading import Set, aligned, load
 from jaxgen.report.compare.neighbours import pixels
 from jaxgen.report.pictures import cut
@@ -52,6 +52,7 @@ def test_a_run_without_a_test_half_is_refused_before_it_trains(data, tmp_path):
     words = [*arguments(tmp_path / "run", data), "--config.classify.at_end=True"]
     err = refusal(*words)
     assert "config.data.test: got 'test'" in err and "data.holdout=0.1" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_half_held_out_is_in_receipts_and_must_be_what_it_was(trained, data, tmp_path):
@@ -119,6 +120,12 @@ def test_labels_without_names_are_names_if_numbers_are_and_else_places():
     assert meet(a_set([1, 10, 2]), a_set([0, 1, 2], NAMES)) == [0, 2, 1]
     assert meet(a_set([0, 1, 2], NAMES), a_set([1, 2, 10])) == [1, 2, 10]
     assert meet(a_set([5, 6]), a_set([6, 5])) == [5, 6] and not said
+    # Samples of some of the classes, which are called by numbers.
+    some = dataclasses.replace(a_set([0, 0], ("3",)), some=True)
+    assert meet(some, a_set([0, 1, 2, 3])) == [3, 3] and not said
+    assert meet(some, a_set([0, 1], ("2", "3"))) == [1, 1] and not said
+    with pytest.raises(UsageError, match="2, 4"):
+        meet(some, a_set([0, 1], ("2", "4")))
     assert meet(a_set([1, 0]), a_set([0, 1], ("a", "b"))) == [1, 0]
     assert "places among a, b" in said[-1]
     with pytest.raises(UsageError, match="labels of the 2 classes a, b"):
@@ -227,7 +234,7 @@ def test_a_large_half_is_read_a_part_at_a_time_and_scores_are_the_same(data, tmp
         np.testing.assert_array_equal(streamed["image"][places], held["image"][places])
     small = [chunk for chunk in streamed["image"].chunks(50)]
     np.testing.assert_array_equal(np.concatenate(small), held["image"])
-    network = fit(held["image"], held["label"], 2, Training(epochs=1))
+    network = train_classifier(held["image"], held["label"], 2, Training(epochs=1))
     made = held["image"][::2]
     labels = held["label"][::2]
     read.clear()

@@ -189,7 +189,7 @@ def aligned(data: Set, reference: Set, option: str, say: Callable[[str], None]) 
     names = listed(ours or wanted or ())
     count, bare = (len(ours), theirs) if ours is not None else (len(wanted or ()), labels)
     values = [int(name) if name.isdecimal() else None for name in (ours or wanted or ())]
-    if None in values or not set(bare.tolist()) <= set(values):
+    if None in values or not (data.some or set(bare.tolist()) <= set(values)):
         values = list(range(count))
         which = reference.name if ours is not None else data.name
         if not set(bare.tolist()) <= set(values):
