@@ -16,6 +16,7 @@ import pytest
 
 from jaxgen import api
 from jaxgen import config as configs
+from jaxgen.errors import UsageError
 from jaxgen.metrics import Training
 from jaxgen.metrics.extractors import classifier
 from jaxgen.run.setup import SECTIONS, TOP
@@ -163,3 +164,22 @@ def test_every_option_of_a_run_has_a_witness_or_a_reason():
     sections = {k: cls for k, cls in SECTIONS.items() if k not in ("ema", "hosts")}
     every = {f"{section}.{o}" for section, cls in sections.items() for o in options(cls)}
     assert every | {"seed"} == seen, every ^ seen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=4",
+        "data.batch_size=32",
+        "data.flip=True",
+        "data.train=test",
+        "train.accumulate=2",
+        "ema.half_life=(600,)",
+        "model.width=16",
+        "method.label_dropout=0.2",
+        "optimizer.b2=0.9",
+    ],
+)
+def test_what_decides_the_numbers_of_a_run_cannot_change_in_it(change, brief):
+    with pytest.raises(UsageError, match=f"holds another run(.|\\n)*{change.partition('=')[0]}"):
+        run(brief, *BRIEF, "train.images=128", change)

@@ -210,3 +210,18 @@ def test_paper_sizes():
         total += 32 * (coupling + 2 * c + 2 * c * c + c)
         total += 9 * (c // 2) * c + c if c < 48 else 11 * 2 * c
     assert size(Glow(10, (32, 32, 3)), (32, 32, 3)) == total
+
+
+def test_actnorm_is_set_by_the_first_batch_and_never_again():
+    spec = Spec((4, 4, 1), 3, 4)
+    made = flow(spec, network("glow", scales=1, steps=1), optax.sgd(1e-9), Averages((10,)))
+    state = made.init(jax.random.key(0))
+    image = jax.random.normal(jax.random.key(1), (16, 4, 4, 1))
+    norms = []
+    for scale in (1.0, 5.0):
+        batch = {"image": scale * image, "label": jnp.zeros(16, jnp.int32)}
+        state, _ = jax.jit(made.update)(state, batch, jax.random.key(2))
+        norms.append(state.params["net"]["step0_0"]["norm"]["log_scale"])
+    fresh = made.init(jax.random.key(0)).params["net"]["step0_0"]["norm"]["log_scale"]
+    assert np.abs(norms[0] - fresh).max() > 0.1
+    np.testing.assert_allclose(norms[1], norms[0], atol=1e-6)

@@ -96,3 +96,18 @@ def test_posthoc_average_equals_the_one_kept_in_training(std):
 def test_impossible_averages_are_refused(keywords):
     with pytest.raises(UsageError, match="config.ema"):
         Averages(**keywords)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_ramp_counts_images(batch):
+    """At n images the half-life is ramp n: the past has a share of all 2^(-b / ramp n)."""
+    steps, ramp = 40, 1.0
+    out = run(Averages(half_life=(10**9,), ramp=ramp), np.r_[0.0, np.ones(steps)], batch)
+    # The first value is 0 and is averaged with the fresh 0; ones follow.
+    past = np.prod([0.5 ** (1 / (ramp * n)) for n in range(2, steps + 2)])
+    np.testing.assert_allclose(1 - out["half_life_1000000000"][-1], past, rtol=1e-4)
+    # A half-life of few images ends the ramp after few images, whatever the batch.
+    short = run(Averages(half_life=(64,), ramp=1.0), np.r_[0.0, np.ones(steps)], batch)
+    seen = batch * np.arange(2, steps + 2)
+    past = np.prod(0.5 ** (batch / np.minimum(64, seen)))
+    np.testing.assert_allclose(1 - short["half_life_64"][-1], past, rtol=1e-4)
