@@ -18,10 +18,13 @@ import pytest
 
 from jaxgen import config as configs
 from jaxgen import families, tokenizers
+from jaxgen.distill.guidance import guided, progressive
 from jaxgen.errors import UsageError
 from jaxgen.run.setup import TOP, Setup, set_up
-from jaxgen.training.ema import Averages
 from jaxgen.training.optim import optimizer
+from jaxgen.tune.lora import lora
+from jaxgen.unlearn.forget import forget
+from tests import base_run
 from tests.every_family import FAMILIES
 from tests.option_kit import PROGRAMS, options, others, program
 
@@ -363,6 +366,7 @@ HIDDEN = dict(
     dropout=0.25,
 )
 NETWORK = ("init", "update")
+PASSES = ("init", "update", "sampler")
 SIZED = dict(size="fields that are set win")
 MODELS = (
     Sweep("mlp", "model", values=HIDDEN | dict(remat="dots"), programs=NETWORK),
@@ -456,7 +460,29 @@ MODELS = (
     ),
 )
 
-SWEEPS = (*METHODS, *SAMPLES, *OPTIMIZERS, *MODELS)
+WRAPS = (
+    Sweep(
+        "lora", "wrap.0", (f"model={MLP}",), dict(alpha=1.0, match="out\\.kernel$"), programs=PASSES
+    ),
+    Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
+    Sweep("guided", "wrap.0", programs=UPDATE),
+    Sweep(
+        "forget",
+        "wrap.0",
+        values=dict(classes=(3,), target="negative", substitute=2),
+        skip=dict(teacher="names a network", eta=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "forget",
+        "wrap.0",
+        ("wrap=" + repr([dict(name="unlearn.forget", classes=(3,), target="negative")]),),
+        only=("eta",),
+        programs=UPDATE,
+    ),
+)
+
+SWEEPS = (*METHODS, *SAMPLES, *OPTIMIZERS, *MODELS, *WRAPS)
 
 
 @functools.cache
@@ -464,6 +490,8 @@ def base(case: str, *overrides: str) -> Setup:
     """A case's setup, in batches of 16."""
     config, narrow = CASES[case]
     loaded = configs.load(config)
+    if any("BASE" in text for text in narrow):
+        narrow = [text.replace("BASE", repr(base_run.base())) for text in narrow]
     configs.override(loaded, [*narrow, "data.batch_size=16", *overrides], TOP)
     return set_up(loaded, data=False)
 
@@ -473,8 +501,9 @@ def changed(setup: Setup, key: str, value: Any) -> Setup:
     config = configs.to_dict(setup.config)
     *parents, last = key.split(".")
     section = config
-    for name in parents:
-        section.setdefault(name, {})
+    for name in map(_step, parents):
+        if isinstance(section, dict):
+            section.setdefault(name, {})
         if isinstance(section[name], str):
             section[name] = {"name": section[name]}
         section = section[name]
@@ -482,7 +511,9 @@ def changed(setup: Setup, key: str, value: Any) -> Setup:
     return set_up(configs.ml_collections.ConfigDict(config), spec=setup.spec, coding=setup.coding)
 
 
-PLAIN = {"optimizer": optimizer, "ema": Averages}
+def _step(name: str) -> str | int:
+    """A key of a section, or the number of one of a list."""
+    return int(name) if name.isdecimal() else name
 
 
 def function_of(setup: Setup, key: str) -> tuple[Callable[..., Any], set[str]]:
@@ -495,7 +526,7 @@ def function_of(setup: Setup, key: str) -> tuple[Callable[..., Any], set[str]]:
     if key in ("ema", "train", "data"):
         return type(getattr(setup, key)), set()
     room = key.partition(".")[0]
-    section = functools.reduce(lambda a, k: a[k], key.split("."), setup.config)
+    section = functools.reduce(lambda a, k: a[_step(k)], key.split("."), setup.config)
     name = section if isinstance(section, str) else section["name"]
     return configs.resolve(name, configs.ROOMS[room], key), GIVEN | OFFERED
 
@@ -505,8 +536,8 @@ def inert(sweep: Sweep) -> list[str]:
     setup = base(sweep.case, *sweep.overrides)
     function, given = function_of(setup, sweep.key)
     section = configs.to_dict(setup.config)
-    for name in sweep.key.split("."):
-        section = section.get(name, {})
+    for name in map(_step, sweep.key.split(".")):
+        section = section[name] if isinstance(section, list) else section.get(name, {})
     section = {"name": section} if isinstance(section, str) else section
     if sweep.key == "optimizer" and "name" in section:
         given = given | {"name"}
@@ -563,3 +594,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
+    wraps = {lora, guided, progressive, forget}
+    assert wraps <= wanted.keys()
