@@ -20,7 +20,7 @@ from jaxgen import config as configs
 from jaxgen import families, tokenizers
 from jaxgen.distill.guidance import guided, progressive
 from jaxgen.errors import UsageError
-from jaxgen.run.setup import TOP, Setup, set_up
+from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
@@ -488,12 +488,18 @@ SWEEPS = (*METHODS, *SAMPLES, *OPTIMIZERS, *MODELS, *WRAPS)
 @functools.cache
 def base(case: str, *overrides: str) -> Setup:
     """A case's setup, in batches of 16."""
+    config = loaded(case, *overrides)
+    if "BASE" in str(config.get("networks", "")):
+        config.networks = {"teacher": base_run.base()}
+    return set_up(config, data=False)
+
+
+def loaded(case: str, *overrides: str) -> Any:
+    """A case's config."""
     config, narrow = CASES[case]
-    loaded = configs.load(config)
-    if any("BASE" in text for text in narrow):
-        narrow = [text.replace("BASE", repr(base_run.base())) for text in narrow]
-    configs.override(loaded, [*narrow, "data.batch_size=16", *overrides], TOP)
-    return set_up(loaded, data=False)
+    config = configs.load(config)
+    configs.override(config, [*narrow, "data.batch_size=16", *overrides], TOP)
+    return config
 
 
 def changed(setup: Setup, key: str, value: Any) -> Setup:
@@ -516,17 +522,14 @@ def _step(name: str) -> str | int:
     return int(name) if name.isdecimal() else name
 
 
-def function_of(setup: Setup, key: str) -> tuple[Callable[..., Any], set[str]]:
+def function_of(config: Any, key: str) -> tuple[Callable[..., Any], set[str]]:
     """Whose signature the section `key` is, and which of its parameters the run supplies."""
-    if key == "sample":
-        assert setup.method.sampler is not None
-        return setup.method.sampler, set()
     if key == "optimizer":
         return optimizer, {"images", "batch_size"}
-    if key in ("ema", "train", "data"):
-        return type(getattr(setup, key)), set()
+    if key in SECTIONS:
+        return SECTIONS[key], set()
     room = key.partition(".")[0]
-    section = functools.reduce(lambda a, k: a[_step(k)], key.split("."), setup.config)
+    section = functools.reduce(lambda a, k: a[_step(k)], key.split("."), config)
     name = section if isinstance(section, str) else section["name"]
     return configs.resolve(name, configs.ROOMS[room], key), GIVEN | OFFERED
 
@@ -534,7 +537,10 @@ def function_of(setup: Setup, key: str) -> tuple[Callable[..., Any], set[str]]:
 def inert(sweep: Sweep) -> list[str]:
     """Options of the section that change none of the programs."""
     setup = base(sweep.case, *sweep.overrides)
-    function, given = function_of(setup, sweep.key)
+    if sweep.key == "sample":
+        function, given = setup.method.sampler, set()
+    else:
+        function, given = function_of(setup.config, sweep.key)
     section = configs.to_dict(setup.config)
     for name in map(_step, sweep.key.split(".")):
         section = section[name] if isinstance(section, list) else section.get(name, {})
@@ -574,9 +580,9 @@ def test_every_method_and_all_of_its_options_are_swept():
     tried: dict[Any, set[str]] = {}
     wanted: dict[Any, set[str]] = {}
     for sweep in SWEEPS:
-        function, given = function_of(base(sweep.case, *sweep.overrides), sweep.key)
         if sweep.key in ("train", "data", "sample"):
             continue
+        function, given = function_of(loaded(sweep.case, *sweep.overrides), sweep.key)
         function = getattr(function, "func", function)
         reasons = {o for o, why in sweep.skip.items() if why != ELSEWHERE}
         tried.setdefault(function, set()).update(sweep.tried(function, given), reasons)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
 from jaxgen import api
 from jaxgen import config as configs
@@ -43,9 +44,9 @@ def report(workdir: Path, *keys: Any) -> Any:
 
 
 def parameters(workdir: Path) -> Any:
-    """The digests of the last checkpoint."""
-    last = max((workdir / "checkpoints" / "digests").glob("*.json"), key=lambda p: int(p.stem))
-    return json.loads(last.read_text())
+    """The last snapshot of an average, to the bit."""
+    last = max((workdir / "ema_snapshots").glob("*.safetensors"))
+    return {k: a.tobytes() for k, a in safetensors.numpy.load_file(last).items()}
 
 
 def names(pattern: str) -> Callable[[Path], Any]:
@@ -147,6 +148,16 @@ def unseen(name: str, before: Path, workdir: Path, *more: str) -> list[str]:
     overrides = [f"{option}={value!r}" for option, (value, _) in changes.items()]
     other = run(workdir, *more, *overrides)
     return [option for option, (_, seen) in changes.items() if seen(other) == seen(before)]
+
+
+def test_the_witness_of_training_is_the_same_in_the_same_run(brief, tmp_path):
+    assert parameters(run(tmp_path / "run", *BRIEF)) == parameters(brief)
+
+
+def test_every_witness_is_the_same_in_the_same_run(base, tmp_path):
+    again = run(tmp_path / "run")
+    witnesses = [(o, seen) for changes in RUNS.values() for o, (_, seen) in changes.items()]
+    assert [option for option, seen in witnesses if seen(again) != seen(base)] == []
 
 
 @pytest.mark.parametrize("name", TRAINING_ALONE)
