@@ -68,6 +68,7 @@ RUNS: dict[str, dict[str, tuple[Any, Callable[[Path], Any]]]] = {
     "flip": {"data.flip": (True, parameters)},
     "split": {"data.train": ("test", parameters)},
     "longer": {"train.images": (112, SAVED)},
+    "held": {"data.holdout": (0.25, parameters)},
     "one": {
         "data.test": ("train", BITS),
         "train.log_every": (16, LINES),
@@ -100,13 +101,14 @@ RUNS: dict[str, dict[str, tuple[Any, Callable[[Path], Any]]]] = {
     },
     "five": {"likelihood.limit": (5, lambda w: report(w, "likelihood", "images"))},
 }
-TRAINING_ALONE = ("seed", "flip", "split", "longer")
+TRAINING_ALONE = ("seed", "flip", "split", "longer", "held")
 
 REASONS = {
     "data.source": "names a callable",
     "data.batch_size": "tests/config/test_every_option.py",
     "data.workers": "who reads, not what: tests/data/test_data_pipeline.py",
     "data.prefetch": "when it is read, not what: tests/data/test_data_pipeline.py",
+    "data.holdout_seed": "test_another_seed_holds_another_half_out",
     "data.tokenizer": "for codes: tests/run/test_tokenize.py",
     "data.holds": "is compared with the source: tests/run/test_record.py",
     "train.accumulate": "tests/config/test_every_option.py",
@@ -168,6 +170,14 @@ def test_another_value_trains_something_else(name, brief, tmp_path):
 @pytest.mark.parametrize("name", sorted(RUNS.keys() - set(TRAINING_ALONE)))
 def test_another_value_writes_something_else(name, base, tmp_path):
     assert unseen(name, base, tmp_path / "run") == []
+
+
+def test_another_seed_holds_another_half_out(tmp_path):
+    first, second = (
+        run(tmp_path / str(seed), *BRIEF, "data.holdout=0.25", f"data.holdout_seed={seed}")
+        for seed in range(2)
+    )
+    assert parameters(first) != parameters(second)
 
 
 def test_every_option_of_a_run_has_a_witness_or_a_reason():
