@@ -51,11 +51,13 @@ def checks() -> list[Check]:
     )
     results.append(control(below("largest output, last layer opened", jnp.abs(deep).max(), 0.0)))
     blocks = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params["blocks"])
-    moved = apply({"params": {**opened, "blocks": blocks}}, x, noise, labels)
+    live = {**opened, "blocks": blocks}
+    moved = apply({"params": live}, x, noise, labels)
     check = "three blocks, not at the start, against one that is"
     results.append(control(below(check, jnp.abs(moved - shallow).max(), 1e-5)))
 
-    # A dropped label is the null label: the same loss and gradient, to the last bit.
+    # A dropped label is the null label: the same loss and gradient, to the last bit. (At the start
+    # no label has any gradient: modulation begins at 0.)
     network = Network(model, path.linear(), "velocity")
     batch = placed({"image": x, "label": labels % 10}, jnp.zeros(()))
 
@@ -64,7 +66,7 @@ def checks() -> list[Check]:
             network, times.uniform(), weighting.simple(), num_classes=10, label_dropout=share
         )
         key, extra = jax.random.key(3), {"times": ()}
-        value = quick_jit(jax.grad(lambda p: loss({"net": p}, batch, key, extra)[0]))(opened)
+        value = quick_jit(jax.grad(lambda p: loss({"net": p}, batch, key, extra)[0]))(live)
         return value["labels"]["embedding"]
 
     dropped, null = gradient(1.0, batch), gradient(0.0, {**batch, "label": jnp.full(4, 10)})

@@ -37,3 +37,7 @@ def test_what_is_noticed_and_what_is_not(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("SURVIVED") and lines[1].startswith("noticed")
     assert lines[2] == "1 of 2 mutants were noticed." and two[0].name in lines[3]
+
+
+def test_no_mutant_survives():
+    assert main([]) == 0

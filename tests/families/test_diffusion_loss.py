@@ -449,3 +449,26 @@ def test_the_bound_that_trains_the_variance_leaves_the_mean_alone():
     assert not np.any(on_mean) and np.all(on_variance != 0)
     # The mean matters for the bound's value, so that the gradient is held back and not zero.
     assert bound(noised.output + 1.0, 0.1 * x) != bound(noised.output, 0.1 * x)
+
+
+def test_weights_of_times_levels_and_examples_multiply_the_error():
+    """By hand: importance x weighting x the example's weight x the error; times learn of it."""
+    path, size = paths.linear(), 8
+    sampler = times.Times(
+        lambda keys, key, index, path, state: (jnp.full(index.shape, 0.4), 1.0 + index),
+        init=lambda: jnp.zeros(()),
+        update=lambda state, t, error: state + error.sum(),
+    )
+    network = Network(Exact(path, "velocity", 0.7, 0.5), path, "velocity")
+    draws = Draws(times=sampler, num_classes=3)
+    data, key = {**batch(size), "weight": jnp.linspace(0.5, 2.0, size)}, jax.random.key(0)
+    extra, params = {"times": sampler.init()}, {"net": {"unused": jnp.zeros(())}}
+    level = lambda path, t, gain: 3.0 * t
+    noised, _ = noised_batch(network, level, (), draws, params, data, key, extra)
+    fn = denoising_loss(network, sampler, level, num_classes=3)
+    value, (metrics, after) = fn(params, data, key, extra)
+    error, share = np.asarray(noised.error), 3.0 * 0.4
+    by_hand = (np.arange(1, size + 1) * share * error * np.asarray(data["weight"])).mean()
+    np.testing.assert_allclose(value, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], error.mean(), rtol=1e-6)
+    np.testing.assert_allclose(after["times"], (share * error).sum(), rtol=1e-5)
