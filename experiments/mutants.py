@@ -481,8 +481,8 @@ SAMPLING = (
     Mutant(
         "SDE's noise doubled",
         DIFFUSION + "solvers/sde.py",
-        "jnp.sqrt(rate * sigma * h) * fresh",
-        "2 * jnp.sqrt(rate * sigma * h) * fresh",
+        "jnp.sqrt(rate * path.sigma(t) * h) * fresh",
+        "2 * jnp.sqrt(rate * path.sigma(t) * h) * fresh",
         ("tests/families/test_diffusion_solvers.py", "-k", "stochastic_solver_law"),
     ),
     Mutant(

@@ -111,7 +111,6 @@ REASONS = {
     "data.prefetch": "when it is read, not what: tests/data/test_data_pipeline.py",
     "data.holdout_seed": "test_another_seed_holds_another_half_out",
     "data.tokenizer": "for codes: tests/run/test_tokenize.py",
-    "data.holdout_seed": "of data.holdout: tests/data/test_data_walk.py",
     "data.holds": "is compared with the source: tests/run/test_record.py",
     "train.accumulate": "tests/config/test_every_option.py",
     "log.wandb": "asks a service",
