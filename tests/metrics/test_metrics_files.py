@@ -184,15 +184,22 @@ def test_images_are_scored_by_a_classifier_of_the_reference(tmp_path, capsys, mo
     words = ("--samples", tmp_path / "made.npz", "--reference", tmp_path / "real.npz")
     assert main(command(*words, "--features", "classifier", "--intervals", 0, "--json")) == 0
     found = json.loads(capsys.readouterr().out)["scores"]
-    assert set(found) >= {"fd_classifier", "kid_classifier", "precision_k3_classifier"}
-    score = found["fd_classifier"]
-    assert score["features"] == "classifier" and len(score["digest"]) == 64
-    assert found["precision_k3_classifier"]["value"] > 0.8
+    name = "reference_classifier"
+    assert set(found) >= {f"fd_{name}", f"kid_{name}", f"precision_k3_{name}"}
+    score = found[f"fd_{name}"]
+    assert score["features"] == name and len(score["digest"]) == 64
+    assert found[f"precision_k3_{name}"]["value"] > 0.8
+
+
+def test_of_one_image_no_interval_is_had_and_nothing_breaks(files):
+    np.save(files / "one.npy", X[:1])
+    found = evaluate_files(files / "one.npy", files / "x.npy", scores=None)
+    assert all(score["interval"] is None for score in found["scores"].values())
 
 
 BAD = {
     "too few": (
-        "--samples one.npy --reference x.npy",
+        "--samples one.npy --reference x.npy --scores fid",
         "5 or more for a Frechet distance",
     ),
     "too few for balls": (

@@ -114,7 +114,10 @@ def merge_sums(pieces: Iterable[KernelSums]) -> KernelSums:
 def rbf_mmd(xx: KernelSums, yy: KernelSums, xy: KernelSums, *, scale: float = 1000.0) -> float:
     """Squared MMD times `scale`, biased: the V-statistic, diagonals included.
 
-    CMMD (Jayasumana et al. 2024) is this with sigma 10, scale 1000 and CLIP embeddings.
+    CMMD (Jayasumana et al. 2024) is this with sigma 10, scale 1000 and CLIP embeddings. Raises
+    UsageError where there is nothing on one of the sides.
     """
+    if not all(sums.pairs for sums in (xx, yy, xy)):
+        raise invalid("features", "none on one side", "one or more on each")
     means = [sums.total / sums.pairs for sums in (xx, yy, xy)]
     return scale * (means[0] + means[1] - 2 * means[2])
