@@ -70,7 +70,7 @@ HOMES = ("data", "nn", "families", "tokenizers", "steer", "frozen", *WRAPS)
 """Packages of jaxgen whose functions a config that came from elsewhere may name."""
 
 _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
-_own: ContextVar[set[str]] = ContextVar("own", default=set())  # noqa: B039
+_own: ContextVar[set[str] | None] = ContextVar("own", default=None)
 _foreign: ContextVar[tuple[str, ...] | None] = ContextVar("foreign", default=None)
 
 
@@ -289,8 +289,9 @@ def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
         for home in (full, module_name):
             found = getattr(_module(home, option), attribute, None)
             if callable(found) and _may_call(found):
-                if not full.startswith("jaxgen."):
-                    _own.get().add(full)
+                names = _own.get()
+                if names is not None and not full.startswith("jaxgen."):
+                    names.add(full)
                 return found
     if name in MOVED:
         raise invalid(f"{option}.name", name, MOVED[name])
