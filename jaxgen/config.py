@@ -289,9 +289,9 @@ def resolve(name: str, room: str, option: str) -> Callable[..., Any]:
         for home in (full, module_name):
             found = getattr(_module(home, option), attribute, None)
             if callable(found) and _may_call(found):
-                names = _own.get()
-                if names is not None and not full.startswith("jaxgen."):
-                    names.add(full)
+                collected = _own.get()
+                if collected is not None and not full.startswith("jaxgen."):
+                    collected.add(full)
                 return found
     if name in MOVED:
         raise invalid(f"{option}.name", name, MOVED[name])
