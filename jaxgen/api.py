@@ -255,9 +255,9 @@ class Output:
 
     Arrays are images, class_names, labels, seed, clip and codes, or codes that were not decoded
     without the first two; PNGs are as `save_samples` writes them, batch by batch, the others at the
-    end. All are read back by `evaluate`, and folders and arrays by training, too. Raises UsageError,
-    before there are samples, for a name that is none of the three, where nothing can be written,
-    and for a folder with anything in it.
+    end. All are read back by `evaluate`, and folders and arrays by training, too. Raises, before
+    there are samples, UsageError for a name that is none of the three, where nothing can be
+    written, and for a folder with anything in it.
     """
 
     def __init__(self, path: str | Path, option: str = "--out", *, replace: bool = False) -> None:
