@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             seed=0,
             data=dict(source=dict(name="digits.digits"), batch_size=128),
-            model=dict(name="glow.Glow", scales=2, steps=6, hidden=64),
+            model=dict(name="glow.Glow", scales=2, steps=6, hidden=64, label_couplings=True),
             method=dict(name="flows.flow", noise="uniform"),
             optimizer=dict(
                 name="adamw",

@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import json
 import math
+import sys
 import sysconfig
 import traceback
 import types
@@ -115,12 +116,19 @@ def collecting() -> Iterator[set[str]]:
         _own.reset(token)
 
 
+INSTALLED = Path(sys.prefix) / "share" / "jaxgen"
+"""Where a wheel puts `configs/`."""
+
+
 def load(path: str) -> ml_collections.ConfigDict:
     """Load a config from a Python file; `file.py:ARG` calls its `get_config("ARG")`.
 
+    `configs/NAME.py` is the installed package's where there is no such file here (`INSTALLED`).
     Raises UsageError if the file is missing, cannot be imported or has no `get_config`.
     """
     file, _, argument = path.partition(":")
+    if not Path(file).is_file() and (INSTALLED / file).is_file():
+        file = str(INSTALLED / file)
     if not Path(file).is_file():
         raise invalid("--config", path, "an existing Python file with get_config()")
     spec = importlib.util.spec_from_file_location("jaxgen_user_config", file)
@@ -333,10 +341,15 @@ def _module(name: str, option: str = "") -> types.ModuleType | None:
         return None
 
 
+TOLD = {ROOMS["source"]: "split", ROOMS["wrap"]: "method"}
+"""By room the parameter by which what a config names is told from helpers beside it."""
+
+
 def _names_in(room: str) -> list[str]:
     """Public callables of a room: `function` of a module, `module.function` of a package."""
     if room == ROOMS["wrap"]:
-        return [f"{home}.{name}" for home in WRAPS for name in _names_in(f"{room}.{home}")]
+        names = [f"{home}.{name}" for home in WRAPS for name in _names_in(f"{room}.{home}")]
+        return [n for n in names if TOLD[room] in _parameters(f"{room}.{n}")]
     module = importlib.import_module(room)
     names = _callables(module)
     for path in getattr(module, "__path__", []):
@@ -344,7 +357,16 @@ def _names_in(room: str) -> list[str]:
             if not file.stem.startswith("_"):
                 inner = importlib.import_module(f"{room}.{file.stem}")
                 names += [f"{file.stem}.{n}" for n in _callables(inner)]
-    return names
+    told = TOLD.get(room)
+    return names if told is None else [n for n in names if told in _parameters(f"{room}.{n}")]
+
+
+def _parameters(name: str) -> Collection[str]:
+    home, _, attribute = name.rpartition(".")
+    try:
+        return inspect.signature(getattr(importlib.import_module(home), attribute)).parameters
+    except (ValueError, TypeError):
+        return ()
 
 
 def _callables(module: types.ModuleType) -> list[str]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.check import Check, above, below, near
+from experiments.shared.check import Check, above, below, control, near
 from jaxgen.families.autoregressive.truncation import nucleus, typical
 
 PAPER = "Locally Typical Sampling"
@@ -18,10 +18,11 @@ def checks() -> list[Check]:
     p = jnp.array([0.5, 0.2, 0.2, 0.1])
     logits = jnp.log(p)
     distribution = jax.nn.softmax(typical(logits, 0.4))
+    by_mass = jax.nn.softmax(nucleus(logits, 0.4))
     results = [
         below("typical at .4 against (0, 1/2, 1/2, 0)", gap(distribution, [0, 0.5, 0.5, 0]), 1e-6),
         # The control: cutting by probability instead of information keeps the mode.
-        near("nucleus at .4: the mode", jax.nn.softmax(nucleus(logits, 0.4))[0], 1.0, 1e-6),
+        control(below("nucleus at .4 against it", gap(by_mass, [0, 0.5, 0.5, 0]), 1e-6)),
         below("change at a mass of 1", gap(typical(logits, 1.0), logits), 0.0),
     ]
     uniform = jnp.zeros(16)
@@ -30,7 +31,7 @@ def checks() -> list[Check]:
 
     # Random laws: a smallest set by brute force over all sets of neighbours in |information - H|.
     rng = np.random.default_rng(0)
-    wrong, mode = 0, 0
+    wrong, mode, by_nucleus = 0, 0, 0
     for _ in range(100):
         p = rng.dirichlet(np.full(8, 0.7))
         information = -np.log(p)
@@ -38,8 +39,10 @@ def checks() -> list[Check]:
         size = next(n for n in range(1, 9) if p[order[:n]].sum() >= 0.6)
         want = np.isin(np.arange(8), order[:size])
         wrong += int((np.isfinite(typical(jnp.log(p), 0.6)) != want).any())
+        by_nucleus += int((np.isfinite(nucleus(jnp.log(p), 0.6)) != want).any())
         mode += int(not want[p.argmax()])
     results.append(below("of 100 random laws, cut otherwise than by hand", wrong, 0))
+    results.append(control(below("the same, by nucleus sampling", by_nucleus, 0)))
     results.append(above("of them, those that lose their mode", mode, 1))
 
     draws = jax.random.categorical(jax.random.key(0), typical(logits, 0.41), shape=(50_000,))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.shared.check import Check, above, below
+from experiments.shared.check import Check, above, below, control
 from jaxgen.classify import classify
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.core.path import linear
@@ -75,5 +75,8 @@ def checks() -> list[Check]:
     of_label, rival = pair(label, 1), gap.argmin(1)[label]
     paired, apart = pair(rival, 1) - of_label, pair(rival, 2) - of_label
     ratio = paired.var(1).mean() / apart.var(1).mean()
-    results.append(below("variance of margins, shared over separate noise", ratio, 0.4))
+    check = "variance of margins, shared over separate noise"
+    results.append(below(check, ratio, 0.4))
+    again = (pair(rival, 3) - of_label).var(1).mean() / apart.var(1).mean()
+    results.append(control(below("the same, separate over separate", again, 0.4)))
     return results

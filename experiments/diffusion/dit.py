@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.shared.check import Check, above, below, near
+from experiments.shared.check import Check, below, control, near
 from experiments.shared.quick import quick_jit
 from jaxgen.families.diffusion.core import path, times, weighting
 from jaxgen.families.diffusion.core.denoiser import Network
@@ -49,9 +49,15 @@ def checks() -> list[Check]:
     results.append(
         below("three blocks against one at the start", jnp.abs(deep - shallow).max(), 1e-5)
     )
-    results.append(above("the same network's output", jnp.abs(deep).max(), 0.1))
+    results.append(control(below("largest output, last layer opened", jnp.abs(deep).max(), 0.0)))
+    blocks = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params["blocks"])
+    live = {**opened, "blocks": blocks}
+    moved = apply({"params": live}, x, noise, labels)
+    check = "three blocks, not at the start, against one that is"
+    results.append(control(below(check, jnp.abs(moved - shallow).max(), 1e-5)))
 
-    # A dropped label is the null label: the same loss and gradient, to the last bit.
+    # A dropped label is the null label: the same loss and gradient, to the last bit. (At the start
+    # no label has any gradient: modulation begins at 0.)
     network = Network(model, path.linear(), "velocity")
     batch = placed({"image": x, "label": labels % 10}, jnp.zeros(()))
 
@@ -60,11 +66,13 @@ def checks() -> list[Check]:
             network, times.uniform(), weighting.simple(), num_classes=10, label_dropout=share
         )
         key, extra = jax.random.key(3), {"times": ()}
-        value = quick_jit(jax.grad(lambda p: loss({"net": p}, batch, key, extra)[0]))(opened)
+        value = quick_jit(jax.grad(lambda p: loss({"net": p}, batch, key, extra)[0]))(live)
         return value["labels"]["embedding"]
 
     dropped, null = gradient(1.0, batch), gradient(0.0, {**batch, "label": jnp.full(4, 10)})
     results.append(below("dropped against null labels", jnp.abs(dropped - null).max(), 0.0))
+    kept = gradient(0.0, batch)
+    results.append(control(below("kept against null labels", jnp.abs(kept - null).max(), 0.0)))
     results.append(below("gradient of other labels", jnp.abs(dropped[:10]).max(), 0.0))
 
     for size, (millions, billions) in TABLE.items():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.check import Check, below, near
+from experiments.shared.check import Check, below, control, near
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core import grids, path
 from jaxgen.families.diffusion.core.prediction import input_scale, target
@@ -27,11 +27,15 @@ def checks() -> list[Check]:
     keys = jax.random.split(jax.random.key(0), 256)
     x = prior(p, keys, (2,))
     exact = gaussian_flow(p, x, jnp.float32(1), jnp.float32(0), 0.3, 0.5)
-    errors = []
-    for n in (18, 36, 72):
-        out = integrate(solvers.heun(p), denoiser, x, grids.karras(n, p), keys)
-        errors.append(float(jnp.sqrt(jnp.mean((out - exact) ** 2))))
+
+    def error(solver: solvers.Solver, steps: int) -> float:
+        out = integrate(solver, denoiser, x, grids.karras(steps, p), keys)
+        return float(jnp.sqrt(jnp.mean((out - exact) ** 2)))
+
+    errors = [error(solvers.heun(p), n) for n in (18, 36, 72)]
+    first = error(solvers.euler(p), 18) / error(solvers.euler(p), 36)
     results.append(near("Heun error ratio, 18 to 36 steps", errors[0] / errors[1], 4.0, 1.0))
+    results.append(control(near("Euler error ratio, 18 to 36 steps", first, 4.0, 1.0)))
     results.append(near("Heun error ratio, 36 to 72 steps", errors[1] / errors[2], 4.0, 1.0))
 
     # Appendix B.6: c_in x and F's target have unit variance at every noise level.
@@ -52,8 +56,10 @@ def checks() -> list[Check]:
 
     # Churn adds noise that the steps remove: the law of the samples stays.
     keys = jax.random.split(jax.random.key(3), 40_000)
-    churn = solvers.edm(p, 64, s_churn=20.0, s_min=0.01, s_max=50.0)
-    out = integrate(churn, denoiser, prior(p, keys, (1,)), grids.karras(64, p), keys)
-    results.append(near("mean with churn", out.mean(), 0.3, 0.02))
-    results.append(near("deviation with churn", out.std(), 0.5, 0.02))
+    for noise, check in ((1.0, "with churn"), (1.5, "with half as much noise again")):
+        churn = solvers.edm(p, 64, s_churn=20.0, s_min=0.01, s_max=50.0, s_noise=noise)
+        out = integrate(churn, denoiser, prior(p, keys, (1,)), grids.karras(64, p), keys)
+        deviation = near(f"deviation {check}", out.std(), 0.5, 0.02)
+        results.append(near(f"mean {check}", out.mean(), 0.3, 0.02))
+        results.append(deviation if noise == 1 else control(deviation))
     return results

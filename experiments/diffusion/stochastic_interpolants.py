@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from experiments.shared.check import Check, above, below, near
+from experiments.shared.check import Check, above, below, control, near
 from jaxgen.families.diffusion.methods import interpolant as si
 
 PAPER = "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions"
@@ -34,6 +34,7 @@ def checks() -> list[Check]:
     var = ((1 - t) * DATA[1]) ** 2 + (t * BASE[1]) ** 2 + np.asarray(bridge.gamma(t)) ** 2
     wide = DATA[1] * np.sqrt(1 + 2 * 0.5 * np.abs(np.trapezoid(1 / var, t)))
     results.append(near("deviation of noise without its drift", x.std(), wide, 0.03))
+    results.append(control(near("deviation at noise 0.5, no drift", x.std(), DATA[1], 0.03)))
 
     # The losses have their minima at the closed forms: any change of either costs.
     x0 = DATA[0] + DATA[1] * jax.random.normal(jax.random.key(2), (40_000, 1))

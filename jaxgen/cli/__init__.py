@@ -13,7 +13,9 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -90,11 +92,11 @@ def _answered(args: argparse.Namespace, rest: Sequence[str]) -> int:
     except Interrupted as stop:
         print(f"{hosts.prefix()}jaxgen: {stop}", file=sys.stderr)
         return stop.code
-    except RuntimeError as error:
-        if "initialize backend" not in str(error):
-            raise
+    except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        why = str(error).splitlines()[0]
+        if not platforms or Path(last_file(error)).stem != "xla_bridge":
+            raise
+        why = (str(error).splitlines() or ["there is no such device here"])[0]
         print(f"jaxgen: error: JAX_PLATFORMS: got {platforms!r}: {why}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -161,6 +163,11 @@ def _expand(args: argparse.Namespace) -> None:
             setattr(args, name, str(local(f"--{name}", value)))
         elif isinstance(value, list):
             setattr(args, name, [str(local(f"--{name}", each)) for each in value])
+
+
+def last_file(error: BaseException) -> str:
+    """The file in which an error was raised."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 def number(text: str) -> float:

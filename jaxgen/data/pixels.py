@@ -131,13 +131,8 @@ def _eight_bits(image: Image.Image, rawmode: str) -> Image.Image:
         return _plain(image.convert("RGBA" if clear else "RGB"))
     if mode in ("LA", "RGB", "RGBA"):
         return _plain(image)
-    straight = {
-        "La": "LA",
-        "RGBa": "RGBA",
-        **dict.fromkeys(("CMYK", "HSV", "RGBX", "YCbCr"), "RGB"),
-    }
-    if mode in straight:
-        return _plain(image.convert(straight[mode]))
+    if mode in _AS:
+        return _plain(image.convert(_AS[mode]))
     raise UndecodableError(f"{_NAMES.get(mode, f'mode {mode}')}: save it with 8 bits a channel")
 
 

@@ -5,6 +5,7 @@ from jaxgen.method.chain import (
     Steered,
 )
 from jaxgen.method.columns import Column, require_column
+from jaxgen.method.constants import CONSTANTS, is_constant
 from jaxgen.method.encoder import Encoder, encoder_of
 from jaxgen.method.learning import (
     Learner,
@@ -50,6 +51,8 @@ from jaxgen.method.streams import (
 )
 
 __all__ = [
+    "CONSTANTS",
+    "is_constant",
     "Encoder",
     "encoder_of",
     "Averages",

@@ -20,6 +20,7 @@ import optax
 
 from jaxgen import mesh
 from jaxgen.errors import invalid, unknown
+from jaxgen.method.constants import without_constants
 from jaxgen.method.protocol import Averages, Batch, Method, Metrics, Sampler, Spec, TrainState
 from jaxgen.method.streams import LEARNERS
 
@@ -297,7 +298,8 @@ def _step(
         loss, trained, batch, key, moved, training.accumulate
     )
     updates, opt_state = optimizer.update(grads, opt_state, trained)
-    params = {**params, **learner.groups(optax.apply_updates(trained, updates))}
+    stepped = optax.apply_updates(trained, without_constants(updates))
+    params = {**params, **learner.groups(stepped)}
     if carried:
         params |= {n: moved[n] for n in carried}
         moved = {n: a for n, a in moved.items() if n not in carried} or extra
@@ -352,7 +354,8 @@ def minimise(
         params, opt_state = carry
         value, grads = jax.value_and_grad(loss)(params, given)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (project(optax.apply_updates(params, updates)), opt_state), value
+        stepped = optax.apply_updates(params, without_constants(updates))
+        return (project(stepped), opt_state), value
 
     (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), inputs)
     return params, losses

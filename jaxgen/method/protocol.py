@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from jaxgen.errors import invalid
+from jaxgen.errors import invalid, unknown
 from jaxgen.method.chain import Chain
 from jaxgen.method.columns import Column
 
@@ -55,6 +55,22 @@ class Spec:
     def class_names(self) -> tuple[str, ...]:
         """A name for every class: its number where the source has none."""
         return self.classes or tuple(str(i) for i in range(self.num_classes))
+
+    def label(self, word: int | str | None, option: str) -> int:
+        """The label of a class's name, of a number, or of None: no label. Raises UsageError.
+
+        A word that is a class's name means that class, also where it is a number.
+        """
+        if word is None:
+            return self.null_label
+        names = self.class_names
+        if str(word) in names and (isinstance(word, str) or not self.classes):
+            return names.index(str(word))
+        if isinstance(word, int) or word.isdigit():
+            if 0 <= int(word) < self.num_classes:
+                return int(word)
+            raise invalid(option, word, f"labels from 0 to {self.num_classes - 1}")
+        raise unknown(option, word, names)
 
     @property
     def null_label(self) -> int:

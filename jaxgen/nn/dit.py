@@ -134,11 +134,12 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """DiT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
-    noise: t in [0, 1], times `time_scale` before the sinusoidal embedding. condition: labels int32
-    [B] in [0, num_classes]; row num_classes of the table is "no label"; out of range gives NaN; or
-    several conditions (`jaxgen.nn.conditions`). H and W must be multiples of `patch`, else
-    UsageError. Learned sigma is out_channels = 2 C. At
-    initialisation every block is the identity and the output exactly zero.
+    noise: t in [0, 1], times `time_scale` before the sinusoidal embedding; the paper's networks are
+    told the index of a noise level, 0 to 999 (`path.discrete`, time_scale=1). condition: labels
+    int32 [B] in [0, num_classes]; row num_classes of the table is "no label"; out of range gives
+    NaN; or several conditions (`jaxgen.nn.conditions`). H and W must be multiples of `patch`, else
+    UsageError. Learned sigma is out_channels = 2 C. At initialisation every block is the identity
+    and the output exactly zero.
 
     Fields: size ("S/2" to "XL/8", see `SIZES`), of which depth, width, heads and patch are where
     they are 0 (set, they win); mlp_ratio; qk_norm (RMS-normalised queries and
@@ -207,9 +208,14 @@ class DiT(nn.Module):
         out = self._image(h, c, rows, columns)
         return (out, tapped) if taps else out
 
+    def _number(self, noise: jax.Array) -> jax.Array:
+        """The number that is embedded, before `time_scale`."""
+        return noise
+
     def _condition(self, noise: jax.Array, condition: Any, dtype: Any) -> jax.Array:
         """noise [B], a condition -> the vectors [B, width] that condition all blocks."""
-        c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(noise)
+        number = self._number(noise)
+        c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(number)
         init = nn.initializers.normal(0.02)
         table = nn.Embed(
             self.num_classes + 1, self.width, embedding_init=init, dtype=dtype, name="labels"
@@ -246,6 +252,20 @@ class DiT(nn.Module):
         if not set(self.identity_attention) <= set(range(self.depth)):
             allowed = f"layers 0 to {self.depth - 1}"
             raise invalid("model.identity_attention", self.identity_attention, allowed)
+
+
+class SiT(DiT):
+    """SiT (Ma et al., "SiT: Exploring Flow and Diffusion-based Generative Models", 2024), as `DiT`.
+
+    DiT told the paper's time 1 - t in [0, 1], which runs from noise to data, as it is. The released
+    networks predict the velocity towards the data, minus ours, and have as many outputs again that
+    nothing reads: `jaxgen.pretrained.dit.from_official` turns the sign and leaves those out.
+    """
+
+    time_scale: float = 1.0
+
+    def _number(self, noise: jax.Array) -> jax.Array:
+        return 1 - noise
 
 
 def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stack:

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
+from jaxgen.method import CONSTANTS
 from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import compute_dtype, fill, rematerialised, tapped
 from jaxgen.nn.mp import (
     MPDense,
+    MPFourier,
     mp_cat,
-    mp_fourier,
     mp_silu,
     mp_sum,
     normalise_weights,
@@ -91,7 +92,8 @@ class EDM2(nn.Module):
     noise: ln(sigma) / 4. condition: labels int32 [B] in [0, num_classes]; num_classes, "no
     label", is a zero vector; or several conditions (`jaxgen.nn.conditions`), of unit variance. H
     and W must be multiples of 2 ** (levels - 1), else UsageError. At initialisation the
-    output is exactly zero (a gain that starts at zero).
+    output is exactly zero (a gain that starts at zero). The frequencies and phases of the noise
+    number's features are part of the checkpoint and not trained.
 
     Fields: size ("XS" to "XXL", see `SIZES`), of which channels is where it is 0 (set, it wins);
     multipliers (channels per level over `channels`, finest first),
@@ -196,7 +198,7 @@ class EDM2(nn.Module):
 
     def _embed(self, noise: jax.Array, condition: Any, width: int, dtype: Any) -> jax.Array:
         """The conditioning vector [B, width]."""
-        h = mp_fourier(noise, self.channels)
+        h = MPFourier(self.channels, name=CONSTANTS)(noise)
         h = MPDense(width, dtype=dtype, name="noise")(h)
         dense = MPDense(width, dtype=dtype, name="labels")
 

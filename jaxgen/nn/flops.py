@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxgen.method import is_constant
+
 
 def _inputs(shape: tuple[int, ...], batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
     image = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
@@ -29,8 +31,8 @@ def abstract_variables(module: nn.Module, shape: tuple[int, ...]) -> Any:
 
 def parameters(module: nn.Module, shape: tuple[int, ...]) -> int:
     """The number of trained parameters of `module` for examples of `shape` (H, W, C)."""
-    leaves = jax.tree.leaves(abstract_variables(module, shape)["params"])
-    return sum(math.prod(leaf.shape) for leaf in leaves)
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(module, shape)["params"])
+    return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_constant(path))
 
 
 def multiply_adds(module: nn.Module, shape: tuple[int, ...], *, batch: int = 1) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.errors import invalid, unknown
 
@@ -51,27 +50,47 @@ def _policy(name: str) -> str:
     return name
 
 
-def sinusoidal(values: jax.Array, dim: int, *, max_period: float = 10_000.0) -> jax.Array:
+def sinusoidal(
+    values: jax.Array, dim: int, *, max_period: float = 10_000.0, endpoint: bool = False
+) -> jax.Array:
     """Sinusoidal features of numbers: [B] -> float32 [B, dim], cosines first, then sines.
 
     Angular frequencies max_period ** (-i / (dim / 2)) for i = 0 .. dim / 2 - 1, as in DiT and ADM
-    (Dhariwal & Nichol 2021; Vaswani et al. 2017, sec. 3.5). dim must be even.
+    (Dhariwal & Nichol 2021; Vaswani et al. 2017, sec. 3.5). dim must be even. endpoint: dim / 2 - 1
+    in the place of dim / 2, so that the lowest is 1 / max_period, as in DDPM and DDPM++ (Ho et al.
+    2020), which have the sines first (`sines_first`).
     """
     half = dim // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    step = -math.log(max_period) / max(half - endpoint, 1)
+    frequencies = jnp.exp(step * jnp.arange(half, dtype=jnp.float32))
     angles = values.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def fourier(values: jax.Array, dim: int, *, scale: float = 16.0) -> jax.Array:
-    """Random Fourier features of numbers (Tancik et al. 2020): [B] -> float32 [B, dim].
+def sines_first(features: jax.Array) -> jax.Array:
+    """Features [B, dim] of cosines, then sines, with the halves exchanged."""
+    cosines, sines = jnp.split(features, 2, axis=-1)
+    return jnp.concatenate([sines, cosines], axis=-1)
 
-    Cosines and sines of 2 pi f times the value, f normal of standard deviation `scale`. The
-    frequencies are constants of the network (drawn with a fixed seed), not parameters.
+
+class Fourier(nn.Module):
+    """Random Fourier features of numbers (Tancik et al. 2020), cosines first, then sines.
+
+    Of 2 pi f times the value, f normal of standard deviation `scale`: drawn once and part of the
+    checkpoint, not trained. To be called `jaxgen.method.CONSTANTS`.
     """
-    frequencies = 2 * np.pi * scale * np.random.default_rng(0).standard_normal(dim // 2)
-    angles = values.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+    dim: int
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, values: jax.Array) -> jax.Array:
+        """values [B] -> float32 [B, dim]."""
+        init = nn.initializers.normal(self.scale)
+        frequencies = self.param("frequencies", init, (self.dim // 2,), jnp.float32)
+        frequencies = jax.lax.stop_gradient(frequencies)
+        angles = values.astype(jnp.float32)[:, None] * (2 * jnp.pi * frequencies)
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class NoiseEmbedding(nn.Module):

@@ -1,8 +1,8 @@
 """Llama on image tokens: RMSNorm, SwiGLU, 2-D rotary positions, no biases; causal or bidirectional.
 
 Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (2024),
-LlamaGen; the block is Touvron et al. 2023's. One departure: LlamaGen's released code multiplies the
-class token's queries and keys by zero where it means not to turn them; here they are not turned.
+LlamaGen; the block is Touvron et al. 2023's. LlamaGen's released code multiplies the class token's
+queries and keys by zero where it means not to turn them: `zero_class_token`.
 """
 
 from __future__ import annotations
@@ -77,11 +77,19 @@ class Block(nn.Module):
         self.contract = dense(Rows, self.width)
         self.drop = Dropout(self.dropout, deterministic=not self.train)
 
-    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
-        """x [B * N, width], angles [N, head / 2] -> x [B * N, width]."""
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, weights: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B * N, width], angles [N, head / 2], weights [N] of queries and keys -> x."""
         examples = x.shape[0] // angles.shape[0]
+        qkv = self.qkv(self.attention_norm(x)).reshape(examples, angles.shape[0], -1)
+        if weights is not None:
+            # Of each head's query, key and value, which lie side by side.
+            each = jnp.stack([weights, weights, jnp.ones_like(weights)], -1)[:, None, :, None]
+            size = self.width // self.heads
+            qkv = (qkv.reshape(*qkv.shape[:2], -1, 3, size) * each).reshape(qkv.shape)
         h = self_attention(
-            self.qkv(self.attention_norm(x)).reshape(examples, angles.shape[0], -1),
+            qkv,
             heads=share("heads", self.heads),
             mask=Causal() if self.causal else None,
             angles=angles,
@@ -91,15 +99,23 @@ class Block(nn.Module):
         return x + self.drop(self._mlp(x), examples)
 
     def step(
-        self, x: jax.Array, angles: jax.Array, cache: PyTree, position: jax.Array
+        self,
+        x: jax.Array,
+        angles: jax.Array,
+        cache: PyTree,
+        position: jax.Array,
+        weights: jax.Array | None = None,
     ) -> tuple[jax.Array, PyTree]:
         """Token `position` alone: x [B, width], angles [N, D / 2], cache {"k", "v"} [B, H, N, D].
 
-        Returns x [B, width] and the cache with this token's key and value in its place.
+        weights [N]: of queries and keys. Returns x [B, width] and the cache with this token's key
+        and value in its place.
         """
         shape = (x.shape[0], self.heads, 3, self.width // self.heads)
         qkv = self.qkv(self.attention_norm(x)).reshape(shape)
         q, k, v = (qkv[:, :, i, None] for i in range(3))
+        if weights is not None:
+            q, k = (a * weights[position].astype(a.dtype) for a in (q, k))
         angle = jax.lax.dynamic_slice_in_dim(angles, position, 1)
         new = {"k": rotate(k, angle), "v": v}
         cache = jax.tree.map(
@@ -137,12 +153,14 @@ class Llama(nn.Module):
     predicted (extra=1: `levels` is the mask).
 
     Fields: levels (the vocabulary); outputs (None: levels); size ("B" to "3B", see `SIZES`), of
-    which depth, width and heads are where they are 0 (set, they win);
-    multiple (the MLP's hidden width, 8/3 width, is rounded up to it); dropout on the embeddings and
-    on both branches of each block (rng "dropout" when train=True); dtype (compute; parameters,
-    norms, softmax and logits are float32); scan, remat, attention as in `jaxgen.nn.dit.DiT`. At
-    initialisation all logits are 0. With channels, an embedding of the channel is added, since
-    rotary angles are the place's alone.
+    which depth, width and heads are where they are 0 (set, they win); multiple (the MLP's hidden
+    width, 8/3 width, is rounded up to it); dropout on the embeddings and on both branches of each
+    block (rng "dropout" when train=True); dtype (compute; parameters, norms, softmax and logits are
+    float32); scan, remat, attention as in `jaxgen.nn.dit.DiT`. At initialisation all logits are 0.
+    zero_class_token: the label's queries and keys are zero in every layer, as in LlamaGen's
+    released code and weights: it is attended to by a score of 0, and its own output is its value
+    (or, with causal=False, the mean of all values). With channels, an embedding of the channel is
+    added, since rotary angles are the place's alone.
     """
 
     num_classes: int
@@ -156,6 +174,7 @@ class Llama(nn.Module):
     causal: bool = True
     extra: int = 0
     outputs: int | None = None
+    zero_class_token: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
     scan: bool = True
@@ -189,10 +208,15 @@ class Llama(nn.Module):
         h = jnp.concatenate([first, h[:, :-1] if self.causal else h], axis=1)
         length = h.shape[1]
         h = Dropout(self.dropout, deterministic=not train)(h).reshape(-1, self.width)
-        blocks = stacked(Block, self.depth, scan=self.scan, remat=self.remat, shared=("places",))(
-            *self._block_fields(train), name="blocks"
-        )
-        h = blocks(h, self._angles(length), places=length)
+        given = (self._angles(length), *self._weights(length, dtype))
+        blocks = stacked(
+            Block,
+            self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            shared=("places",) * len(given),
+        )(*self._block_fields(train), name="blocks")
+        h = blocks(h, *given, places=length)
         h = RMSNorm(dtype, name="norm")(h).reshape(-1, length, self.width)
         h = h if self.causal else h[:, 1:]
         out = nn.Dense(
@@ -216,7 +240,7 @@ class Llama(nn.Module):
         assert self.causal, "a bidirectional network has no order to decode in"
         dtype = compute_dtype(self.dtype)
         size = labels.shape[0]
-        angles = self._angles(self._length)
+        angles, weights = self._angles(self._length), self._weights(self._length, dtype)
         # Cut into layers here, outside the loop over tokens, so that no step copies weights.
         layers = [jax.tree.map(lambda a, i=i: a[i], params["blocks"]) for i in range(self.depth)]
         layers = jax.tree.map(lambda a: a.astype(dtype) if a.ndim > 1 else a, layers)
@@ -237,7 +261,9 @@ class Llama(nn.Module):
             h = jnp.where(i == 0, first, h)
             kept = []
             for layer, cache in zip(layers, memory, strict=True):
-                both = block.apply({"params": layer}, h, angles, cache, i, method=Block.step)
+                both = block.apply(
+                    {"params": layer}, h, angles, cache, i, *weights, method=Block.step
+                )
                 h, cache = cast(tuple[jax.Array, PyTree], both)
                 kept.append(cache)
             h = cast(jax.Array, norm.apply({"params": params["norm"]}, h))
@@ -272,6 +298,10 @@ class Llama(nn.Module):
         angles = rope_2d(self.shape[0], self.shape[1], self.width // self.heads)
         angles = jnp.repeat(angles, self._channels, axis=0)
         return jnp.concatenate([jnp.zeros_like(angles[:1]), angles])[:length]
+
+    def _weights(self, length: int, dtype: Any) -> tuple[jax.Array, ...]:
+        """What queries and keys are multiplied by, ([length],), where that is not one."""
+        return ((jnp.arange(length) > 0).astype(dtype),) if self.zero_class_token else ()
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(self.shape) not in (2, 3):

@@ -57,6 +57,29 @@ def mp_fourier(values: jax.Array, dim: int) -> jax.Array:
     return math.sqrt(2) * jnp.cos(values.astype(jnp.float32)[:, None] * frequencies + phases)
 
 
+class MPFourier(nn.Module):
+    """`mp_fourier` with frequencies and phases that are drawn once and part of the checkpoint.
+
+    In radians; not trained. To be called `jaxgen.method.CONSTANTS`.
+    """
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, values: jax.Array) -> jax.Array:
+        """values [B] -> float32 [B, dim]."""
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return 2 * jnp.pi * jax.random.uniform(key, shape, dtype)
+
+        normal = nn.initializers.normal(2 * math.pi)
+        frequencies = self.param("frequencies", normal, (self.dim,), jnp.float32)
+        phases = self.param("phases", uniform, (self.dim,), jnp.float32)
+        frequencies, phases = jax.lax.stop_gradient((frequencies, phases))
+        angles = values.astype(jnp.float32)[:, None] * frequencies + phases
+        return math.sqrt(2) * jnp.cos(angles)
+
+
 def _fan_in_axes(weight: jax.Array) -> tuple[int, ...]:
     return tuple(range(weight.ndim - 1))
 

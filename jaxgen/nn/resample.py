@@ -20,11 +20,19 @@ def _take(x: jax.Array, axis: int, start: int, stop: int | None, step: int) -> j
     return x[tuple(index)]
 
 
-def halve(x: jax.Array, filter: str = "box") -> jax.Array:
-    """Filter and keep every other row and column: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+def margin(filter: str) -> int:
+    """How many rows and columns beyond each edge `halve` reads."""
+    return int(FILTERS[filter])
+
+
+def halve(x: jax.Array, filter: str = "box", *, padded: bool = False) -> jax.Array:
+    """Filter and keep every other row and column: [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    padded: x has a `margin` of its own around it, in the place of zeros.
+    """
     for axis in (1, 2):
         if FILTERS[filter]:
-            p = _pad(x, axis)
+            p = x if padded else _pad(x, axis)
             a, b, c, d = (_take(p, axis, i, -3 + i or None, 2) for i in (0, 1, 2, 3))
             x = (a + d + 3 * (b + c)) / 8
         else:

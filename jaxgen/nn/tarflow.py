@@ -1,8 +1,9 @@
 """TarFlow: a stack of autoregressive affine flows on patches, each a causal transformer.
 
-Zhai et al., "Normalizing Flows are Capable Generative Models" (2024). Block t maps patches
-x_1 .. x_N to z_i = (x_i - mu(x_<i)) exp(-alpha(x_<i)) and reverses their order, so that neighbours
-in the stack look in opposite directions. The first patch of a block passes unchanged.
+Zhai et al., "Normalizing Flows are Capable Generative Models" (2024). Block t maps patches x_1 ..
+x_N to z_i = (x_i - mu(x_<i)) exp(-alpha(x_<i)) and reverses their order, so that neighbours in the
+stack look in opposite directions. The first patch of a block passes unchanged. "No label" is the
+mean of all labels' embeddings, as in the paper's code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.nn.layers import compute_dtype, normalise
+from jaxgen.nn.layers import compute_dtype
 from jaxgen.nn.parallel import Dropout
 from jaxgen.nn.stack import stacked
 from jaxgen.ops import Causal, Mask, attention
@@ -38,8 +39,8 @@ class Layer(nn.Module):
 
     def setup(self) -> None:
         """The parts that `__call__` and `step` share."""
-        self.norm1 = nn.LayerNorm(dtype=self.dtype)
-        self.norm2 = nn.LayerNorm(dtype=self.dtype)
+        self.norm1 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+        self.norm2 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
         self.qkv = nn.Dense(3 * self.width, dtype=self.dtype)
         self.proj = nn.Dense(self.width, dtype=self.dtype)
         self.expand = nn.Dense(4 * self.width, dtype=self.dtype)
@@ -80,7 +81,7 @@ class Layer(nn.Module):
         return self.proj(h.transpose(0, 2, 1, 3).reshape(-1, self.width))
 
     def _mlp(self, x: jax.Array) -> jax.Array:
-        return self.contract(nn.gelu(self.expand(self.norm2(x))))
+        return self.contract(nn.gelu(self.expand(self.norm2(x)), approximate=False))
 
 
 class Flow(nn.Module):
@@ -100,10 +101,10 @@ class Flow(nn.Module):
 
     def setup(self) -> None:
         """Embeddings, the transformer and a head that starts at the identity flow."""
-        init = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(0.01)
         self.embed = nn.Dense(self.width, dtype=self.dtype)
         self.place = self.param("place", init, (self.places, self.width))
-        self.label = nn.Embed(self.num_classes + 1, self.width, embedding_init=init)
+        self.label = self.param("label", init, (self.num_classes, self.width))
         self.stack = stacked(Layer, self.layers, scan=self.scan, remat=self.remat)(
             self.places, self.width, self.heads, self.dropout, self.train, self.dtype
         )
@@ -131,11 +132,12 @@ class Flow(nn.Module):
 
     def _enter(self, x: jax.Array, labels: jax.Array, place: jax.Array) -> jax.Array:
         rows = self.embed(x.reshape(-1, self.dim)).reshape(*x.shape[:2], self.width)
-        h = rows + (place + self.label(labels)[:, None]).astype(self.dtype)
-        return h.reshape(-1, self.width)
+        table = jnp.concatenate([self.label, self.label.mean(0, keepdims=True)])
+        label = jnp.take(table, labels, axis=0, mode="fill")  # NaN out of range
+        return (rows + (place + label[:, None]).astype(self.dtype)).reshape(-1, self.width)
 
     def _leave(self, h: jax.Array, places: int) -> tuple[jax.Array, jax.Array]:
-        out = self.head(normalise(h)).reshape(-1, places, 2 * self.dim)
+        out = self.head(h).reshape(-1, places, 2 * self.dim)
         alpha, mu = jnp.split(out, 2, axis=-1)
         return alpha, mu
 
@@ -144,7 +146,7 @@ class TarFlow(nn.Module):
     """An invertible map between images [B, H, W, C] and standard normal noise, given labels.
 
     flows: T, the blocks; layers: K, the transformer layers of each (the paper writes
-    [patch-width-T-K]); patch divides H and W. Row `num_classes` of the label tables is "no label".
+    [patch-width-T-K]); patch divides H and W. labels: label `num_classes` is "no label".
     scan, remat: as `nn.dit.DiT`. Raises UsageError for sizes that do not fit.
     """
 
@@ -197,7 +199,11 @@ class TarFlow(nn.Module):
         stack = stacked(Flow, self.flows, scan=self.scan, remat="none", shared=("examples",))
         carry = (self.patches(x.astype(jnp.float32)), jnp.zeros(x.shape[0]))
         z, log_det = stack(**self._flow(train), name="stack")(carry, labels)
-        return z.reshape(x.shape[0], -1), log_det
+        return self._ordered(z).reshape(x.shape[0], -1), log_det
+
+    def _ordered(self, z: jax.Array) -> jax.Array:
+        """The last block's patches [B, N, D] in raster order, which an odd number reverses."""
+        return z[:, ::-1] if self.flows % 2 else z
 
     def patches(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, N, D], raster order."""
@@ -212,13 +218,21 @@ class TarFlow(nn.Module):
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *self.shape)
 
     def inverse(
-        self, params: PyTree, z: jax.Array, labels: jax.Array, guidance: float = 1.0
+        self,
+        params: PyTree,
+        z: jax.Array,
+        labels: jax.Array,
+        guidance: float = 1.0,
+        *,
+        annealed: bool = False,
     ) -> jax.Array:
         """z [B, H W C] -> x [B, H, W, C]: flows in turn, places in turn, keys and values cached.
 
         guidance w: alpha and mu of each place become those without a label plus w times the
-        difference to those with it (Zhai et al., eq. 8); at 1 the label's alone, in one branch. A
-        function of parameters, not a method to `apply`.
+        difference to those with it (Zhai et al., eq. 8); at 1 the label's alone, in one branch.
+        annealed: w - 1 grows in equal steps over a flow's places, from (w - 1) / (N - 1) for the
+        first that is predicted to w - 1 for the last, as in the paper's code. A function of
+        parameters, not a method to `apply`.
         """
         settings = self._flow()
         flow = Flow(**{**settings, "scan": True}, parent=None)
@@ -250,7 +264,8 @@ class TarFlow(nn.Module):
                 out: Any = flow.apply({"params": p}, h, method="leave")
                 alpha, mu = out
                 if branches == 2:
-                    alpha, mu = (b + guidance * (a - b) for a, b in (_halves(alpha), _halves(mu)))
+                    w = 1 + (guidance - 1) * ((number + 1) / (places - 1) if annealed else 1)
+                    alpha, mu = (b + w * (a - b) for a, b in (_halves(alpha), _halves(mu)))
                 x = z * jnp.exp(alpha) + mu
                 return (x, caches), x
 
@@ -258,7 +273,8 @@ class TarFlow(nn.Module):
             _, rest = jax.lax.scan(place, carry, (jnp.arange(places - 1), noise[1:]))
             return jnp.concatenate([noise[:1], rest]).swapaxes(0, 1), None
 
-        x, _ = jax.lax.scan(block, z.reshape(-1, places, dim), params["stack"], reverse=True)
+        z = self._ordered(z.reshape(-1, places, dim))
+        x, _ = jax.lax.scan(block, z, params["stack"], reverse=True)
         return self.images(x)
 
     def calls(self, guidance: float) -> float:

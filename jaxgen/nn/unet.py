@@ -15,24 +15,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid, unknown
+from jaxgen.method import CONSTANTS
 from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import (
+    Fourier,
     compute_dtype,
-    fourier,
     modulate,
     rematerialised,
+    sines_first,
     sinusoidal,
     tapped,
 )
 from jaxgen.nn.parallel import Dropout, received
-from jaxgen.nn.resample import FILTERS, double, halve
+from jaxgen.nn.resample import FILTERS, double, halve, margin
 from jaxgen.ops import attention
 
 _KERNEL = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _ZERO = nn.initializers.zeros
 
+EMBEDDINGS = ("endpoint", "sinusoidal", "fourier")
+"""Of the noise: DDPM++'s, whose lowest frequency is 1e-4, ADM's, and random ones (NCSN++)."""
 
-def _norm(x: jax.Array, name: str, dtype: Any) -> jax.Array:
+
+def _norm(x: jax.Array, name: str, dtype: Any, epsilon: float) -> jax.Array:
     """GroupNorm of up to 32 groups, statistics in float32.
 
     A group has four channels or more, as far as they divide: in groups of one, what is added to a
@@ -41,7 +46,8 @@ def _norm(x: jax.Array, name: str, dtype: Any) -> jax.Array:
     channels = x.shape[-1]
     most = max(1, min(32, channels // 4))
     groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)(x)
+    norm = nn.GroupNorm(groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+    return norm(x)
 
 
 def _conv(features: int, size: int, name: str, dtype: Any, init: Any = _KERNEL) -> nn.Conv:
@@ -63,6 +69,7 @@ class Block(nn.Module):
     train: bool
     dtype: Any
     alone: bool
+    epsilon: float
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -70,7 +77,7 @@ class Block(nn.Module):
 
         alone: whether the attention map is the identity. Sows "received" (`nn.parallel.received`).
         """
-        h = nn.silu(_norm(x, "norm_in", self.dtype))
+        h = nn.silu(self._norm(x, "norm_in"))
         if self.resample:
             change = halve if self.resample == "halve" else double
             h, x = change(h, self.filter), change(x, self.filter)
@@ -80,15 +87,18 @@ class Block(nn.Module):
         affine = affine[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(affine, 2, axis=-1)
-            h = nn.silu(modulate(_norm(h, "norm_out", self.dtype), shift, scale))
+            h = nn.silu(modulate(self._norm(h, "norm_out"), shift, scale))
         else:
-            h = nn.silu(_norm(h + affine, "norm_out", self.dtype))
+            h = nn.silu(self._norm(h + affine, "norm_out"))
         h = Dropout(self.dropout, deterministic=not self.train)(h)
         h = _conv(self.features, 3, "conv_out", self.dtype, _ZERO)(h)
         if x.shape[-1] != self.features or (self.resample and self.project_resampled):
             x = _conv(self.features, 1, "skip", self.dtype)(x)
         x = self._add(x, h)
         return self._add(x, self._attention(x)) if self.attend else x
+
+    def _norm(self, x: jax.Array, name: str) -> jax.Array:
+        return _norm(x, name, self.dtype, self.epsilon)
 
     def _add(self, x: jax.Array, h: jax.Array) -> jax.Array:
         """x + h, divided by sqrt 2 where the network keeps its variance so (Song et al. 2021)."""
@@ -97,7 +107,7 @@ class Block(nn.Module):
     def _attention(self, x: jax.Array) -> jax.Array:
         b, height, width, c = x.shape
         heads = max(1, c // self.head_channels) if self.head_channels else 1
-        h = _norm(x, "norm_attention", self.dtype).reshape(-1, c)
+        h = self._norm(x, "norm_attention").reshape(-1, c)
         qkv = nn.Dense(3 * c, kernel_init=_KERNEL, dtype=self.dtype, name="qkv")(h)
         q, k, v = qkv.reshape(b, height * width, 3, heads, c // heads).transpose(2, 0, 3, 1, 4)
         if self.is_mutable_collection("intermediates"):
@@ -112,8 +122,9 @@ class UNet(nn.Module):
     """U-Net: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
     noise: the noise-level number (ln(sigma) / 4 for EDM), times `time_scale` before its embedding.
-    condition: labels int32 [B] in [0, num_classes]; num_classes, "no label", is a zero vector; or
-    several conditions (`jaxgen.nn.conditions`). H and W must be multiples of 2 ** (levels - 1),
+    condition: labels int32 [B] in [0, num_classes]; num_classes, "no label", is a zero vector
+    (before its bias); or several conditions (`jaxgen.nn.conditions`). num_classes 0: there are no
+    labels, and no weights for them. H and W must be multiples of 2 ** (levels - 1),
     else UsageError. augment [B, augment_dim], optional: numbers that say how the image was
     augmented (Karras et al. 2022, app. F.2). At initialisation the output is exactly zero. By
     default EDM's DDPM++ for CIFAR-10, 55.7 million parameters; its 64x64 images (FFHQ, AFHQv2) take
@@ -125,12 +136,13 @@ class UNet(nn.Module):
     otherwise the last); scale_shift (conditioning scales too, as in ADM); rescale (residual sums
     over sqrt 2); filter ("box" or "fir") and project_resampled (1x1 convolution on the shortcut of
     resampling blocks); residual_input (a downsampled image is added at every level, as in NCSN++);
-    embedding ("sinusoidal" or "fourier") of embedding_channels (0: `channels`, for Fourier features
-    twice that, as in NCSN++); dropout (rng
-    "dropout" when train=True), dtype (compute; parameters, norms and softmax are float32), remat
-    ("none", "full", "dots"); identity_attention (blocks, "middle_0" or "decode_1_2", whose
-    attention map is the identity, for guidance away from them); conditions (what it can be told
-    besides the label).
+    embedding (of `EMBEDDINGS`) of embedding_channels (0: `channels`, for Fourier features twice
+    that, as in NCSN++); labels_first (labels enter before the MLP on the noise's embedding, with a
+    bias; otherwise after it, without, as in ADM; augmentation enters before it in both); epsilon
+    (of GroupNorm); dropout (rng "dropout" when train=True), dtype (compute; parameters, norms and
+    softmax are float32), remat ("none", "full", "dots"); identity_attention (blocks, "middle_0" or
+    "decode_1_2", whose attention map is the identity, for guidance away from them); conditions
+    (what it can be told besides the label).
 
     Called with taps=(name, ...) it returns (output, {name: that block's output [B, h, w, C]}).
     Blocks are called, in this order, "encode_L_i" (the i-th of level L, which "halve_L" leads to),
@@ -150,8 +162,10 @@ class UNet(nn.Module):
     filter: str = "box"
     project_resampled: bool = True
     residual_input: bool = False
-    embedding: str = "sinusoidal"
+    embedding: str = "endpoint"
     embedding_channels: int = 0
+    labels_first: bool = True
+    epsilon: float = 1e-6
     augment_dim: int = 0
     dropout: float = 0.0
     time_scale: float = 1.0
@@ -196,6 +210,7 @@ class UNet(nn.Module):
                 train,
                 dtype,
                 name in self.identity_attention,
+                self.epsilon,
                 name=name,
             )(h, embedding)
             return outputs[name]
@@ -209,8 +224,7 @@ class UNet(nn.Module):
             if level:
                 h = block(h, h.shape[-1], f"halve_{level}", resample="halve")
                 if self.residual_input:
-                    small = halve(picture, self.filter)
-                    picture = _conv(h.shape[-1], 3, f"picture_{level}", dtype)(small)
+                    picture = self._residual(picture, h.shape[-1], f"picture_{level}", dtype)
                     h = picture = (h + picture) * math.sqrt(0.5)
                 skips.append(h)
             for i in range(self.blocks):
@@ -228,7 +242,7 @@ class UNet(nn.Module):
         for name in self.identity_attention:
             if name not in attending:
                 raise unknown("model.identity_attention", name, attending)
-        h = nn.silu(_norm(h, "norm_out", dtype))
+        h = nn.silu(_norm(h, "norm_out", dtype, self.epsilon))
         out = _conv(self.out_channels, 3, "out", dtype, _ZERO)(h).astype(jnp.float32)
         return (out, tapped(outputs, taps)) if taps else out
 
@@ -236,28 +250,58 @@ class UNet(nn.Module):
         self, noise: jax.Array, condition: Any, augment: jax.Array | None, dtype: Any
     ) -> jax.Array:
         """The conditioning vector [B, 4 * channels], after its last non-linearity."""
-        kinds: dict[str, Any] = {"sinusoidal": sinusoidal, "fourier": fourier}
-        features = kinds[self.embedding]
-        width = 4 * self.channels
-        usual = self.channels * (2 if self.embedding == "fourier" else 1)
-        h = features(self.time_scale * noise, self.embedding_channels or usual)
-        h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_hidden")(h)
-        h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_out")(nn.silu(h))
-        init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
-        dense = nn.Dense(width, use_bias=False, kernel_init=init, dtype=dtype, name="labels")
-
-        def table(labels: jax.Array) -> jax.Array:
-            return dense(jax.nn.one_hot(labels, self.num_classes, dtype=dtype))
-
-        size = noise.shape[0]
-        h = h + embed(condition, table, self.conditions, size, width=width, dtype=dtype)
+        width, h = 4 * self.channels, self._features(noise)
         if self.augment_dim:
             if augment is None:
                 augment = jnp.zeros((noise.shape[0], self.augment_dim))
-            h = h + nn.Dense(width, use_bias=False, kernel_init=_ZERO, dtype=dtype, name="augment")(
-                augment.astype(dtype)
+            dense = nn.Dense(
+                h.shape[-1], use_bias=False, kernel_init=_ZERO, dtype=dtype, name="augment"
             )
+            h = h + dense(augment.astype(dtype))
+        if self.labels_first:
+            h = h + self._told(condition, noise.shape[0], h.shape[-1], dtype)
+        h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_hidden")(h)
+        h = nn.Dense(width, kernel_init=_KERNEL, dtype=dtype, name="noise_out")(nn.silu(h))
+        if not self.labels_first:
+            h = h + self._told(condition, noise.shape[0], width, dtype)
         return nn.silu(h)
+
+    def _features(self, noise: jax.Array) -> jax.Array:
+        """The noise numbers' features, float32 [B, embedding_channels]."""
+        usual = self.channels * (2 if self.embedding == "fourier" else 1)
+        numbers, dim = self.time_scale * noise, self.embedding_channels or usual
+        if self.embedding == "fourier":
+            return sines_first(Fourier(dim, name=CONSTANTS)(numbers))
+        if self.embedding == "endpoint":
+            return sines_first(sinusoidal(numbers, dim, endpoint=True))
+        return sinusoidal(numbers, dim)
+
+    def _told(self, condition: Any, size: int, width: int, dtype: Any) -> jax.Array:
+        """The embedding [B, width] of the label and of whatever else is told."""
+        first, classes = self.labels_first, self.num_classes
+        init = _KERNEL if first else nn.initializers.normal(1.0)
+        dense = nn.Dense(width, use_bias=first, kernel_init=init, dtype=dtype, name="labels")
+
+        def table(labels: jax.Array) -> jax.Array:
+            if not classes:
+                return jnp.zeros((size, width), dtype)
+            scale = math.sqrt(classes) if first else 1.0
+            return dense(scale * jax.nn.one_hot(labels, classes, dtype=dtype))
+
+        return embed(condition, table, self.conditions, size, width=width, dtype=dtype)
+
+    def _residual(self, picture: jax.Array, features: int, name: str, dtype: Any) -> jax.Array:
+        """A convolution at full size, then the filter, which reads what that made of the edges."""
+        pad = 1 + margin(self.filter)
+        conv = nn.Conv(
+            features,
+            (3, 3),
+            padding=((pad, pad), (pad, pad)),
+            kernel_init=_KERNEL,
+            dtype=dtype,
+            name=name,
+        )
+        return halve(conv(picture), self.filter, padded=True)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         multiple = 2 ** (len(self.multipliers) - 1)
@@ -270,8 +314,8 @@ class UNet(nn.Module):
             )
         if self.filter not in FILTERS:
             raise unknown("model.filter", self.filter, FILTERS)
-        if self.embedding not in ("sinusoidal", "fourier"):
-            raise unknown("model.embedding", self.embedding, ("sinusoidal", "fourier"))
+        if self.embedding not in EMBEDDINGS:
+            raise unknown("model.embedding", self.embedding, EMBEDDINGS)
 
 
 class NCSNpp(UNet):
@@ -294,3 +338,6 @@ class ADM(UNet):
     scale_shift: bool = True
     rescale: bool = False
     project_resampled: bool = False
+    embedding: str = "sinusoidal"
+    labels_first: bool = False
+    epsilon: float = 1e-5

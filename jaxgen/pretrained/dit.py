@@ -1,11 +1,12 @@
-"""DiT weights between diffusers' `DiTTransformer2DModel` and `jaxgen.nn.dit.DiT`.
+"""DiT weights between others' networks and `jaxgen.nn.dit.DiT`: diffusers', DiT's and SiT's own.
 
-The two compute the same function of the same weights, with these differences of convention:
-diffusers keeps a copy of the noise and label embedding in every block (ours is one; converted
-checkpoints have equal copies), and channels come first there. Its sinusoidal frequencies are
-10000 ** (-i / 127), where the DiT paper's code and ours have 10000 ** (-i / 128); its norm_eps
-defaults to 1e-5, where the paper's code and ours have 1e-6. Queries, keys and values are three
-layers there and one here, whose outputs go head by head.
+diffusers' `DiTTransformer2DModel` and ours compute the same function of the same weights, with
+these differences of convention: diffusers keeps a copy of the noise and label embedding in every
+block (ours is one; converted checkpoints have equal copies), and channels come first there. Its
+sinusoidal frequencies are 10000 ** (-i / 127), where the DiT paper's code and ours have 10000 **
+(-i / 128); its norm_eps defaults to 1e-5, where the paper's code and ours have 1e-6. Queries, keys
+and values are three layers there and one here, whose outputs go head by head. Networks that were
+trained on DDPM's chain are told its index: `DiT` with time_scale=1 on `path.discrete`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,66 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int, heads: int) -
     }
 
 
+# ours -> the names of the papers' code, for one block.
+_OFFICIAL = {
+    "modulation": "adaLN_modulation.1",
+    "proj": "attn.proj",
+    "expand": "mlp.fc1",
+    "contract": "mlp.fc2",
+}
+
+
+def from_official(
+    state: Mapping[str, np.ndarray], *, patch: int, heads: int, sit: bool = False
+) -> dict[str, Any]:
+    """Parameters of `DiT` (float32) from the state dict of a network of DiT's or SiT's own code.
+
+    heads: of the model's attention, which its weights do not tell. sit: the weights are of SiT, for
+    `jaxgen.nn.dit.SiT`, out_channels as many as the image has, and prediction="velocity": the half
+    of the outputs that SiT never reads is left out, and the sign of the rest is turned. UsageError
+    for a missing weight and another patch.
+    """
+
+    def get(name: str) -> np.ndarray:
+        if name not in state:
+            raise invalid("weights", name, "a state dict of DiT's or SiT's code, which holds it")
+        return np.asarray(state[name], np.float32)
+
+    def dense(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+
+    def block(i: int) -> dict[str, dict[str, np.ndarray]]:
+        layers = {ours: dense(f"blocks.{i}.{name}") for ours, name in _OFFICIAL.items()}
+        qkv = dense(f"blocks.{i}.attn.qkv")
+        joined = {key: by_head(np.split(a, 3, axis=-1), heads) for key, a in qkv.items()}
+        return {"qkv": joined, **layers}
+
+    kernel = get("x_embedder.proj.weight")  # [width, channels, patch, patch]
+    if kernel.shape[-1] != patch:
+        raise invalid("patch", patch, f"{kernel.shape[-1]}, the checkpoint's")
+    depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
+    blocks = [block(i) for i in range(depth)]
+    out = dense("final_layer.linear")
+    if sit:
+        channels = kernel.shape[1]
+        read = {k: a.reshape(*a.shape[:-1], patch**2, -1)[..., :channels] for k, a in out.items()}
+        out = {k: -a.reshape(*a.shape[:-2], -1) for k, a in read.items()}
+    return {
+        "patch": {
+            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),
+            "bias": get("x_embedder.proj.bias"),
+        },
+        "noise": {"hidden": dense("t_embedder.mlp.0"), "out": dense("t_embedder.mlp.2")},
+        "labels": {"embedding": get("y_embedder.embedding_table.weight")},
+        "blocks": {
+            name: {key: np.stack([b[name][key] for b in blocks]) for key in ("kernel", "bias")}
+            for name in blocks[0]
+        },
+        "modulation": dense("final_layer.adaLN_modulation.1"),
+        "out": out,
+    }
+
+
 def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[str, np.ndarray]:
     """The state dict of a `DiTTransformer2DModel` from the parameters of a plain `DiT`.
 
@@ -98,7 +159,7 @@ def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[s
     blocks = params["blocks"]
     for i in range(np.shape(blocks["qkv"]["kernel"])[0]):
         prefix = f"transformer_blocks.{i}."
-        kernels, biases = (_by_layer(blocks["qkv"][k][i], heads) for k in ("kernel", "bias"))
+        kernels, biases = (by_layer(blocks["qkv"][k][i], heads) for k in ("kernel", "bias"))
         for name, kernel, bias in zip(_QKV, kernels, biases, strict=True):
             dense(prefix + name, kernel, bias)
         for ours, name in _BLOCK.items():
@@ -121,7 +182,7 @@ def by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:
     return np.stack(cut, -2).reshape(*layers[0].shape[:-1], -1)
 
 
-def _by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
+def by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
     """The inverse of `by_head`."""
     joined = np.asarray(joined)
     cut = joined.reshape(*joined.shape[:-1], heads, 3, -1)

@@ -252,7 +252,8 @@ class Checkpoints:
             if saved.get(name) != wanted.get(name):
                 raise CheckpointError(
                     f"{name} is {saved.get(name, 'absent')} in the checkpoint "
-                    f"and {wanted.get(name, 'absent')} in this run"
+                    f"and {wanted.get(name, 'absent')} in this run: another config.model, or a "
+                    "network that has changed since (CHANGELOG.md, Networks)"
                 )
 
 
@@ -287,4 +288,4 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:400]}"

@@ -9,6 +9,7 @@ training (Karras et al. 2024, EDM2, section 3 and algorithm 3).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
+from jaxgen.method import is_constant
 
 PyTree = Any
 
@@ -66,8 +68,14 @@ class Averages:
             decays[f"half_life_{half_life}"] = 0.5 ** (batch_size / jnp.maximum(length, 1e-8))
         for std in self.power_std:
             decays[power_name(std)] = (1 - 1 / step) ** (power_gamma(std) + 1)
+
+        def average(decay: jax.Array, path: tuple[Any, ...], a: jax.Array, p: jax.Array) -> Any:
+            return p if is_constant(path) else decay * a + (1 - decay) * p
+
         return {
-            name: jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, averages[name], params)
+            name: jax.tree_util.tree_map_with_path(
+                functools.partial(average, decay), averages[name], params
+            )
             for name, decay in decays.items()
         }
 
@@ -109,9 +117,15 @@ def posthoc_weights(
 
     times[i], stds[i]: when snapshot i was taken (images or steps, any unit) and the relative
     standard deviation of the average that it is of. Least squares on the profiles (EDM2,
-    algorithm 3), in float64. Returns weights [N] (they need not be positive).
+    algorithm 3), in float64, then divided by their sum, as the paper's code does: an average of
+    equal parameters is these parameters. Returns weights [N] that sum to one (they need not be
+    positive). UsageError where `time` is so long before the snapshots that none has a share in it.
     """
     t, g = np.asarray(times, np.float64), np.array([power_gamma(s) for s in stds])
     gram = profile_product(t[:, None], g[:, None], t[None, :], g[None, :])
     goal = profile_product(t, g, time, power_gamma(std))
-    return np.linalg.lstsq(gram, goal, rcond=None)[0]
+    weights = np.linalg.lstsq(gram, goal, rcond=None)[0]
+    total = weights.sum()
+    if not 0.5 < total < 2:
+        raise invalid("std", std, f"lengths near those of the snapshots, {sorted(set(stds))}")
+    return weights / total

@@ -28,14 +28,14 @@ def forget(
     *,
     spec: Spec,
     networks: Mapping[str, Any],
-    classes: tuple[int, ...],
+    classes: tuple[int | str, ...],
     target: Literal["relabel", "negative"] = "relabel",
-    substitute: int | None = None,
+    substitute: int | str | None = None,
     eta: float = 1.0,
     weight: float = 1.0,
     teacher: str = "teacher",
 ) -> Method:
-    """Forget `classes`; keep the rest. For methods whose denoiser is known (diffusion).
+    """Forget `classes` (labels or names), keep the rest; for diffusion, whose denoiser is known.
 
     Examples of a forgotten class are where its answer is changed (the forget data), all others are
     retain data. networks[teacher]: the model as it was; start from it too (`config.start`).
@@ -43,21 +43,21 @@ def forget(
     forgetting against the retained loss. Raises UsageError for classes that there are not, and for
     a method without a denoiser.
     """
-    wrong = [c for c in classes if not 0 <= c < spec.num_classes]
-    if not classes or wrong or (substitute is not None and not 0 <= substitute < spec.num_classes):
-        allowed = f"labels from 0 to {spec.num_classes - 1}"
-        raise invalid("unlearn.forget.classes", (classes, substitute), allowed)
+    if not classes:
+        allowed = f"labels from 0 to {spec.num_classes - 1}, or names"
+        raise invalid("unlearn.forget.classes", classes, allowed)
+    forgotten = jnp.asarray([spec.label(c, "unlearn.forget.classes") for c in classes])
     denoiser = denoiser_factory(method)
     if denoiser is None:
         raise invalid("unlearn.forget", "a method without a denoiser", "diffusion on labels")
     base, other = only_learner(method, "unlearn.forget"), networks.get(teacher)
     if other is None:
         raise invalid("config.networks", sorted(networks), f"a network called {teacher!r}")
-    instead = spec.null_label if substitute is None else substitute
+    instead = spec.label(substitute, "unlearn.forget.substitute")
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         labels = batch["label"]
-        gone = jnp.isin(labels, jnp.asarray(classes)).astype(jnp.float32)
+        gone = jnp.isin(labels, forgotten).astype(jnp.float32)
         kept = {**batch, "weight": batch.get("weight", 1.0) * (1 - gone)}
         value, (metrics, extra) = base.loss(params, kept, key, extra)
         keys = example_keys(jax.random.fold_in(key, STREAM), batch)

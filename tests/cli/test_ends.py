@@ -6,8 +6,12 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
+import types
 
 import jax
 import numpy as np
@@ -17,8 +21,10 @@ from PIL import Image
 import jaxgen
 from jaxgen.cli import PLACES
 from jaxgen.cli import main as run_main
+from jaxgen.metrics.cautions import cautions
 from jaxgen.run.lock import locked
 from jaxgen.training.interrupt import Interrupts
+from jaxgen.training.log import Log
 from jaxgen.training.weights import dump
 from tests import base_run
 from tests.running import run_here, train_arguments
@@ -310,3 +316,72 @@ def test_own_modules_beside_the_call_are_found_by_the_script(workdir, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, env=env, text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_resumed_run_is_the_same_one_at_wandb(tmp_path, monkeypatch):
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        return types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for name in ("a", "a", "b"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Log(tmp_path / name, step=0, tensorboard=False, wandb="project", config={}).close()
+    ids = [call["id"] for call in calls]
+    assert ids[0] == ids[1] != ids[2] and all(call["resume"] == "allow" for call in calls)
+
+
+def test_a_class_alone_teaches_a_classifier_nothing():
+    scores = {"fd_classifier": {"value": 1.0, "floor": 0.5, "features": "classifier"}}
+    assert cautions(scores, classes=2) == []
+    assert "one class" in cautions(scores, classes=1)[0]
+
+
+@pytest.mark.parametrize("words", [["-m", "experiments", "list"], ["-m", "jaxgen", "--help"]])
+def test_a_reader_that_has_seen_enough_ends_it_quietly(words):
+    process = subprocess.Popen(
+        [sys.executable, "-u", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) in (0, 141) and process.stderr.read() == ""
+
+
+def test_a_platform_that_is_not_here_is_one_message(workdir, tmp_path):
+    words = ["-m", "jaxgen", "sample", "--workdir", str(workdir), "--out", str(tmp_path / "a.png")]
+    env = {**os.environ, "JAX_PLATFORMS": "cuda", "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, *words], env=env, text=True, capture_output=True)
+    assert done.returncode == 2 and "JAX_PLATFORMS: got 'cuda'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tensorboards_files_are_written_in_the_callers_thread(tmp_path):
+    threads = threading.active_count()
+    for step in (0, 3):
+        log = Log(tmp_path, step=step, tensorboard=True, wandb=None, config={})
+        log.scalars(step + 1, {"loss": 0.5 + step})
+        log.image(step + 1, "samples", np.zeros((4, 4, 3), np.uint8))
+        assert threading.active_count() == threads
+        log.close()
+        time.sleep(1.1)  # files are told apart by their second
+    seen = [
+        event for path in sorted((tmp_path / "tensorboard").iterdir()) for event in events(path)
+    ]
+    values = [(e.step, value) for e in seen for value in e.summary.value]
+    assert [(step, v.simple_value) for step, v in values if v.tag == "loss"] == [(1, 0.5), (4, 3.5)]
+    assert [(step, v.image.width) for step, v in values if v.tag == "samples"] == [(1, 4), (4, 4)]
+    # TensorBoard forgets what the first file says of the step at which the second begins.
+    assert [e.step for e in seen if e.session_log.status == e.session_log.START] == [1, 4]
+
+
+def events(path):
+    """The events of a file: records of length, check sum, bytes, check sum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        (size,) = struct.unpack("<Q", data[place : place + 8])
+        yield Event.FromString(data[place + 12 : place + 12 + size])
+        place += size + 16

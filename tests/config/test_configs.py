@@ -71,8 +71,10 @@ NARROW = {
     "imagenet64_edm2": [
         "model=" + repr(dict(name="edm2.EDM2", channels=32, blocks=1, head_channels=32))
     ],
-    "imagenet256_dit": ["model=" + repr(dict(name="dit.DiT", patch=4, width=32, depth=2, heads=2))],
-    "imagenet256_sit": ["model=" + repr(dict(name="dit.DiT", patch=4, width=32, depth=2, heads=2))],
+    "imagenet256_dit": [
+        "model=" + repr(dict(name="dit.DiT", patch=4, width=32, depth=2, heads=2, time_scale=1.0))
+    ],
+    "imagenet256_sit": ["model=" + repr(dict(name="dit.SiT", patch=4, width=32, depth=2, heads=2))],
 }
 
 

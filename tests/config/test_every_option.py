@@ -18,10 +18,13 @@ import pytest
 
 from jaxgen import config as configs
 from jaxgen import families, tokenizers
+from jaxgen.distill.guidance import guided, progressive
 from jaxgen.errors import UsageError
-from jaxgen.run.setup import TOP, Setup, set_up
-from jaxgen.training.ema import Averages
+from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
+from jaxgen.tune.lora import lora
+from jaxgen.unlearn.forget import forget
+from tests import base_run
 from tests.every_family import FAMILIES
 from tests.option_kit import PROGRAMS, options, others, program
 
@@ -363,6 +366,7 @@ HIDDEN = dict(
     dropout=0.25,
 )
 NETWORK = ("init", "update")
+PASSES = ("init", "update", "sampler")
 SIZED = dict(size="fields that are set win")
 MODELS = (
     Sweep("mlp", "model", values=HIDDEN | dict(remat="dots"), programs=NETWORK),
@@ -456,16 +460,46 @@ MODELS = (
     ),
 )
 
-SWEEPS = (*METHODS, *SAMPLES, *OPTIMIZERS, *MODELS)
+WRAPS = (
+    Sweep(
+        "lora", "wrap.0", (f"model={MLP}",), dict(alpha=1.0, match="out\\.kernel$"), programs=PASSES
+    ),
+    Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
+    Sweep("guided", "wrap.0", programs=UPDATE),
+    Sweep(
+        "forget",
+        "wrap.0",
+        values=dict(classes=(3,), target="negative", substitute=2),
+        skip=dict(teacher="names a network", eta=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "forget",
+        "wrap.0",
+        ("wrap=" + repr([dict(name="unlearn.forget", classes=(3,), target="negative")]),),
+        only=("eta",),
+        programs=UPDATE,
+    ),
+)
+
+SWEEPS = (*METHODS, *SAMPLES, *OPTIMIZERS, *MODELS, *WRAPS)
 
 
 @functools.cache
 def base(case: str, *overrides: str) -> Setup:
     """A case's setup, in batches of 16."""
+    config = loaded(case, *overrides)
+    if "BASE" in str(config.get("networks", "")):
+        config.networks = {"teacher": base_run.base()}
+    return set_up(config, data=False)
+
+
+def loaded(case: str, *overrides: str) -> Any:
+    """A case's config."""
     config, narrow = CASES[case]
-    loaded = configs.load(config)
-    configs.override(loaded, [*narrow, "data.batch_size=16", *overrides], TOP)
-    return set_up(loaded, data=False)
+    config = configs.load(config)
+    configs.override(config, [*narrow, "data.batch_size=16", *overrides], TOP)
+    return config
 
 
 def changed(setup: Setup, key: str, value: Any) -> Setup:
@@ -473,8 +507,9 @@ def changed(setup: Setup, key: str, value: Any) -> Setup:
     config = configs.to_dict(setup.config)
     *parents, last = key.split(".")
     section = config
-    for name in parents:
-        section.setdefault(name, {})
+    for name in map(_step, parents):
+        if isinstance(section, dict):
+            section.setdefault(name, {})
         if isinstance(section[name], str):
             section[name] = {"name": section[name]}
         section = section[name]
@@ -482,20 +517,19 @@ def changed(setup: Setup, key: str, value: Any) -> Setup:
     return set_up(configs.ml_collections.ConfigDict(config), spec=setup.spec, coding=setup.coding)
 
 
-PLAIN = {"optimizer": optimizer, "ema": Averages}
+def _step(name: str) -> str | int:
+    """A key of a section, or the number of one of a list."""
+    return int(name) if name.isdecimal() else name
 
 
-def function_of(setup: Setup, key: str) -> tuple[Callable[..., Any], set[str]]:
+def function_of(config: Any, key: str) -> tuple[Callable[..., Any], set[str]]:
     """Whose signature the section `key` is, and which of its parameters the run supplies."""
-    if key == "sample":
-        assert setup.method.sampler is not None
-        return setup.method.sampler, set()
     if key == "optimizer":
         return optimizer, {"images", "batch_size"}
-    if key in ("ema", "train", "data"):
-        return type(getattr(setup, key)), set()
+    if key in SECTIONS:
+        return SECTIONS[key], set()
     room = key.partition(".")[0]
-    section = functools.reduce(lambda a, k: a[k], key.split("."), setup.config)
+    section = functools.reduce(lambda a, k: a[_step(k)], key.split("."), config)
     name = section if isinstance(section, str) else section["name"]
     return configs.resolve(name, configs.ROOMS[room], key), GIVEN | OFFERED
 
@@ -503,10 +537,13 @@ def function_of(setup: Setup, key: str) -> tuple[Callable[..., Any], set[str]]:
 def inert(sweep: Sweep) -> list[str]:
     """Options of the section that change none of the programs."""
     setup = base(sweep.case, *sweep.overrides)
-    function, given = function_of(setup, sweep.key)
+    if sweep.key == "sample":
+        function, given = setup.method.sampler, set()
+    else:
+        function, given = function_of(setup.config, sweep.key)
     section = configs.to_dict(setup.config)
-    for name in sweep.key.split("."):
-        section = section.get(name, {})
+    for name in map(_step, sweep.key.split(".")):
+        section = section[name] if isinstance(section, list) else section.get(name, {})
     section = {"name": section} if isinstance(section, str) else section
     if sweep.key == "optimizer" and "name" in section:
         given = given | {"name"}
@@ -543,9 +580,9 @@ def test_every_method_and_all_of_its_options_are_swept():
     tried: dict[Any, set[str]] = {}
     wanted: dict[Any, set[str]] = {}
     for sweep in SWEEPS:
-        function, given = function_of(base(sweep.case, *sweep.overrides), sweep.key)
         if sweep.key in ("train", "data", "sample"):
             continue
+        function, given = function_of(loaded(sweep.case, *sweep.overrides), sweep.key)
         function = getattr(function, "func", function)
         reasons = {o for o, why in sweep.skip.items() if why != ELSEWHERE}
         tried.setdefault(function, set()).update(sweep.tried(function, given), reasons)
@@ -563,3 +600,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
+    wraps = {lora, guided, progressive, forget}
+    assert wraps <= wanted.keys()

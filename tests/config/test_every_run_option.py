@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
 from jaxgen import api
 from jaxgen import config as configs
+from jaxgen.errors import UsageError
 from jaxgen.metrics import Training
 from jaxgen.metrics.extractors import classifier
 from jaxgen.run.setup import SECTIONS, TOP
@@ -42,9 +44,9 @@ def report(workdir: Path, *keys: Any) -> Any:
 
 
 def parameters(workdir: Path) -> Any:
-    """The digests of the last checkpoint."""
-    last = max((workdir / "checkpoints" / "digests").glob("*.json"), key=lambda p: int(p.stem))
-    return json.loads(last.read_text())
+    """The last snapshot of an average, to the bit."""
+    last = max((workdir / "ema_snapshots").glob("*.safetensors"))
+    return {k: a.tobytes() for k, a in safetensors.numpy.load_file(last).items()}
 
 
 def names(pattern: str) -> Callable[[Path], Any]:
@@ -67,6 +69,7 @@ RUNS: dict[str, dict[str, tuple[Any, Callable[[Path], Any]]]] = {
     "split": {"data.train": ("test", parameters)},
     "holdout": {"data.holdout": (0.2, parameters)},
     "longer": {"train.images": (112, SAVED)},
+    "held": {"data.holdout": (0.25, parameters)},
     "one": {
         "data.test": ("train", BITS),
         "train.log_every": (16, LINES),
@@ -99,15 +102,15 @@ RUNS: dict[str, dict[str, tuple[Any, Callable[[Path], Any]]]] = {
     },
     "five": {"likelihood.limit": (5, lambda w: report(w, "likelihood", "images"))},
 }
-TRAINING_ALONE = ("seed", "flip", "split", "holdout", "longer")
+TRAINING_ALONE = ("seed", "flip", "split", "longer", "held")
 
 REASONS = {
     "data.source": "names a callable",
     "data.batch_size": "tests/config/test_every_option.py",
     "data.workers": "who reads, not what: tests/data/test_data_pipeline.py",
     "data.prefetch": "when it is read, not what: tests/data/test_data_pipeline.py",
+    "data.holdout_seed": "test_another_seed_holds_another_half_out",
     "data.tokenizer": "for codes: tests/run/test_tokenize.py",
-    "data.holdout_seed": "of data.holdout: tests/data/test_data_walk.py",
     "data.holds": "is compared with the source: tests/run/test_record.py",
     "train.accumulate": "tests/config/test_every_option.py",
     "log.wandb": "asks a service",
@@ -150,6 +153,16 @@ def unseen(name: str, before: Path, workdir: Path, *more: str) -> list[str]:
     return [option for option, (_, seen) in changes.items() if seen(other) == seen(before)]
 
 
+def test_the_witness_of_training_is_the_same_in_the_same_run(brief, tmp_path):
+    assert parameters(run(tmp_path / "run", *BRIEF)) == parameters(brief)
+
+
+def test_every_witness_is_the_same_in_the_same_run(base, tmp_path):
+    again = run(tmp_path / "run")
+    witnesses = [(o, seen) for changes in RUNS.values() for o, (_, seen) in changes.items()]
+    assert [option for option, seen in witnesses if seen(again) != seen(base)] == []
+
+
 @pytest.mark.parametrize("name", TRAINING_ALONE)
 def test_another_value_trains_something_else(name, brief, tmp_path):
     assert unseen(name, brief, tmp_path / "run", *BRIEF) == []
@@ -160,8 +173,35 @@ def test_another_value_writes_something_else(name, base, tmp_path):
     assert unseen(name, base, tmp_path / "run") == []
 
 
+def test_another_seed_holds_another_half_out(tmp_path):
+    first, second = (
+        run(tmp_path / str(seed), *BRIEF, "data.holdout=0.25", f"data.holdout_seed={seed}")
+        for seed in range(2)
+    )
+    assert parameters(first) != parameters(second)
+
+
 def test_every_option_of_a_run_has_a_witness_or_a_reason():
     seen = {option for changes in RUNS.values() for option in changes} | REASONS.keys()
     sections = {k: cls for k, cls in SECTIONS.items() if k not in ("ema", "hosts")}
     every = {f"{section}.{o}" for section, cls in sections.items() for o in options(cls)}
     assert every | {"seed"} == seen, every ^ seen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=4",
+        "data.batch_size=32",
+        "data.flip=True",
+        "data.train=test",
+        "train.accumulate=2",
+        "ema.half_life=(600,)",
+        "model.width=16",
+        "method.label_dropout=0.2",
+        "optimizer.b2=0.9",
+    ],
+)
+def test_what_decides_the_numbers_of_a_run_cannot_change_in_it(change, brief):
+    with pytest.raises(UsageError, match=f"holds another run(.|\\n)*{change.partition('=')[0]}"):
+        run(brief, *BRIEF, "train.images=128", change)

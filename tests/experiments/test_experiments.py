@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,17 @@ def test_experiment_passes(slug, capsys):
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"slug", "paper", "checks", "seconds"}
     assert code == 0, [check for check in result["checks"] if not check["ok"]]
+    assert any(check.get("control") for check in result["checks"]), "no negative control"
+
+
+@pytest.mark.parametrize("row", catalogue(), ids=SLUGS)
+def test_an_experiment_has_a_negative_control(row):
+    """Without a run: its module, or one of experiments/shared that it imports, makes one."""
+    module = Path(*row["module"].split(".")).with_suffix(".py")
+    shared = re.findall(r"from experiments\.shared\.(\w+) import", module.read_text())
+    files = [module, *(Path("experiments/shared", f"{name}.py") for name in shared)]
+    texts = [file.read_text() for file in files if file.stem != "check"]
+    assert any(re.search(r"shared\.check import .*\bcontrol\b", text) for text in texts)
 
 
 def test_an_unknown_experiment_names_the_closest(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -19,7 +20,8 @@ from jaxgen.families.diffusion.core import times, weighting
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.prediction import KINDS, Prediction, noise_condition, target
 from jaxgen.families.diffusion.core.weighting import simple
-from jaxgen.families.diffusion.terms.loss import denoising_loss
+from jaxgen.families.diffusion.terms.loss import Draws, denoising_loss, noised_batch
+from jaxgen.families.diffusion.terms.variance import variance as variance_term
 from jaxgen.method import Spec, example_keys, fold, normal
 from jaxgen.nn.mlp import MLP
 from jaxgen.training.ema import Averages
@@ -30,7 +32,7 @@ WEIGHTINGS = [
     for name, f in vars(weighting).items()
     if getattr(f, "__annotations__", {}).get("return") == "Weighting" and name[0] != "_"
 ]
-TIMES = [n for n in ("uniform", "stratified", "log_normal", "logit_normal", "by_loss")]
+TIMES = [n for n in ("uniform", "levels", "stratified", "log_normal", "logit_normal", "by_loss")]
 
 
 class Exact(nn.Module):
@@ -410,3 +412,63 @@ def test_bad_options_are_named(options, message):
     model = MLP(num_classes=3, out_channels=1, width=16, depth=1)
     with pytest.raises(UsageError, match=message):
         denoising(Spec((1,), 3), model, optax.sgd(0.1), Averages((10,)), **options)
+
+
+def test_which_labels_are_dropped_does_not_depend_on_the_time_or_the_noise():
+    path, size = paths.linear(), 20_000
+    network = Network(Exact(path, "velocity", 0.7, 0.5), path, "velocity")
+    draws = Draws(times=times.uniform(), num_classes=3, label_dropout=0.3)
+    noised, told = noised_batch(
+        network, simple(), (), draws, {"net": {"unused": jnp.zeros(())}}, batch(size),
+        jax.random.key(0), {"times": draws.times.init()},
+    )  # fmt: skip
+    dropped = np.asarray(noised.condition == 3)
+    assert (np.asarray(told) < 3).all()
+    np.testing.assert_array_equal(
+        np.asarray(noised.condition)[~dropped], np.asarray(told)[~dropped]
+    )
+    for drawn in (noised.t, noised.eps[:, 0]):
+        assert abs(np.corrcoef(dropped, np.asarray(drawn))[0, 1]) < 4 / size**0.5
+
+
+def test_the_bound_that_trains_the_variance_leaves_the_mean_alone():
+    path = paths.vp_linear()
+    network = Network(Exact(path, "eps", 0.7, 0.5), path, "eps")
+    x = jax.random.normal(jax.random.key(1), (4, 2))
+    draws = Draws(times=times.uniform(), num_classes=3)
+    noised, _ = noised_batch(
+        network, simple(), (), draws, {"net": {"unused": jnp.zeros(())}}, batch(4, (2,)),
+        jax.random.key(0), {"times": draws.times.init()},
+    )  # fmt: skip
+
+    def bound(output, variance):
+        it = dataclasses.replace(noised, output=output, variance=variance)
+        return variance_term().of(it, None, None).sum()
+
+    on_mean, on_variance = jax.grad(bound, (0, 1))(noised.output, 0.1 * x)
+    assert not np.any(on_mean) and np.all(on_variance != 0)
+    # The mean matters for the bound's value, so that the gradient is held back and not zero.
+    assert bound(noised.output + 1.0, 0.1 * x) != bound(noised.output, 0.1 * x)
+
+
+def test_weights_of_times_levels_and_examples_multiply_the_error():
+    """By hand: importance x weighting x the example's weight x the error; times learn of it."""
+    path, size = paths.linear(), 8
+    sampler = times.Times(
+        lambda keys, key, index, path, state: (jnp.full(index.shape, 0.4), 1.0 + index),
+        init=lambda: jnp.zeros(()),
+        update=lambda state, t, error: state + error.sum(),
+    )
+    network = Network(Exact(path, "velocity", 0.7, 0.5), path, "velocity")
+    draws = Draws(times=sampler, num_classes=3)
+    data, key = {**batch(size), "weight": jnp.linspace(0.5, 2.0, size)}, jax.random.key(0)
+    extra, params = {"times": sampler.init()}, {"net": {"unused": jnp.zeros(())}}
+    level = lambda path, t, gain: 3.0 * t
+    noised, _ = noised_batch(network, level, (), draws, params, data, key, extra)
+    fn = denoising_loss(network, sampler, level, num_classes=3)
+    value, (metrics, after) = fn(params, data, key, extra)
+    error, share = np.asarray(noised.error), 3.0 * 0.4
+    by_hand = (np.arange(1, size + 1) * share * error * np.asarray(data["weight"])).mean()
+    np.testing.assert_allclose(value, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], error.mean(), rtol=1e-6)
+    np.testing.assert_allclose(after["times"], (share * error).sum(), rtol=1e-5)

@@ -12,7 +12,7 @@ from jaxgen.errors import UsageError
 from jaxgen.families.discrete import schedules
 from jaxgen.families.discrete.bounds import bound, places, remaining
 from jaxgen.families.discrete.core import Bits, Core, Tokens
-from jaxgen.families.discrete.sampler import build_sampler
+from jaxgen.families.discrete.sampler import build_sampler, build_steps
 from jaxgen.method import Spec
 from tests.discrete_kit import Counter, bars, exact_core, frequencies, total_variation
 
@@ -294,3 +294,14 @@ def test_bad_options_of_samplers_are_refused(options, message):
     with pytest.raises(UsageError, match="sample.solver"):
         core = exact_core(bars(3), noise="uniform")
         build_sampler(core, **PLAIN, solver="confidence", steps=3)
+
+
+def test_ramps_of_a_sampler_end_where_they_should():
+    """Temperatures begin at the first and near the last; the choice ends at confidence alone."""
+    options = dict(solver="confidence", steps=4, schedule=schedules.linear(), temperature=2.0,
+                   final_temperature=1.0, choice_temperature=8.0, guidance=3.0,
+                   guidance_schedule="linear", guided=True)  # fmt: skip
+    rows = build_steps(exact_core(bars(2)), **options).rows
+    np.testing.assert_allclose(rows["choice"], [6, 4, 2, 0])
+    np.testing.assert_allclose(rows["temperature"], [2, 1.75, 1.5, 1.25])
+    assert rows["weight"][0] < rows["weight"][-1] <= 3.0

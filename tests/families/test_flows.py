@@ -10,7 +10,7 @@ from jaxgen.errors import UsageError
 from jaxgen.families.flows import flow
 from jaxgen.families.flows.method import denoise, density
 from jaxgen.method import Spec
-from jaxgen.nn.glow import Glow, squeeze, unsqueeze
+from jaxgen.nn.glow import EdgeConv, Glow, squeeze, unsqueeze
 from jaxgen.nn.realnvp import RealNVP
 from jaxgen.nn.tarflow import TarFlow
 from jaxgen.testing import check_sampler
@@ -27,7 +27,7 @@ def network(name: str, shape=(4, 4, 1), **changes):
         return TarFlow(**common, **{**sizes, **changes})
     if name == "realnvp":
         return RealNVP(**common, **{"width": 8, "couplings": 3, **changes})
-    sizes = dict(scales=2 if shape[0] > 2 else 1, steps=2, hidden=8)
+    sizes = dict(scales=2 if shape[0] > 2 else 1, steps=2, hidden=8, label_couplings=True)
     return Glow(**common, **{**sizes, **changes})
 
 
@@ -75,7 +75,8 @@ def test_the_density_of_two_dimensions_integrates_to_one(name):
     model = network(name, shape=(2, 2, 1))
     x = jax.random.normal(jax.random.key(3), (200_000, 2, 2, 1)) * 1.5
     labels = jnp.ones(200_000, jnp.int32)
-    params = shaken(model, x[:1], labels[:1], 0.1)  # nearer to the wide normal
+    size = 0.1 if name == "realnvp" else 0.05  # nearer to the wide normal
+    params = shaken(model, x[:1], labels[:1], size)
     log_q = (-0.5 * (x / 1.5) ** 2 - 0.5 * np.log(2 * np.pi * 1.5**2)).sum((1, 2, 3))
     ratio = np.exp(density(model, params, x, labels) - log_q)
     error = ratio.std() / 200_000**0.5
@@ -89,10 +90,19 @@ def test_actnorm_gives_the_first_batch_mean_zero_and_deviation_one():
     params = model.init(jax.random.key(0), x, labels)["params"]
     _, new = model.apply({"params": params}, x, labels, initialise=True, mutable=["params"])
     norm = new["params"]["step0_0"]["norm"]
-    y = (squeeze(x) + norm["shift"]) * jnp.exp(norm["log_scale"])
+    y = (squeeze(x) + norm["shift"]) * jnp.exp(3 * norm["log_scale"])
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=1e-4)
     np.testing.assert_array_equal(unsqueeze(squeeze(x)), x)
+    # So do those inside of the coupling, of what they see after the ones before them.
+    coupling = new["params"]["step0_0"]["coupling"]
+    half = (y @ new["params"]["step0_0"]["mixing"]["weight"])[..., :2]
+    conv = EdgeConv(8, jax.nn.initializers.zeros, False, jnp.float32)
+    h = conv.apply({"params": coupling["conv1"]}, half)
+    norm = coupling["norm1"]
+    h = (h + norm["shift"]) * jnp.exp(3 * norm["log_scale"])
+    np.testing.assert_allclose(h.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(h.std((0, 1, 2)), 1, atol=1e-4)
 
 
 class Scale:
@@ -166,6 +176,7 @@ def test_training_lowers_the_loss_and_samples_keep_the_laws(name, noise):
         ("tarflow", {}, dict(temperature=-1.0), "temperature"),
         ("tarflow", {}, dict(denoised=True), "denoised"),
         ("glow", {}, dict(guidance=2.0), "cannot be guided"),
+        ("glow", {}, dict(annealed=True), "sample.annealed"),
     ],
 )
 def test_bad_options_are_refused(name, changes, options, words):
@@ -201,12 +212,29 @@ def test_paper_sizes():
     # 64 layers of 12 w^2 + 13 w, and per flow the places, labels, embedding and head.
     w, places, dim = 768, 1024, 12
     layers = 64 * (12 * w * w + 13 * w)
-    ends = 8 * ((places + 1001) * w + (dim + 1) * w + (w + 1) * 2 * dim)
+    ends = 8 * ((places + 1000) * w + (dim + 1) * w + (w + 1) * 2 * dim)
     assert size(TarFlow(1000, (64, 64, 3)), (64, 64, 3)) == layers + ends
-    # Couplings of 3x3, 1x1 and 3x3 convolutions to 512 channels; c channels after the squeeze.
+    # Couplings of 3x3, 1x1 and 3x3 convolutions to 512 channels with an actnorm each or a bias and
+    # a gain; the 3x3 ones see a channel more, of edges. c channels after the squeeze.
     total, h = 0, 512
     for c in (12, 24, 48):
-        coupling = 9 * (c // 2) * h + h + h * h + h + 9 * h * c + c + c + 11 * h
-        total += 32 * (coupling + 2 * c + 2 * c * c + c)
-        total += 9 * (c // 2) * c + c if c < 48 else 11 * 2 * c
+        coupling = 9 * (c // 2 + 1) * h + 2 * h + h * h + 2 * h + 9 * (h + 1) * c + 2 * c
+        total += 32 * (coupling + 2 * c + c * c)
+        # Priors: of a level from the half that stays, of the top from edges and the label.
+        total += 9 * (c // 2 + 1) * c + 2 * c if c < 48 else (9 + 2 + 11 + 2) * 2 * c
     assert size(Glow(10, (32, 32, 3)), (32, 32, 3)) == total
+
+
+def test_actnorm_is_set_by_the_first_batch_and_never_again():
+    spec = Spec((4, 4, 1), 3, 4)
+    made = flow(spec, network("glow", scales=1, steps=1), optax.sgd(1e-9), Averages((10,)))
+    state = made.init(jax.random.key(0))
+    image = jax.random.normal(jax.random.key(1), (16, 4, 4, 1))
+    norms = []
+    for scale in (1.0, 5.0):
+        batch = {"image": scale * image, "label": jnp.zeros(16, jnp.int32)}
+        state, _ = jax.jit(made.update)(state, batch, jax.random.key(2))
+        norms.append(state.params["net"]["step0_0"]["norm"]["log_scale"])
+    fresh = made.init(jax.random.key(0)).params["net"]["step0_0"]["norm"]["log_scale"]
+    assert np.abs(norms[0] - fresh).max() > 0.1
+    np.testing.assert_allclose(norms[1], norms[0], atol=1e-6)

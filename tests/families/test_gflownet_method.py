@@ -202,3 +202,17 @@ def test_bad_options_are_refused(options, message):
         set_up(config(**options))
     with pytest.raises(UsageError, match="sample.temperature"):
         set_up(config()).method.sampler(temperature=0.0)
+
+
+def test_replay_draws_from_everything_that_is_kept():
+    """Without priority each kept trajectory is as likely as another, however old."""
+    size, count = 8, 8_000
+    ring = replay.empty(size, 1)
+    for start in (0, 4):
+        rows = jnp.arange(start, start + 4)[:, None]
+        ring = put(ring, {"actions": rows, "log_rewards": jnp.zeros(4)})
+    keys = jax.random.split(jax.random.key(0), count)
+    drawn = replay.mix(ring, jnp.full((count, 1), -1), keys, share=0.75, priority=0.0)[:, 0]
+    shares = np.bincount(np.asarray(drawn) + 1, minlength=size + 1) / count
+    expected = np.r_[0.25, np.full(size, 0.75 / size)]
+    assert (np.abs(shares - expected) < 5 * (expected * (1 - expected) / count) ** 0.5).all()

@@ -27,7 +27,7 @@ from jaxgen.metrics.scores.kernel import (
     rbf_mmd,
     rbf_sums,
 )
-from jaxgen.metrics.scores.manifold import coverage, density, manifold, precision, recall
+from jaxgen.metrics.scores.manifold import coverage, density, manifold, precision, recall, scores
 from jaxgen.metrics.scores.memorisation import memorised_share, threshold, train_distances
 from jaxgen.metrics.sets.quantise import finite, quantise
 
@@ -305,3 +305,31 @@ def test_quantise_rounds_half_up_is_unbiased_and_inverts_scaling():
     np.testing.assert_array_equal(
         finite(np.array([[[1.0]], [[np.inf]], [[np.nan]]])), [True, False, False]
     )
+
+
+def test_the_rim_counts_for_precision_and_recall_and_not_for_density_and_coverage():
+    """Whole numbers, so that distances equal radii: Kynkaanniemi et al. say <=, Naeem et al. <."""
+    rng = np.random.default_rng(2579)
+    real, made = rng.permutation(60)[:12, None] * 1.0, rng.permutation(60)[:10, None] * 1.0
+    apart = np.abs(made - real.T)
+
+    def inside(points, k, distances, strict):
+        """Whether a row is in the ball of a column, a point of radius to its k-th neighbour."""
+        radius = np.sort(np.abs(points - points.T), 1)[:, k]
+        return distances < radius if strict else distances <= radius
+
+    def expected(turned):
+        """The four scores; turned: each with the other's rule for the rim."""
+        ours, theirs = inside(real, 3, apart, turned), inside(made, 3, apart.T, turned)
+        far = inside(real, 5, apart, not turned)
+        return {
+            "precision": ours.any(1).mean(),
+            "recall": theirs.any(1).mean(),
+            "density": far.sum() / (5 * len(made)),
+            "coverage": far.any(0).mean(),
+        }
+
+    balls = [{k: manifold(points, k=k) for k in (3, 5)} for points in (real, made)]
+    values, other = scores(*balls), expected(turned=True)
+    assert values == expected(turned=False)
+    assert all(values[name] != other[name] for name in values), "no distance is a radius"

@@ -49,8 +49,8 @@ BACKBONES = {
 }
 TABLES = {
     "mlp": (("labels", "embedding"), (5, 16)),
-    "unet": (("labels", "kernel"), (4, 32)),
-    "ncsnpp": (("labels", "kernel"), (4, 32)),
+    "unet": (("labels", "kernel"), (4, 8)),
+    "ncsnpp": (("labels", "kernel"), (4, 16)),
     "adm": (("labels", "kernel"), (4, 32)),
     "edm2": (("labels", "kernel"), (4, 16)),
 }

@@ -96,3 +96,43 @@ def test_posthoc_average_equals_the_one_kept_in_training(std):
 def test_impossible_averages_are_refused(keywords):
     with pytest.raises(UsageError, match="config.ema"):
         Averages(**keywords)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_ramp_counts_images(batch):
+    """At n images the half-life is ramp n: the past has a share of all 2^(-b / ramp n)."""
+    steps, ramp = 40, 1.0
+    out = run(Averages(half_life=(10**9,), ramp=ramp), np.r_[0.0, np.ones(steps)], batch)
+    # The first value is 0 and is averaged with the fresh 0; ones follow.
+    past = np.prod([0.5 ** (1 / (ramp * n)) for n in range(2, steps + 2)])
+    np.testing.assert_allclose(1 - out["half_life_1000000000"][-1], past, rtol=1e-4)
+    # A half-life of few images ends the ramp after few images, whatever the batch.
+    short = run(Averages(half_life=(64,), ramp=1.0), np.r_[0.0, np.ones(steps)], batch)
+    seen = batch * np.arange(2, steps + 2)
+    past = np.prod(0.5 ** (batch / np.minimum(64, seen)))
+    np.testing.assert_allclose(1 - short["half_life_64"][-1], past, rtol=1e-4)
+
+
+@pytest.mark.parametrize("every,std", [(500, 0.07), (500, 0.05), (1000, 0.15), (2000, 0.08)])
+def test_posthoc_weights_sum_to_one_and_fit_the_sampled_profile(every, std):
+    """Few snapshots fit badly, and still average equal parameters to these parameters."""
+    total = 2000
+    times = [t for t in range(every, total + 1, every) for _ in range(2)]
+    stds = [0.05, 0.1] * (total // every)
+    weights = posthoc_weights(times, stds, time=total, std=std)
+    np.testing.assert_allclose(weights.sum(), 1, atol=1e-12)
+    # The same least squares on profiles sampled at the middles of many short stretches.
+    at = (np.arange(20_000) + 0.5) / 20_000 * total
+
+    def profile(end, length):
+        gamma = power_gamma(length)
+        return np.where(at <= end, (gamma + 1) * (at / end) ** gamma / end, 0)
+
+    columns = np.stack([profile(t, s) for t, s in zip(times, stds, strict=True)], 1)
+    sampled = np.linalg.lstsq(columns, profile(total, std), rcond=None)[0]
+    np.testing.assert_allclose(weights, sampled / sampled.sum(), atol=2e-3)
+
+
+def test_a_length_that_no_snapshot_resembles_is_refused():
+    with pytest.raises(UsageError, match="std.*0.02"):
+        posthoc_weights([1000], [0.02], time=1000, std=0.28)

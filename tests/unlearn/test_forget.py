@@ -1,5 +1,7 @@
 """Forgetting a class: it becomes its substitute, the others stay, by either target."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,16 @@ def test_no_gradient_reaches_the_teacher_and_weight_0_is_training_without_the_cl
 def test_bad_input_is_named(teacher, options, words):
     with pytest.raises(UsageError, match=words):
         unlearn.forget(build(1e-3), spec=SPEC, networks={"teacher": teacher}, **options)
+
+
+def test_classes_go_by_name_too(teacher):
+    named = dataclasses.replace(SPEC, classes=("ash", "birch", "2"))
+    assert [named.label(w, "x") for w in ("birch", "2", 2, "0")] == [1, 2, 2, 0]
+    options = dict(spec=named, networks={"teacher": teacher}, substitute="birch")
+    assert unlearn.forget(build(1e-3), classes=("ash",), **options).training is not None
+    with pytest.raises(
+        UsageError, match="unlearn.forget.classes: got 'birhc'.*Did you mean 'birch'"
+    ):
+        unlearn.forget(build(1e-3), classes=("birhc",), **options)
+    with pytest.raises(UsageError, match="labels from 0 to"):
+        unlearn.forget(build(1e-3), classes=(99,), **options)

@@ -1,7 +1,8 @@
 """`flow`: normalising flows as a Method, from any invertible network.
 
 A network is a Flax module(x, labels, train=...) -> (z [B, D], ln |det dz/dx| [B]) with
-`inverse(params, z, labels, guidance)`, `calls(guidance)` and `guidable`; z is standard normal.
+`inverse(params, z, labels, guidance)`, `calls(guidance)` and `guidable`; z is standard normal. The
+inverse of one that is guidable takes annealed=True too.
 """
 
 from __future__ import annotations
@@ -151,24 +152,33 @@ def flow(
         return params, {"initialised": jnp.zeros((), bool)} if has_start else ()
 
     def sampler(
-        *, temperature: float = 1.0, guidance: float = 1.0, denoised: bool = noise == "gaussian"
+        *,
+        temperature: float = 1.0,
+        guidance: float = 1.0,
+        annealed: bool = False,
+        denoised: bool = noise == "gaussian",
     ) -> Sampler:
         """Samples by the inverse flow. temperature: standard deviation of the latents. guidance:
-        extrapolates each step's shift and scale from those without a label. denoised: one step of
-        the flow's score, for models trained with Gaussian noise."""  # fmt: skip
+        extrapolates each step's shift and scale from those without a label; annealed: less of it
+        for the first places of an image than for the last. denoised: one step of the flow's score,
+        for models trained with Gaussian noise."""  # fmt: skip
         if temperature < 0:
             raise invalid("sample.temperature", temperature, "temperature >= 0")
         if guidance != 1.0 and not model.guidable:
             raise invalid("sample.guidance", guidance, "1: this flow cannot be guided")
+        if annealed and not model.guidable:
+            raise invalid("sample.annealed", annealed, "False: this flow cannot be guided")
         if guidance != 1.0 and label_dropout == 0:
             raise never_dropped(guidance, "sample.guidance")
         if denoised and noise != "gaussian":
             raise invalid("sample.denoised", denoised, "False where noise is 'uniform'")
 
+        options = {"annealed": True} if annealed else {}
+
         @jax.jit
         def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
             z = temperature * normal(keys, (spec.size,))
-            x = model.inverse(params["net"], z, labels, guidance)
+            x = model.inverse(params["net"], z, labels, guidance, **options)
             if denoised:
                 x = denoise(model, params["net"], x, labels, noise_std)
             return x

@@ -89,7 +89,8 @@ class Network:
     model: module(x, noise, condition, *, train) -> [B, ..., C], or [..., 2 C] where the second half
     are logits of a learned variance. kind: one of `prediction.KINDS`. Whatever is called labels is
     labels [B], a mapping of conditions or a `Condition` (`jaxgen.nn.conditions`). told(labels): the
-    condition that the model is given for them, e.g. with a number that is always the same.
+    condition that the model is given for them, e.g. with a number that is always the same. Raises
+    UsageError for a model that multiplies the index of a noise level (`path.discrete`).
     """
 
     model: Any
@@ -98,6 +99,13 @@ class Network:
     sigma_data: float = 0.5
     learned_variance: bool = False
     told: Callable[[Any], Any] = _itself
+
+    def __post_init__(self) -> None:
+        """Check that a path that tells the index has a network that takes it as it is."""
+        scale = getattr(self.model, "time_scale", 1.0)
+        if self.path.index is not None and self.kind != "edm" and scale != 1:
+            allowed = "1 with a path of noise levels, whose networks are told the index"
+            raise invalid("config.model.time_scale", scale, allowed)
 
     def output(
         self,

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path
 
 
-def uniform(steps: int, path: Path) -> jax.Array:
-    """Equal steps in t."""
-    return jnp.linspace(1.0, 0.0, steps + 1)
+def uniform(steps: int, path: Path, *, last: float = 0.0) -> jax.Array:
+    """Equal steps in t. last: where the last step, to 0, starts; 0: it is like the others.
+
+    SiT's SDE sampler has last=.04 (Ma et al. 2024, app. E).
+    """
+    if not 0 <= last < 1:
+        raise invalid("grid.last", last, "0 <= last < 1")
+    if last == 0:
+        return jnp.linspace(1.0, 0.0, steps + 1)
+    return _ends(jnp.linspace(1.0, last, steps))
 
 
 def shifted(steps: int, path: Path, *, factor: float = 3.0) -> jax.Array:
@@ -27,6 +35,25 @@ def shifted(steps: int, path: Path, *, factor: float = 3.0) -> jax.Array:
         raise invalid("grid.factor", factor, "factor > 0")
     t = uniform(steps, path)
     return factor * t / (1 + (factor - 1) * t)
+
+
+def respaced(steps: int, path: Path, *, levels: int | None = None) -> jax.Array:
+    """`steps` of DDPM's noise levels, evenly spaced from the last to the first, then a step to 0.
+
+    Level i at step n from the end is n (levels - 1) / (steps - 1), rounded (Nichol & Dhariwal 2021,
+    sec. 4, as in ADM's and DiT's samplers). levels: None takes the path's, or 1000 where it has
+    none.
+    """
+    count = levels or path.levels or 1000
+    if path.levels not in (None, count):
+        raise invalid("grid.levels", levels, f"{path.levels}, the path's, or None")
+    if steps > count:
+        raise invalid("sample.steps", steps, f"1 to {count}, the number of noise levels")
+    strides = np.full(steps, (count - 1) / max(steps - 1, 1))
+    strides[0] = 0 if steps > 1 else count - 1
+    # Summed up one by one, as there: where a half is rounded to depends on it.
+    index = np.round(np.cumsum(strides))[::-1].copy()
+    return _ends(path.level_time(jnp.asarray(index), count))
 
 
 def karras(

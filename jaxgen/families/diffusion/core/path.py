@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.interpolate
 
-from jaxgen.errors import invalid
+from jaxgen.errors import invalid, unknown
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -35,7 +38,9 @@ class Path:
 
     ratio_inverse: t at which sigma / alpha has a given value in [0, inf].
     ratio_min, ratio_max: the range of sigma / alpha that grids and time samplers in those units
-    use by default (EDM's sigma_min and sigma_max).
+    use by default (EDM's sigma_min and sigma_max). levels: how many noise levels it is made of,
+    where it is made of such (`discrete`), numbered from 0, the least noise. index, index_inverse:
+    the level at a time, which networks on such a path are told in place of the time, and back.
     """
 
     alpha: Schedule
@@ -43,6 +48,9 @@ class Path:
     ratio_inverse: Schedule
     ratio_min: float = 0.002
     ratio_max: float = 80.0
+    levels: int | None = None
+    index: Schedule | None = None
+    index_inverse: Schedule | None = None
 
     def ratio(self, t: jax.Array) -> jax.Array:
         """sigma / alpha, EDM's noise level; infinite where alpha is 0."""
@@ -59,6 +67,16 @@ class Path:
     def t_of_log_snr(self, log_snr: jax.Array) -> jax.Array:
         """The time in [0, 1] at which the log-SNR has a value."""
         return self.t_of_sigma(jnp.exp(-log_snr / 2))
+
+    def told(self, t: jax.Array) -> jax.Array:
+        """What networks on this path are told at t: t, or the index of its noise level."""
+        return t if self.index is None else self.index(t)
+
+    def level_time(self, index: jax.Array, levels: int) -> jax.Array:
+        """The time of noise level `index` of `levels`: (index + 1) / levels, or the path's own."""
+        if self.index_inverse is not None:
+            return self.index_inverse(index)
+        return (index + 1) / levels
 
     def d_alpha(self, t: jax.Array) -> jax.Array:
         """d alpha / dt; at the ends its value T_MIN inside, so that it is finite."""
@@ -171,6 +189,87 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
     )
 
 
+BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "linear": lambda n, low, high: np.linspace(low, high, n),
+    "scaled_linear": lambda n, low, high: np.linspace(low**0.5, high**0.5, n) ** 2,
+    "cosine": lambda n, low, high: _cosine_betas(n),
+}
+
+
+def discrete(
+    betas: str | Sequence[float] = "linear",
+    levels: int = 1000,
+    beta_min: float = 1e-4,
+    beta_max: float = 0.02,
+) -> Path:
+    """DDPM's chain of noise levels (Ho et al. 2020, sec. 2), whose networks are told the index.
+
+    Level i = 0 .. levels - 1 lies at t = (i + 1) / levels and has alpha^2 = (1 - beta_0) .. (1 -
+    beta_i), as in DDPM, ADM and DiT; between two levels -2 ln alpha is a monotone cubic in t
+    (Fritsch & Butland 1984), so that solvers of any order can be used, and t=0 is the data.
+    Networks are told i, a number from 0 to levels - 1 (i + 1 - levels t is rounded off), so their
+    `time_scale` is to be 1. betas: "linear" from beta_min to beta_max (DDPM, DiT), "scaled_linear",
+    their roots are (Rombach et al. 2022), "cosine", at most .999 (Nichol & Dhariwal 2021, eq. 17),
+    or the numbers themselves. Raises UsageError for betas outside of (0, 1).
+    """
+    if isinstance(betas, str):
+        if betas not in BETAS:
+            raise unknown("path.betas", betas, BETAS)
+        if levels < 2:
+            raise invalid("path.levels", levels, "levels >= 2")
+        values = BETAS[betas](levels, beta_min, beta_max)
+    else:
+        values = np.asarray(betas, np.float64)
+    if values.ndim != 1 or len(values) < 2 or not ((values > 0) & (values < 1)).all():
+        given = (beta_min, beta_max) if isinstance(betas, str) else betas
+        raise invalid("path.betas", given, "two or more numbers, each 0 < beta < 1")
+    count = len(values)
+    # -2 ln alpha at t = 0, 1 / count, .., 1, and cubics [4, count] between, highest power first.
+    table = np.concatenate([[0.0], np.cumsum(-np.log1p(-values))])
+    cubics = scipy.interpolate.PchipInterpolator(np.arange(count + 1), table).c
+
+    def piece(number: jax.Array, dtype: Any) -> jax.Array:
+        return jnp.asarray(cubics, dtype)[:, number]
+
+    def integral(t: jax.Array) -> jax.Array:
+        place = jnp.clip(t, 0.0, 1.0) * count
+        number = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, count - 1)
+        return jnp.polyval(piece(number, place.dtype), place - number)
+
+    def ratio_inverse(r: jax.Array) -> jax.Array:
+        wanted = jnp.minimum(jnp.log1p(r * r), table[-1])
+        known = jnp.asarray(table, wanted.dtype)
+        number = jnp.clip(jnp.searchsorted(known, wanted, side="right") - 1, 0, count - 1)
+        cubic = piece(number, wanted.dtype)
+        u = (wanted - known[number]) / (known[number + 1] - known[number])
+        for _ in range(3):  # Newton's method on a monotone cubic, from its chord
+            slope = 3 * cubic[0] * u**2 + 2 * cubic[1] * u + cubic[2]
+            u = jnp.clip(u - (jnp.polyval(cubic, u) - wanted) / slope, 0.0, 1.0)
+        return (number + u) / count
+
+    def index(t: jax.Array) -> jax.Array:
+        exact = t * count - 1
+        near = jnp.round(exact)
+        # What float32 leaves of i + 1 over count, times count, is no level of its own.
+        return jnp.where(jnp.abs(exact - near) < 2e-6 * count, near, exact)
+
+    return Path(
+        alpha=lambda t: jnp.exp(-0.5 * integral(t)),
+        sigma=lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
+        ratio_inverse=ratio_inverse,
+        ratio_min=math.sqrt(math.expm1(table[1])),
+        ratio_max=math.sqrt(math.expm1(table[-1])),
+        levels=count,
+        index=index,
+        index_inverse=lambda i: (i + 1) / count,
+    )
+
+
+def _cosine_betas(levels: int) -> np.ndarray:
+    bar = np.cos((np.arange(levels + 1) / levels + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+
+
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Path:
     """VE SDE (Song et al. 2021, eq. 30-31): dx = sigma_min r^t sqrt(2 ln r) dw, r = max / min.
 
@@ -222,9 +321,12 @@ def shift(path: Path, factor: float = 1.0) -> Path:
     def earlier(t: jax.Array) -> jax.Array:
         return t / (factor - (factor - 1) * t)
 
+    index, inverse = path.index, path.index_inverse
     return dataclasses.replace(
         path,
         alpha=lambda t: path.alpha(later(t)),
         sigma=lambda t: path.sigma(later(t)),
         ratio_inverse=lambda r: earlier(path.ratio_inverse(r)),
+        index=None if index is None else lambda t: index(later(t)),
+        index_inverse=None if inverse is None else lambda i: earlier(inverse(i)),
     )

@@ -156,9 +156,10 @@ def input_scale(kind: str, t: jax.Array, path: Path, *, sigma_data: float = 0.5)
 def noise_condition(kind: str, t: jax.Array, path: Path) -> jax.Array:
     """c_noise, the number that tells the network how noisy its input is.
 
-    ln(sigma / alpha) / 4 for edm (EDM, table 1), kept finite at both ends; t for all others.
+    ln(sigma / alpha) / 4 for edm (EDM, table 1), kept finite at both ends; for all others t, or
+    the index of the noise level where the path has such (`path.discrete`).
     """
     if kind != "edm":
-        return t
+        return path.told(t)
     ratio = path.sigma(t) / jnp.maximum(path.alpha(t), SIGMA_MIN)
     return jnp.log(jnp.maximum(ratio, SIGMA_MIN)) / 4

@@ -72,6 +72,27 @@ def stratified() -> Times:
     return Times(draw)
 
 
+def levels(levels: int = 1000) -> Times:
+    """Each of DDPM's noise levels alike (Ho et al. 2020, algorithm 1): the path's, or `levels`.
+
+    On a path without levels of its own they lie at t = 1 / levels, 2 / levels, .., 1.
+    """
+    if levels < 1:
+        raise invalid("times.levels", levels, "levels >= 1")
+
+    def draw(
+        keys: jax.Array, key: jax.Array, index: jax.Array, path: Path, state: State
+    ) -> tuple[jax.Array, jax.Array]:
+        count = path.levels or levels
+        number = jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(keys)
+        t = path.level_time(number.astype(jnp.float32), count)
+        # alpha is 0 at t=1 on paths that end in noise alone.
+        t = t if path.levels else jnp.clip(t, T_MIN, 1 - T_MIN)
+        return t, jnp.ones_like(t)
+
+    return Times(draw)
+
+
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
     """ln(sigma / alpha) normal (EDM, table 1: P_mean, P_std)."""
     _positive("times.std", std)

@@ -14,7 +14,7 @@ from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
 from jaxgen.families.diffusion.core.path import TINY, expand
 from jaxgen.families.diffusion.core.prediction import Prediction
-from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
+from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, ruled
 
 NAN = float("nan")
 
@@ -46,7 +46,7 @@ def adaptive_guidance(guided: Denoiser, *, threshold: float = 0.991, high: float
     def start(x: jax.Array) -> Memory:
         return old.start(x), jnp.zeros(x.shape[0], bool), jnp.zeros((), jnp.int32)
 
-    both = pair(old.good, old.bad, old.weight, rule, start)
+    both = ruled(old, rule, start)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -108,7 +108,7 @@ def linear_ag(guided: Denoiser, fit: Affine) -> Guided:
         out, inner = old.rule(p, q, at, memory[0])
         return out, (inner, p.eps, q.eps)
 
-    both = pair(old.good, old.bad, old.weight, rule, start)
+    both = ruled(old, rule, start)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory

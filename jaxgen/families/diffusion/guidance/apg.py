@@ -11,7 +11,7 @@ from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
 from jaxgen.families.diffusion.core.path import TINY, Path, expand
 from jaxgen.families.diffusion.core.prediction import Prediction, from_x0
-from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
+from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, ruled
 
 
 def apg(
@@ -43,7 +43,7 @@ def apg(
         x0 = p.x0 + (old.weight - 1) * update
         return from_x0(x0, at.x, at.t, path, p.variance), total
 
-    return pair(old.good, old.bad, old.weight, rule, jnp.zeros_like)
+    return ruled(old, rule, jnp.zeros_like)
 
 
 def clip_norm(d: jax.Array, radius: float) -> jax.Array:

@@ -42,9 +42,9 @@ def cads(
         return guided
     if isinstance(guided, Guided):
         good = cads(guided.good, low=low, high=high, scale=scale, mix=mix)
-        if guided.weight == 0:
+        if guided.weight == 0 and guided.channels is None:
             return guided
-        new = pair(good, guided.bad, guided.weight, guided.rule, guided.start)
+        new = pair(good, guided.bad, guided.weight, guided.rule, guided.start, guided.channels)
         if guided.call is guided.good.call:
             return dataclasses.replace(new, call=good.call, init=good.init, calls=good.calls)
         return new

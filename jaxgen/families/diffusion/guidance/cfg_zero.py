@@ -10,7 +10,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
 from jaxgen.families.diffusion.core.path import TINY, Path, expand
 from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
 from jaxgen.families.diffusion.guidance.interval import within_times
-from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
+from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, ruled
 
 
 def cfg_zero(guided: Denoiser, *, path: Path | None = None) -> Guided:
@@ -32,7 +32,7 @@ def cfg_zero(guided: Denoiser, *, path: Path | None = None) -> Guided:
         v = good + (old.weight - 1) * (good - bad)
         return to_prediction("velocity", v, at.x, at.t, path, variance=p.variance), memory
 
-    return pair(old.good, old.bad, old.weight, rule, old.start)
+    return ruled(old, rule, old.start)
 
 
 def zero_init(guided: Denoiser, *, above: float = 0.96, path: Path | None = None) -> Denoiser:

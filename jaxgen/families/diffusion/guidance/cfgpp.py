@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
 from jaxgen.families.diffusion.core.prediction import Prediction
-from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
+from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, ruled
 
 
 def cfgpp(guided: Denoiser) -> Guided:
@@ -25,4 +25,4 @@ def cfgpp(guided: Denoiser) -> Guided:
         out, memory = old.rule(p, q, at, memory)
         return out._replace(eps=q.eps), memory
 
-    return pair(old.good, old.bad, old.weight, rule, old.start)
+    return ruled(old, rule, old.start)

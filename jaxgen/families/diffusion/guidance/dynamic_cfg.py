@@ -11,7 +11,7 @@ from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory
 from jaxgen.families.diffusion.core.path import expand
 from jaxgen.families.diffusion.core.prediction import Prediction
-from jaxgen.families.diffusion.guidance.pair import At, Guided, extrapolate, needs_pair, pair
+from jaxgen.families.diffusion.guidance.pair import At, Guided, extrapolate, needs_pair, ruled
 
 
 def dynamic_cfg(
@@ -40,4 +40,4 @@ def dynamic_cfg(
             out = jax.tree.map(lambda a, b, c=chosen: jnp.where(c, b, a), out, other)
         return out, memory
 
-    return pair(old.good, old.bad, max(weights), rule)
+    return ruled(old, rule, lambda x: (), weight=max(weights))

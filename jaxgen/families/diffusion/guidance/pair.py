@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeGuard
 
 import jax
+import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, together
@@ -36,7 +37,8 @@ def _nothing(x: jax.Array) -> Memory:
 class Guided(Denoiser):
     """A denoiser that knows the pair, the weight and the rule that it is made of.
 
-    start(x): the rule's first memory. Its own memory is (good's, bad's, the rule's).
+    start(x): the rule's first memory. Its own memory is (good's, bad's, the rule's). channels: how
+    many of the first channels are guided; the rest stay the good one's. None: all.
     """
 
     good: Denoiser
@@ -44,6 +46,7 @@ class Guided(Denoiser):
     weight: float
     rule: Rule
     start: Callable[[jax.Array], Memory] = _nothing
+    channels: int | None = None
 
 
 def pair(
@@ -52,8 +55,15 @@ def pair(
     weight: float,
     rule: Rule,
     start: Callable[[jax.Array], Memory] = _nothing,
+    channels: int | None = None,
 ) -> Guided:
-    """The denoiser that calls both, in one batch where they share a network, and applies a rule."""
+    """The denoiser that calls both, in one batch where they share a network, and applies a rule.
+
+    channels: as `Guided`'s. Raises UsageError for fewer than one; where it is called, for more than
+    an image has.
+    """
+    if channels is not None:
+        rule = _on_channels(rule, channels)
 
     def call(
         keys: jax.Array, x: jax.Array, t: jax.Array, memory: Memory
@@ -72,19 +82,52 @@ def pair(
         weight=weight,
         rule=rule,
         start=start,
+        channels=channels,
     )
 
 
-def extrapolate(good: Denoiser, bad: Denoiser, weight: float) -> Guided:
-    """bad + weight (good - bad); at weight 1 and 0 only the one that is used is called."""
+def ruled(
+    old: Guided, rule: Rule, start: Callable[[jax.Array], Memory], *, weight: float | None = None
+) -> Guided:
+    """The same pair, and channels, under another rule (and weight)."""
+    weight = old.weight if weight is None else weight
+    return pair(old.good, old.bad, weight, rule, start, old.channels)
+
+
+def _on_channels(rule: Rule, channels: int) -> Rule:
+    """The rule for the first channels; the others are told, and stay, as the good one has them."""
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise invalid("guidance.channels", channels, "an integer >= 1, or None: all channels")
+
+    def kept(new: jax.Array, good: jax.Array) -> jax.Array:
+        if channels > good.shape[-1]:
+            allowed = f"1 to {good.shape[-1]}, the image's channels, or None"
+            raise invalid("guidance.channels", channels, allowed)
+        return jnp.concatenate([new[..., :channels], good[..., channels:]], axis=-1)
+
+    def first(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
+        q = q._replace(x0=kept(q.x0, p.x0), eps=kept(q.eps, p.eps))
+        out, memory = rule(p, q, at, memory)
+        return out._replace(x0=kept(out.x0, p.x0), eps=kept(out.eps, p.eps)), memory
+
+    return first
+
+
+def extrapolate(
+    good: Denoiser, bad: Denoiser, weight: float, channels: int | None = None
+) -> Guided:
+    """bad + weight (good - bad); at weight 1 and 0 only the one that is used is called.
+
+    channels: how many of the first are guided (`Guided`); with such, weight 0 needs both.
+    """
 
     def rule(p: Prediction, q: Prediction, at: At, memory: Memory) -> tuple[Prediction, Memory]:
         x0 = p.x0 + (weight - 1) * (p.x0 - q.x0)
         eps = p.eps + (weight - 1) * (p.eps - q.eps)
         return Prediction(x0, eps, p.variance), memory
 
-    both = pair(good, bad, weight, rule)
-    if weight not in (0, 1):
+    both = pair(good, bad, weight, rule, channels=channels)
+    if weight not in (0, 1) or (weight == 0 and channels is not None):
         return both
     branch = good if weight == 1 else bad
     return dataclasses.replace(both, call=branch.call, init=branch.init, calls=branch.calls)
@@ -117,7 +160,7 @@ def pushed(guided: Denoiser, push: Callable[[Prediction, Prediction, At], Predic
             out, memory = old.rule(p, q, at, memory)
             return push(out, p, at), memory
 
-        made = pair(old.good, old.bad, old.weight, rule, old.start)
+        made = ruled(old, rule, old.start)
         return dataclasses.replace(made, calls=calls)
 
     def call(

@@ -11,7 +11,7 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Memory, path_of
 from jaxgen.families.diffusion.core.path import TINY, Path, expand
 from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
-from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, pair
+from jaxgen.families.diffusion.guidance.pair import At, Guided, needs_pair, ruled
 
 SPACES = ("x0", "eps", "v")
 
@@ -47,7 +47,7 @@ def rescale(
         scaled = (share * expand(ratio, guided_output) + 1 - share) * guided_output
         return to_prediction(kind, scaled, at.x, at.t, path, variance=p.variance), memory
 
-    return pair(old.good, old.bad, old.weight, rule, old.start)
+    return ruled(old, rule, old.start)
 
 
 def _deviation(a: jax.Array) -> jax.Array:

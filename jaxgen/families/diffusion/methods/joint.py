@@ -53,8 +53,9 @@ class Joint:
 
     def heads(self, params: PyTree, z: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(the denoiser's output [B, ..., C], logits of p(y | z_t) [B, K]) at z, t [] or [B]."""
-        times, nothing = jnp.broadcast_to(t, z.shape[:1]), jnp.zeros(z.shape[0], jnp.int32)
-        out = self.model.apply({"params": params}, z, times, nothing)
+        noise = jnp.broadcast_to(self.path.told(t), z.shape[:1])
+        nothing = jnp.zeros(z.shape[0], jnp.int32)
+        out = self.model.apply({"params": params}, z, noise, nothing)
         image, label = jnp.split(out, [z.shape[-1]], axis=-1)
         if label.shape[-1] != self.codes.shape[0]:
             allowed = z.shape[-1] + self.codes.shape[0]

@@ -174,7 +174,10 @@ def _path_and_draws(
         raise invalid("method.times", times, "times without a state, such as 'uniform'")
     pairing = part(coupling, "jaxgen.families.diffusion.core.coupling", "method.coupling")
     draws = Draws(times=sampled, num_classes=spec.num_classes, coupling=pairing)
-    return part(path, ROOMS["path"], "method.path"), draws
+    route: Path = part(path, ROOMS["path"], "method.path")
+    if route.index is not None:
+        raise invalid("method.path", path, "a path whose networks are told times, not an index")
+    return route, draws
 
 
 def _data(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:

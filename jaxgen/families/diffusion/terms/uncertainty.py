@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from jaxgen.families.diffusion.core.prediction import noise_condition
 from jaxgen.families.diffusion.terms.base import Noised, PyTree, Term
+from jaxgen.method import CONSTANTS
+from jaxgen.nn.mp import MPFourier
 
 
 class Uncertainty(nn.Module):
@@ -24,11 +26,7 @@ class Uncertainty(nn.Module):
     @nn.compact
     def __call__(self, noise: jax.Array) -> jax.Array:
         """noise [B] -> u [B]."""
-        # Fixed, not trained: frequencies N(0, 1) cycles per unit and uniform phases, as EDM2's.
-        random = jax.random.split(jax.random.key(0))
-        frequency = jax.random.normal(random[0], (self.features,))
-        phase = jax.random.uniform(random[1], (self.features,))
-        h = jnp.cos(2 * jnp.pi * (noise[:, None] * frequency + phase)) * 2**0.5
+        h = MPFourier(self.features, name=CONSTANTS)(noise)
         zeros = nn.initializers.zeros
         return nn.Dense(1, use_bias=False, kernel_init=zeros, name="out")(h)[:, 0]
 
@@ -44,7 +42,9 @@ def uncertainty() -> Term:
         return spread.init(key, jnp.zeros(1))["params"]
 
     def of(noised: Noised, params: PyTree, frozen: PyTree) -> jax.Array:
-        noise = noise_condition(noised.network.kind, noised.t, noised.network.path)
+        kind, path, t = noised.network.kind, noised.network.path, noised.t
+        # The time and no index of a noise level, of which these features would be too fast.
+        noise = t if path.index is not None and kind != "edm" else noise_condition(kind, t, path)
         u: Any = spread.apply({"params": params}, noise)
         return noised.error * noised.weight * jnp.expm1(-u) + u
 

@@ -1,0 +1,799 @@
+"""Small mistakes put into the code one at a time, to see whether a test notices.
+
+    python -m experiments.mutants            # all of them, with the tests that each one names
+    python -m experiments.mutants dropout    # those with this word in their name
+    python -m experiments.mutants --list
+
+Prints what happened to each; exits with 1 where one survives. A mutant is a text that stands once
+in a file and what is put in its place: one that does not apply is stale, which is an error here and
+in tests/experiments/test_mutants.py. Tests run in a copy of the tree, one mutant at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from jaxgen.errors import UsageError, invalid
+
+ROOT = Path(__file__).resolve().parent.parent
+TREE = ("jaxgen", "tests", "experiments", "configs", "docs", "colab", "pyproject.toml", "README.md")
+SECONDS = 900
+"""A mutant whose tests take longer has made a program that does not end: it is noticed."""
+
+
+class Mutant(NamedTuple):
+    """In `file`, `old` becomes `new`; tests: arguments of pytest, likeliest to notice first."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied(self, text: str) -> str:
+        """The file's text with the mistake. Raises UsageError where `old` is not there once."""
+        if text.count(self.old) != 1:
+            seen = f"{text.count(self.old)} times in {self.file}"
+            raise invalid(f"mutant {self.name!r}", seen, "a text that stands there once")
+        return text.replace(self.old, self.new)
+
+
+OPTION, PIECE = "tests/config/test_every_option.py", "tests/config/test_every_piece.py"
+RUN = "tests/config/test_every_run_option.py"
+DIFFUSION = "jaxgen/families/diffusion/"
+LOSS = "tests/families/test_diffusion_loss.py"
+
+
+def swept(case: str) -> tuple[str, ...]:
+    """The sweeps of the options of one case."""
+    return (f"{OPTION}::test_another_value_is_another_program[{case}]",)
+
+
+TRAINING = (
+    Mutant(
+        "label dropout by the time's key",
+        DIFFUSION + "terms/loss.py",
+        "drop_labels(fold(keys, LABEL), told",
+        "drop_labels(fold(keys, TIME), told",
+        (f"{LOSS}::test_which_labels_are_dropped_does_not_depend_on_the_time_or_the_noise",),
+    ),
+    Mutant(
+        "the variance bound trains the mean",
+        DIFFUSION + "terms/variance.py",
+        "out = jax.lax.stop_gradient(noised.output)",
+        "out = noised.output",
+        (f"{LOSS}::test_the_bound_that_trains_the_variance_leaves_the_mean_alone",),
+    ),
+    Mutant(
+        "importance of times left out",
+        DIFFUSION + "terms/loss.py",
+        "noised.importance * total * batch",
+        "total * batch",
+        (f"{LOSS}::test_weights_of_times_levels_and_examples_multiply_the_error",),
+    ),
+    Mutant(
+        "weights of examples left out",
+        DIFFUSION + "terms/loss.py",
+        ' * batch.get("weight", 1.0)',
+        "",
+        (f"{LOSS}::test_weights_of_times_levels_and_examples_multiply_the_error",),
+    ),
+    Mutant(
+        "weighting left out",
+        DIFFUSION + "terms/loss.py",
+        "weighted = noised.error * noised.weight",
+        "weighted = noised.error",
+        (f"{LOSS}::test_weights_of_times_levels_and_examples_multiply_the_error",),
+    ),
+    Mutant(
+        "the times' state never learns",
+        DIFFUSION + "terms/loss.py",
+        '{**extra, "times": state}',
+        "extra",
+        (f"{LOSS}::test_weights_of_times_levels_and_examples_multiply_the_error",),
+    ),
+    Mutant(
+        "the ramp of averages counts steps",
+        "jaxgen/training/ema.py",
+        "step * batch_size * self.ramp",
+        "step * self.ramp",
+        ("tests/training/test_train_ema.py",),
+    ),
+    Mutant(
+        "half-lives count steps",
+        "jaxgen/training/ema.py",
+        "0.5 ** (batch_size / ",
+        "0.5 ** (1 / ",
+        ("tests/training/test_train_ema.py",),
+    ),
+    Mutant(
+        "clipping after the optimizer",
+        "jaxgen/training/optim.py",
+        "optax.chain(optax.clip_by_global_norm(clip_norm), core)",
+        "optax.chain(core, optax.clip_by_global_norm(clip_norm))",
+        ("tests/training/test_optim.py",),
+    ),
+    Mutant(
+        "b2 dropped",
+        "jaxgen/training/optim.py",
+        "optax.adamw(rate, b1=b1, b2=b2, eps=eps,",
+        "optax.adamw(rate, b1=b1, eps=eps,",
+        ("tests/training/test_optim.py",),
+    ),
+    Mutant(
+        "weight decay dropped",
+        "jaxgen/training/optim.py",
+        "b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),",
+        "b1=b1, b2=b2, eps=eps, weight_decay=0.0),",
+        ("tests/training/test_optim.py",),
+    ),
+    Mutant(
+        "warm-up counts steps",
+        "jaxgen/training/optim.py",
+        "(seen + batch_size) / max(warmup_images, batch_size)",
+        "(count + 1) / max(warmup_images, batch_size)",
+        ("tests/training/test_optim.py",),
+    ),
+    Mutant(
+        "final fraction dropped",
+        "jaxgen/training/optim.py",
+        "1 - (1 - final_fraction) * progress",
+        "1 - progress",
+        ("tests/training/test_optim.py",),
+    ),
+    Mutant(
+        "momentum dropped",
+        "jaxgen/training/optim.py",
+        "optax.sgd(rate, momentum=momentum)",
+        "optax.sgd(rate)",
+        ("tests/training/test_optim.py",),
+    ),
+    Mutant(
+        "accumulate of the config not passed on",
+        "jaxgen/run/setup.py",
+        "accumulate=train.accumulate,\n",
+        "accumulate=1,\n",
+        swept("mlp-train-accumulate"),
+    ),
+    Mutant(
+        "flip of the config not passed on",
+        "jaxgen/training/loop.py",
+        "flip=setup.data.flip,",
+        "flip=False,",
+        (RUN, "-k", "trains"),
+    ),
+    Mutant(
+        "seed of the config not passed on",
+        "jaxgen/training/loop.py",
+        'setup.config.get("seed", 0)',
+        "0",
+        (RUN, "-k", "trains"),
+    ),
+    Mutant(
+        "every step has the first one's noise",
+        "jaxgen/training/loop.py",
+        "jax.random.fold_in(root, state.step)",
+        "jax.random.fold_in(root, 0)",
+        ("tests/training/test_step_keys.py",),
+    ),
+    Mutant(
+        "batch size free to change on resume",
+        "jaxgen/api.py",
+        '*("data.workers", "data.prefetch",',
+        '*("data.batch_size", "data.workers", "data.prefetch",',
+        (RUN, "-k", "cannot"),
+    ),
+    Mutant(
+        "seed free to change on resume",
+        "jaxgen/api.py",
+        '        "networks",  # elsewhere',
+        '        "seed",\n        "networks",  # elsewhere',
+        (RUN, "-k", "cannot"),
+    ),
+    Mutant(
+        "accumulate free to change on resume",
+        "jaxgen/api.py",
+        'BOUND = ("train.accumulate",)',
+        "BOUND: tuple[str, ...] = ()",
+        (RUN, "-k", "cannot"),
+    ),
+    Mutant(
+        "the sum of microbatches' gradients",
+        "jaxgen/method/learning.py",
+        "lambda g: g / accumulate, grads",
+        "lambda g: g, grads",
+        ("tests/method/test_learning.py",),
+    ),
+    Mutant(
+        "one key for all steps of a learner",
+        "jaxgen/method/learning.py",
+        "_learner_key(key, count + n)",
+        "_learner_key(key, count)",
+        ("tests/method/test_learning.py",),
+    ),
+    Mutant(
+        "every learner has the update's key",
+        "jaxgen/method/learning.py",
+        "            count += learner.steps\n",
+        "",
+        ("tests/method/test_learning.py",),
+    ),
+    Mutant(
+        "seen counts steps",
+        "jaxgen/method/learning.py",
+        "step.astype(jnp.float32) * size * mesh",
+        "step.astype(jnp.float32) * mesh",
+        ("tests/method/test_learning.py", "tests/tokenizers/test_tokenizers_vqgan.py"),
+    ),
+    Mutant(
+        "averages of the parameters before the step",
+        "jaxgen/method/learning.py",
+        "training.averages.update(state.ema, averaged(params), number, size)",
+        "training.averages.update(state.ema, averaged(state.params), number, size)",
+        ("tests/method/test_learning.py",),
+    ),
+    Mutant(
+        "averages told of one device's batch",
+        "jaxgen/method/learning.py",
+        'size = own_size * mesh.size("data")',
+        "size = own_size",
+        ("tests/families/test_families.py", "-k", "mesh and (gan or cvae)"),
+    ),
+)
+
+NETWORKS = (
+    Mutant(
+        "dropout not scaled",
+        "jaxgen/nn/parallel.py",
+        "draw(each), rows / (1 - self.rate), 0",
+        "draw(each), rows, 0",
+        ("tests/nn/test_nn_dropout.py",),
+    ),
+    Mutant(
+        "dropout the same for all examples",
+        "jaxgen/nn/parallel.py",
+        "position(*BATCH) * examples + jnp.arange(examples)",
+        "jnp.zeros(examples, jnp.int32)",
+        ("tests/nn/test_nn_dropout.py",),
+    ),
+    Mutant(
+        "dropout the same at all places",
+        "jaxgen/nn/parallel.py",
+        "fold(k, n))(first + jnp.arange(count))",
+        "fold(k, n))(0 * jnp.arange(count))",
+        ("tests/nn/test_nn_dropout.py",),
+    ),
+    Mutant(
+        "dropout the same for all microbatches",
+        "jaxgen/method/streams.py",
+        'jax.random.fold_in(jax.random.fold_in(key, DROPOUT), batch["microbatch"])',
+        "jax.random.fold_in(key, DROPOUT)",
+        ("tests/nn/test_nn_dropout.py",),
+    ),
+    Mutant(
+        "label dropout keeps the share",
+        "jaxgen/method/streams.py",
+        "jax.vmap(jax.random.uniform)(keys) < share",
+        "jax.vmap(jax.random.uniform)(keys) > share",
+        (f"{LOSS}::test_label_dropout_drops_its_share",),
+    ),
+    Mutant(
+        "actnorm initialised at every step",
+        "jaxgen/families/flows/method.py",
+        'extra = {"initialised": jnp.ones((), bool)}',
+        'extra = {"initialised": done}',
+        ("tests/families/test_flows.py::test_actnorm_is_set_by_the_first_batch_and_never_again",),
+    ),
+    Mutant(
+        "modulation without its one",
+        "jaxgen/nn/layers.py",
+        "* (1 + scale)",
+        "* scale",
+        ("tests/nn/test_nn_dit.py", "-k", "identity"),
+    ),
+)
+
+FAMILIES = (
+    Mutant(
+        "label dropout off in the discrete family",
+        "jaxgen/families/discrete/loss.py",
+        'drop_labels(fold(keys, DROPPED), batch["label"], label_dropout, null)',
+        'batch["label"]',
+        swept("maskgit-method"),
+    ),
+    Mutant(
+        "label smoothing dropped",
+        "jaxgen/families/discrete/loss.py",
+        "error = (1 - label_smoothing) * error + label_smoothing * flat",
+        "pass",
+        swept("maskgit-method"),
+    ),
+    Mutant(
+        "smoothing twice the share",
+        "jaxgen/families/discrete/loss.py",
+        "(1 - label_smoothing) * error + label_smoothing * flat",
+        "error + label_smoothing * flat",
+        ("tests/families/test_discrete_loss.py",),
+    ),
+    Mutant(
+        "masked loss over all tokens",
+        "jaxgen/families/discrete/loss.py",
+        "(error * chosen).mean() / mean_share",
+        "error.mean()",
+        ("tests/families/test_discrete_loss.py",),
+    ),
+    Mutant(
+        "choice temperature that never reaches zero",
+        "jaxgen/families/discrete/sampler.py",
+        "(1 - (np.arange(steps) + 1) / steps)",
+        "(1 - np.arange(steps) / steps)",
+        ("tests/families/test_discrete_core.py::test_ramps_of_a_sampler_end_where_they_should",),
+    ),
+    Mutant(
+        "final temperature ignored",
+        "jaxgen/families/discrete/sampler.py",
+        "temperature + (final - temperature) * done",
+        "temperature + 0 * done",
+        ("tests/families/test_discrete_core.py::test_ramps_of_a_sampler_end_where_they_should",),
+    ),
+    Mutant(
+        "label dropout off in the flow family",
+        "jaxgen/families/flows/method.py",
+        'drop_labels(fold(keys, DROPPED), batch["label"], label_dropout, spec.null_label)',
+        'batch["label"]',
+        swept("tarflow-method"),
+    ),
+    Mutant(
+        "VAE warm-up ignored",
+        "jaxgen/families/variational/method.py",
+        'beta * jnp.minimum(1.0, batch["seen"][0] / warmup)',
+        "jnp.asarray(beta)",
+        swept("cvae-method"),
+    ),
+    Mutant(
+        "VAE free bits ignored",
+        "jaxgen/families/variational/bounds.py",
+        "jnp.maximum(kl.mean(), nats)",
+        "kl.mean()",
+        swept("cvae-method"),
+    ),
+    Mutant(
+        "IWAE weights with gradient",
+        "jaxgen/families/variational/bounds.py",
+        "jax.nn.softmax(jax.lax.stop_gradient(log_w), axis=0)",
+        "jax.nn.softmax(log_w, axis=0)",
+        ("tests/experiments/test_experiments.py", "-k", "iwae"),
+    ),
+    Mutant(
+        "the doubly reparameterised weight once",
+        "jaxgen/families/variational/bounds.py",
+        "weights**2 * log_w_of_z",
+        "weights * log_w_of_z",
+        ("tests/experiments/test_experiments.py", "-k", "iwae"),
+    ),
+    Mutant(
+        "r1 of generated images",
+        "jaxgen/families/adversarial/regularisers.py",
+        "weight / 2 * _slopes(case, case.real)",
+        "weight / 2 * _slopes(case, case.fake)",
+        ("tests/families/test_gan_parts.py", "-k", "penalties or r1"),
+    ),
+    Mutant(
+        "gradient penalty's target ignored",
+        "jaxgen/families/adversarial/regularisers.py",
+        "jnp.square(norm - target)",
+        "jnp.square(norm - 1.0)",
+        (PIECE, "-k", "regulariser"),
+    ),
+    Mutant(
+        "replay of the newest only",
+        "jaxgen/families/gflownet/replay.py",
+        "there = jnp.arange(ring.size) < ring.count",
+        "there = jnp.arange(ring.size) == (ring.count - 1) % ring.size",
+        ("tests/families/test_gflownet_method.py::test_replay_draws_from_everything_that_is_kept",),
+    ),
+    Mutant(
+        "replay's priority ignored",
+        "jaxgen/families/gflownet/replay.py",
+        'priority * ring.rows["log_rewards"]',
+        '0 * ring.rows["log_rewards"]',
+        (
+            "tests/families/test_gflownet_method.py::test_the_ring_keeps_the_newest_and_draws_by_reward",
+        ),
+    ),
+    Mutant(
+        "chains never start anew",
+        "jaxgen/families/energy/chains.py",
+        "(fold(keys, LABEL)) < self.restart",
+        "(fold(keys, LABEL)) < 0.0",
+        swept("jem-method"),
+    ),
+    Mutant(
+        "chains start where they start for every step",
+        "jaxgen/families/energy/chains.py",
+        "self.start(fold(keys, START)), held",
+        "self.start(keys), held",
+        ("tests/families/test_energy.py", "-k", "contrastive or jem"),
+    ),
+    Mutant(
+        "the adversary from the start",
+        "jaxgen/tokenizers/autoencoding.py",
+        'batch["seen"][0] >= self.adversarial_start',
+        'batch["seen"][0] >= 0',
+        ("tests/tokenizers/test_tokenizers_vqgan.py", "-k", "before_its_start"),
+    ),
+    Mutant(
+        "the adaptive weight upside down",
+        "jaxgen/tokenizers/autoencoding.py",
+        "reconstruction / (adversarial + 1e-4)",
+        "adversarial / (reconstruction + 1e-4)",
+        ("tests/tokenizers/test_tokenizers_vqgan.py", "-k", "ratio_by_hand"),
+    ),
+    Mutant(
+        "no straight-through gradient",
+        "jaxgen/tokenizers/quantisers.py",
+        "return z + jax.lax.stop_gradient(chosen - z)",
+        "return chosen",
+        ("tests/tokenizers/test_tokenizers_quantisers.py",),
+    ),
+    Mutant(
+        "the codebook loss trains the encoder",
+        "jaxgen/tokenizers/quantisers.py",
+        "jnp.square(hold(z) - chosen)",
+        "jnp.square(z - chosen)",
+        ("tests/tokenizers/test_tokenizers_quantisers.py",),
+    ),
+)
+
+SAMPLING = (
+    Mutant(
+        "EDM's s_noise ignored",
+        DIFFUSION + "solvers/edm.py",
+        "s_noise * normal",
+        "normal",
+        (PIECE, "-k", "solver"),
+    ),
+    Mutant(
+        "churn beyond its range of sigma",
+        DIFFUSION + "solvers/edm.py",
+        "(ratio >= s_min) & (ratio <= s_max)",
+        "ratio >= s_min",
+        (PIECE, "-k", "solver"),
+    ),
+    Mutant(
+        "DDIM's eta ignored",
+        DIFFUSION + "solvers/ancestral.py",
+        "eta**2",
+        "0.0",
+        (PIECE, "-k", "ancestral"),
+    ),
+    Mutant(
+        "SDE's noise doubled",
+        DIFFUSION + "solvers/sde.py",
+        "jnp.sqrt(rate * path.sigma(t) * h) * fresh",
+        "2 * jnp.sqrt(rate * path.sigma(t) * h) * fresh",
+        ("tests/families/test_diffusion_solvers.py", "-k", "stochastic_solver_law"),
+    ),
+    Mutant(
+        "Langevin at half its step's noise",
+        DIFFUSION + "solvers/sde.py",
+        "jnp.sqrt(2 * size) * fresh",
+        "jnp.sqrt(size) * fresh",
+        ("tests/families/test_diffusion_solvers.py", "-k", "stochastic_solver_law"),
+    ),
+    Mutant(
+        "momentum of APG ignored",
+        DIFFUSION + "guidance/apg.py",
+        "momentum * ",
+        "0 * ",
+        (PIECE, "-k", "apg"),
+    ),
+    Mutant(
+        "guidance outside of its interval",
+        DIFFUSION + "guidance/interval.py",
+        "(time >= np.float32(low)) & (time <= np.float32(high))",
+        "time >= np.float32(low)",
+        (PIECE, "-k", "interval"),
+    ),
+    Mutant(
+        "rescaling by the whole ratio",
+        DIFFUSION + "guidance/rescale.py",
+        "share * expand(ratio, guided_output) + 1 - share",
+        "expand(ratio, guided_output)",
+        (PIECE, "-k", "rescale"),
+    ),
+    Mutant(
+        "the proposal's noise decides",
+        "jaxgen/method/mcmc.py",
+        "(fold(keys, ACCEPTED))) < ratio",
+        "(fold(keys, PROPOSAL))) < ratio",
+        ("tests/families/test_energy.py", "-k", "law_of_its_step"),
+    ),
+    Mutant(
+        "every proposal accepted",
+        "jaxgen/method/mcmc.py",
+        "(fold(keys, ACCEPTED))) < ratio",
+        "(fold(keys, ACCEPTED))) < jnp.inf",
+        ("tests/families/test_energy.py", "-k", "law_of_its_step"),
+    ),
+    Mutant(
+        "resampling favours the first",
+        "jaxgen/steer/search.py",
+        "wins = second[0] > first[0]",
+        "wins = second[0] < first[0]",
+        ("tests/steer/test_steer.py", "-k", "best_of_what"),
+    ),
+)
+
+SCORES = (
+    Mutant(
+        "precision with the rim outside",
+        "jaxgen/metrics/scores/manifold.py",
+        '    "precision": (3, False),\n',
+        '    "precision": (3, True),\n',
+        ("tests/metrics/test_metrics_scores.py", "-k", "rim"),
+    ),
+    Mutant(
+        "coverage with the rim inside",
+        "jaxgen/metrics/scores/manifold.py",
+        '"coverage": (5, True)',
+        '"coverage": (5, False)',
+        ("tests/metrics/test_metrics_scores.py", "-k", "rim"),
+    ),
+    Mutant(
+        "density over the wrong k",
+        "jaxgen/metrics/scores/manifold.py",
+        "rows.sum() / (k * len(rows))",
+        "rows.sum() / (3 * len(rows))",
+        ("tests/metrics/test_metrics_scores.py", "-k", "rim"),
+    ),
+    Mutant(
+        "calibration on its own images",
+        "jaxgen/metrics/scores/calibration.py",
+        "scores[np.arange(len(labels)), labels]",
+        "scores.max(1)",
+        ("tests/metrics/test_metrics_calibration.py", "-k", "temperature"),
+    ),
+    Mutant(
+        "split deviations not unbiased",
+        "jaxgen/metrics/scores/table.py",
+        "ddof=1",
+        "ddof=0",
+        ("tests/metrics/test_metrics_files.py",),
+    ),
+)
+
+PARTS = (
+    Mutant(
+        "cosine path without its offset",
+        DIFFUSION + "core/path.py",
+        "scale = 1 / math.cos(half * offset / (1 + offset))",
+        "scale = 1.0",
+        ("tests/families/test_diffusion_paths.py",),
+    ),
+    Mutant(
+        "log-normal times without their deviation",
+        DIFFUSION + "core/times.py",
+        "path.t_of_sigma(jnp.exp(mean + std * z))",
+        "path.t_of_sigma(jnp.exp(mean + z))",
+        (PIECE, "-k", "times"),
+    ),
+    Mutant(
+        "logit-normal times without their mean",
+        DIFFUSION + "core/times.py",
+        "jax.nn.sigmoid(mean + std * z)",
+        "jax.nn.sigmoid(std * z)",
+        (PIECE, "-k", "times"),
+    ),
+    Mutant(
+        "min-SNR without its minimum",
+        DIFFUSION + "core/weighting.py",
+        "jnp.minimum(_snr(path, t), gamma) * gain**2",
+        "_snr(path, t) * gain**2",
+        (PIECE, "-k", "weighting"),
+    ),
+    Mutant(
+        "rho of the grid ignored",
+        DIFFUSION + "core/grids.py",
+        "path.t_of_sigma(ramp**rho)",
+        "path.t_of_sigma(ramp**7.0)",
+        (PIECE, "-k", "grid"),
+    ),
+    Mutant(
+        "UniPC without its corrector",
+        DIFFUSION + "solvers/unipc.py",
+        "        if corrector:\n",
+        "        if False:\n",
+        (PIECE, "-k", "unipc"),
+    ),
+    Mutant(
+        "relative tolerance ignored",
+        DIFFUSION + "solvers/adaptive.py",
+        "atol + rtol * jnp",
+        "atol + atol * jnp",
+        (PIECE, "-k", "adaptive"),
+    ),
+    Mutant(
+        "CADS never mixes",
+        DIFFUSION + "guidance/cads.py",
+        "return anneal(y, noise, g, scale, mix)",
+        "return anneal(y, noise, g, scale, 1.0)",
+        (PIECE, "-k", "cads"),
+    ),
+    Mutant(
+        "zero-init of a fixed length",
+        DIFFUSION + "guidance/cfg_zero.py",
+        "jax.lax.cond(within_times(t, 0.0, above)",
+        "jax.lax.cond(within_times(t, 0.0, 0.96)",
+        (PIECE, "-k", "cfg_zero"),
+    ),
+    Mutant(
+        "diffier's rate ignored",
+        DIFFUSION + "guidance/diffier.py",
+        "step = rate * sigma**2",
+        "step = 0.5 * sigma**2",
+        (PIECE, "-k", "diffier"),
+    ),
+    Mutant(
+        "nested sections are told nothing",
+        "jaxgen/config.py",
+        "**wanted(value, ROOMS[key], place, given))",
+        ")",
+        swept("mlp-method"),
+    ),
+    Mutant(
+        "the same noise for every example",
+        "jaxgen/method/streams.py",
+        'jax.random.fold_in(key, i))(batch["index"])',
+        'jax.random.fold_in(key, 0 * i))(batch["index"])',
+        ("tests/training/test_step_keys.py",),
+    ),
+    Mutant(
+        "forgetting at the wrong strength",
+        "jaxgen/unlearn/forget.py",
+        "scale = -eta if target",
+        "scale = -1.0 if target",
+        ("tests/unlearn/test_forget.py", "-k", "negative"),
+    ),
+    Mutant(
+        "LoRA's alpha ignored",
+        "jaxgen/tune/lora.py",
+        "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",
+        "scale = 1.0 if rank > 0 else 0.0",
+        ("tests/tune/test_lora.py", "-k", "pefts"),
+    ),
+    Mutant(
+        "memorised: at the threshold too",
+        "jaxgen/metrics/scores/memorisation.py",
+        "(sample_distances < threshold)",
+        "(sample_distances <= threshold)",
+        ("tests/metrics/test_metrics_scores.py", "-k", "memor"),
+    ),
+    Mutant(
+        "MMD with the diagonal",
+        "jaxgen/metrics/scores/kernel.py",
+        "total / (len(a) * (len(a) - 1))",
+        "total / len(a) ** 2",
+        ("tests/metrics/test_metrics_scores.py", "-k", "mmd or kid or unbiased"),
+    ),
+    Mutant(
+        "classes leave by their best draw",
+        "jaxgen/classify/generative.py",
+        "np.argsort(of_candidates.mean(2), axis=1",
+        "np.argsort(of_candidates.min(2), axis=1",
+        ("tests/classify/test_classify_generative.py",),
+    ),
+    Mutant(
+        "confidence without the root of the draws",
+        "jaxgen/classify/generative.py",
+        "behind.std(2, ddof=1) / np.sqrt(upto)",
+        "behind.std(2, ddof=1)",
+        ("tests/classify/test_classify_generative.py",),
+    ),
+    Mutant(
+        "flips by one coin a batch",
+        "jaxgen/data/order.py",
+        "_coins(seed, int(block))[places[chosen]]",
+        "_coins(seed, int(block))[0 * places[chosen]]",
+        ("tests/data/test_data_pipeline.py", "tests/data/test_data_sources.py"),
+    ),
+    Mutant(
+        "every epoch in one order",
+        "jaxgen/data/order.py",
+        "[seed, _ORDER, epoch]",
+        "[seed, _ORDER, 0]",
+        ("tests/data/test_data_pipeline.py",),
+    ),
+    Mutant(
+        "the ring forgets the newest",
+        "jaxgen/method/ring.py",
+        "place = (ring.count + jnp.arange(fresh)) % size",
+        "place = jnp.arange(fresh) % size",
+        ("tests/families/test_energy.py", "-k", "every_row"),
+    ),
+    Mutant(
+        "the batch reads another place",
+        "jaxgen/data/pipeline.py",
+        "positions = step * self.batch_size + rows",
+        "positions = step + rows",
+        ("tests/data/test_data_pipeline.py",),
+    ),
+)
+
+MUTANTS = (*TRAINING, *NETWORKS, *FAMILIES, *SAMPLING, *SCORES, *PARTS)
+
+
+def run(mutants: tuple[Mutant, ...]) -> Iterator[tuple[Mutant, bool, float]]:
+    """(mutant, whether a test noticed, seconds), in a copy of the tree."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TREE:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, Path(folder) / name)
+        for mutant in mutants:
+            path, begin = Path(folder) / mutant.file, time.monotonic()
+            text = path.read_text()
+            path.write_text(mutant.applied(text))
+            noticed = not passes(mutant.tests, folder)
+            path.write_text(text)
+            yield mutant, noticed, time.monotonic() - begin
+
+
+def passes(tests: tuple[str, ...], folder: str) -> bool:
+    """Whether the tests pass; where none ran, none has noticed. Raises UsageError: no such file."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider"]
+    # A slow test is a test, too.
+    command += ["-m", "", *tests]
+    environment = os.environ | {"PYTHONPATH": folder}
+    try:
+        code = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return False
+    if code == pytest.ExitCode.USAGE_ERROR:
+        raise invalid("tests", " ".join(tests), "tests that exist")
+    return code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("words", nargs="*", help="words of the names of mutants (default: all)")
+    parser.add_argument("--list", action="store_true", help="their names, and run nothing")
+    given = parser.parse_args(arguments)
+    chosen = tuple(m for m in MUTANTS if all(word in m.name for word in given.words))
+    if not chosen:
+        raise invalid("words", " ".join(given.words), "words of a mutant's name; see --list")
+    for mutant in chosen:
+        mutant.applied((ROOT / mutant.file).read_text())
+    if given.list:
+        print("\n".join(mutant.name for mutant in chosen))
+        return 0
+    survivors = []
+    for mutant, noticed, seconds in run(chosen):
+        print(
+            f"{'noticed ' if noticed else 'SURVIVED'} {seconds:6.0f} s  {mutant.name}", flush=True
+        )
+        survivors += [] if noticed else [mutant]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were noticed.")
+    for mutant in survivors:
+        print(f"  {mutant.name}: {mutant.file}; {' '.join(mutant.tests)}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        sys.exit(f"error: {error}")
