@@ -253,10 +253,11 @@ def check_end(setup: Setup) -> None:
 class Output:
     """Where samples go: a grid (`.png`), arrays (`.npz`), or a folder of PNGs.
 
-    Arrays are images, labels, class_names, seed, clip and codes; PNGs are as `save_samples` writes
-    them, batch by batch, the others at the end. All are read back by `evaluate`, and folders and
-    arrays by training, too. Raises UsageError, before there are samples, for a name that is none of
-    the three, where nothing can be written, and for a folder with anything in it.
+    Arrays are images, class_names, labels, seed, clip and codes, or codes that were not decoded
+    without the first two; PNGs are as `save_samples` writes them, batch by batch, the others at the
+    end. All are read back by `evaluate`, and folders and arrays by training, too. Raises, before
+    there are samples, UsageError for a name that is none of the three, where nothing can be
+    written, and for a folder with anything in it.
     """
 
     def __init__(self, path: str | Path, option: str = "--out", *, replace: bool = False) -> None:
@@ -300,10 +301,10 @@ class Output:
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         if samples.images is not samples.codes:
             codes["images"] = samples.images
+            codes["class_names"] = np.array(spec.class_names, np.str_)
         # Values a little beyond are what samplers give; who shows or scores images clips them.
         about: dict[str, Any] = {
             "labels": samples.labels,
-            "class_names": np.array(spec.class_names, np.str_),
             "seed": samples.seed,
             "clip": np.array([-1.0, 1.0]),
         }
