@@ -129,6 +129,7 @@ def evaluate(
                 "guidance": scale,
                 "images_seen": model.images_seen,
                 "classifier_test_accuracy": None if judge is None else judge.accuracy,
+                "classifier_training_images": None if judge is None else judge.learnt,
                 **({} if setup.spec.target else {"classes": list(setup.spec.class_names)}),
                 **({} if judge is None or judge.holdout is None else {"holdout": judge.holdout}),
                 "left_out": {_named(k, setup.method): why for k, why in left_out.items()},
@@ -175,7 +176,8 @@ def check_evaluation(
 class _Judge:
     """The two halves, who looks at images, and how often the classifier is right of the test half.
 
-    extractors: the classifier, and a list of others, as `metrics.evaluate.look` takes them.
+    extractors: the classifier, and a list of others, as `metrics.evaluate.look` takes them. learnt:
+    how many images the classifier learned from.
     """
 
     train: Mapping[str, Any]
@@ -183,6 +185,7 @@ class _Judge:
     extractors: tuple[Extractor, list[Extractor]]
     perceptual: LPIPS | None
     accuracy: float
+    learnt: int
     holdout: dict[str, Any] | None
 
 
@@ -223,7 +226,9 @@ def _judge(
     if model.setup.method.sampler is None:
         test = whole(sources[1])
     learnt = _few(train)
-    say("classifier for the scores: training, or from the cache")
+    count, of = len(learnt["label"]), len(train["label"])
+    some = "" if count == of else f" on {count} of the {of} training images, in their shares"
+    say(f"classifier for the scores: training{some}, or from the cache")
 
     def network() -> Classifier:
         return cached(
@@ -240,7 +245,9 @@ def _judge(
     accuracy = hosts.tell(accuracy)
     say(f"classifier: {100 * accuracy:.2f} % of the test half right")
     # By now it is in the cache, which all processes can read.
-    return _Judge(train, test, (Shared(network()), [*others]), perceptual, accuracy, real.holdout)
+    return _Judge(
+        train, test, (Shared(network()), [*others]), perceptual, accuracy, count, real.holdout
+    )
 
 
 def _few(train: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
