@@ -36,9 +36,10 @@ def get_config() -> ml_collections.ConfigDict:
                 schedule="cosine",
                 warmup_images=25_000,
             ),
-            ema=dict(half_life=(30_000,)),
+            # The power functions are for averages of other lengths afterwards, by `jaxgen ema`.
+            ema=dict(half_life=(30_000,), power_std=(0.05, 0.10)),
             train=dict(images=420_000, log_every=5_000, sample_every=100_000),
-            checkpoint=dict(every=100_000),
+            checkpoint=dict(every=100_000, snapshot_every=60_000),
             log=dict(),
             mesh=dict(data=-1),
             sample=dict(solver="heun", steps=10, guidance=2.0),

@@ -1,6 +1,7 @@
 """Decoding image tokens one by one on the CPU: jaxgen against transformers' Llama, in one run.
 
     python -m experiments.benchmarks.ar_decode [--rounds 5] [--threads 1] [--json]
+    python -m experiments.benchmarks.ar_decode --tiny    # a check of the script
 
 Both sides hold the same weights and keep keys and values: jaxgen decodes an image in one compiled
 loop, PyTorch calls transformers' LlamaForCausalLM (2-D rotary angles put in) with its dynamic and
@@ -32,7 +33,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", default="digits,small,wide", help="digits, small, wide")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="one small size, once")
+    found = parser.parse_args()
+    if found.tiny:
+        found.sizes, found.rounds = "tiny", 1
+    return found
 
 
 ARGUMENTS = parse() if __name__ == "__main__" else argparse.Namespace(threads=0)
@@ -44,17 +49,20 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from experiments.benchmarks import machine  # noqa: E402
 from experiments.benchmarks.cpu_dit import alternate, rows, show  # noqa: E402
 from jaxgen.families.autoregressive.heads import Softmax  # noqa: E402
 from jaxgen.families.autoregressive.sampler import build_sampler  # noqa: E402
 from jaxgen.method import Spec  # noqa: E402
 from jaxgen.nn.llama import Llama  # noqa: E402
+from jaxgen.pretrained.dit import by_layer  # noqa: E402
 
 # width, depth, heads, codes, side of the grid, images at once.
 SIZES = {
     "digits": (64, 4, 4, 17, 8, 16),
     "small": (256, 6, 4, 1024, 8, 8),
     "wide": (512, 8, 8, 4096, 8, 1),
+    "tiny": (16, 2, 2, 11, 3, 2),
 }
 CLASSES = 10
 
@@ -130,15 +138,14 @@ def peer(net: Llama, params: Any) -> Any:
         "lm_head.weight": tensor(params["out"]["kernel"].T),
     }
     for i in range(net.depth):
-        q, k, v = np.split(blocks["qkv"]["kernel"][i], 3, axis=1)
-        gate, up = np.split(blocks["expand"]["kernel"][i], 2, axis=1)
+        q, k, v = by_layer(blocks["qkv"]["kernel"][i], net.heads)
         tensors = {
             "self_attn.q_proj": q.T,
             "self_attn.k_proj": k.T,
             "self_attn.v_proj": v.T,
             "self_attn.o_proj": blocks["proj"]["kernel"][i].T,
-            "mlp.gate_proj": gate.T,
-            "mlp.up_proj": up.T,
+            "mlp.gate_proj": blocks["gate"]["kernel"][i].T,
+            "mlp.up_proj": blocks["value"]["kernel"][i].T,
             "mlp.down_proj": blocks["contract"]["kernel"][i].T,
             "input_layernorm": blocks["attention_norm"]["scale"][i],
             "post_attention_layernorm": blocks["mlp_norm"]["scale"][i],
@@ -201,9 +208,10 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     table = [row for name in ARGUMENTS.sizes.split(",") for row in compare(name, ARGUMENTS.rounds)]
     if ARGUMENTS.json:
-        print(json.dumps({"threads": ARGUMENTS.threads, "rows": table}))
+        found = {"threads": ARGUMENTS.threads, "machine": machine.machine(), "rows": table}
+        print(json.dumps(found))
     else:
-        print(f"{ARGUMENTS.threads} threads, jax {jax.__version__}")
+        print(machine.line())
         show(table)
 
 

@@ -31,6 +31,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
+from experiments.benchmarks import machine  # noqa: E402
 from jaxgen.errors import UsageError  # noqa: E402
 from jaxgen.ops import attention, choice, fused_attention  # noqa: E402
 
@@ -203,6 +204,7 @@ def main() -> None:
     if arguments.write and (platform == "cpu" or arguments.tiny):
         raise SystemExit("--write: got a CPU or --tiny; allowed: on a GPU or TPU, whole.")
     rows = measure(arguments, platform)
+    print(machine.line(), file=sys.stderr)
     out = sys.stderr if arguments.json else sys.stdout
     print("| shape | form | implementation | task | ms | TFLOP/s | of a matrix product |", file=out)
     print("|-|-|-|-|-:|-:|-:|", file=out)
@@ -216,7 +218,7 @@ def main() -> None:
     if arguments.write:
         write(rows, kind)
     if arguments.json:
-        print(json.dumps({"device": kind, "rows": rows}))
+        print(json.dumps({"device": kind, "machine": machine.machine(), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.cpu_dit [--rounds 7] [--threads 1] [--compile] [--json]
     python -m experiments.benchmarks.cpu_dit --depths 4,8,16,28     # compile time against depth
+    python -m experiments.benchmarks.cpu_dit --tiny                 # a check of the script
 
 Each round times every side once, in an order that alternates; a ratio is the median over rounds of
 PyTorch's time over jaxgen's in the same round, so above one jaxgen is faster. "wall" is what a user
@@ -42,7 +43,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="also torch.compile, where it works")
     parser.add_argument("--depths", default="", help="measure compile time at these depths instead")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="one small size, once")
+    found = parser.parse_args()
+    if found.tiny:
+        found.sizes, found.rounds, found.steps = "tiny", 1, 2
+    return found
 
 
 ARGUMENTS = parse() if __name__ == "__main__" else argparse.Namespace(threads=0)
@@ -53,12 +58,13 @@ if ARGUMENTS.threads and PROCESSORS:
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from experiments.benchmarks import dit_peers  # noqa: E402
+from experiments.benchmarks import dit_peers, machine  # noqa: E402
 
 SIZES = {
     # Digits at patch 4 and at patch 2 (wider than configs/digits.py), half of DiT-S/2 on latents.
     "digits": dit_peers.Size(128, 6, 4, patch=4, image=8, channels=1, batch=128),
     "digits2": dit_peers.Size(128, 6, 4, patch=2, image=8, channels=1, batch=64),
+    "tiny": dit_peers.Size(16, 2, 2, patch=4, image=8, channels=1, batch=4),
     "small": dit_peers.Size(384, 6, 6, patch=2, image=16, channels=4, batch=16, classes=1000),
 }
 GUIDANCE = 2.0
@@ -194,9 +200,10 @@ def main() -> None:
                 compiled=ARGUMENTS.compile,
             )
     if ARGUMENTS.json:
-        print(json.dumps({"threads": ARGUMENTS.threads, "rows": table}))
+        found = {"threads": ARGUMENTS.threads, "machine": machine.machine(), "rows": table}
+        print(json.dumps(found))
     else:
-        print(f"{ARGUMENTS.threads} threads, jax {jax.__version__}")
+        print(machine.line())
         show(table)
 
 

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from experiments.benchmarks import machine
 from jaxgen.data import Source, batches, to_device
 from jaxgen.data.arrays import arrays
 from jaxgen.data.digits import digits
@@ -121,7 +122,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--workers", default="0", help="comma-separated numbers of processes")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="a few batches of each")
     options = parser.parse_args()
+    if options.tiny:
+        options.seconds, options.batch_size = 0.01, 8
+    if not options.json:
+        print(machine.line())
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     rows = []
     with tempfile.TemporaryDirectory() as root:
@@ -150,7 +156,7 @@ def main() -> None:
                     if not options.json:
                         print(f"{name:28s} workers {workers} {kind:10s} {speed:12,.0f} images/s")
     if options.json:
-        print(json.dumps(rows))
+        print(json.dumps({"machine": machine.machine(), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks import machine
+
 CONFIGS = {
     "diffusion (DiT, flow matching)": ("digits.py",),
     "autoregressive (Llama on pixels)": ("digits_llamagen.py",),
@@ -32,6 +34,9 @@ CONFIGS = {
     "variational (CVAE)": ("digits_vae.py",),
     "variational (IWAE, two layers)": ("digits_vae.py:iwae",),
 }
+
+
+TINY = ("evaluate.samples=200", "classify.limit=20", "likelihood.limit=20")
 
 
 def run(command: str, *arguments: str) -> dict[str, Any]:
@@ -135,7 +140,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="a word that the family's name contains")
     parser.add_argument("--probe", type=int, default=10_240, help="images that find the rate")
+    parser.add_argument("--tiny", action="store_true", help="a moment of one family")
     args = parser.parse_args()
+    if args.tiny:
+        args.seconds, args.probe, args.only = 0.01, 256, args.only or "CVAE"
+    print(machine.line())
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, stages in CONFIGS.items():
@@ -144,7 +153,10 @@ def main() -> None:
         overrides: list[str] = []
         for config in stages:
             workdir = args.out / slug(config)
-            report = train(config, workdir, args.seconds / len(stages), args.probe, *overrides)
+            quick = TINY if args.tiny else ()
+            report = train(
+                config, workdir, args.seconds / len(stages), args.probe, *overrides, *quick
+            )
             if config != stages[-1]:
                 codes = workdir / "codes"
                 run("tokenize", "--workdir", str(workdir), "--out", str(codes))

@@ -36,7 +36,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", default="16,64", help="trajectories a step")
     parser.add_argument("--steps", type=int, default=40, help="steps a timing of torchgfn")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="one small case, once")
+    found = parser.parse_args()
+    if found.tiny:
+        found.rounds, found.sizes, found.batches, found.steps = 1, "2x8", "4", 2
+    return found
 
 
 ARGUMENTS = parse() if __name__ == "__main__" else argparse.Namespace(threads=0)
@@ -48,6 +52,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 
+from experiments.benchmarks import machine  # noqa: E402
 from jaxgen.data.hypergrid import hypergrid  # noqa: E402
 from jaxgen.families.gflownet import gflownet  # noqa: E402
 from jaxgen.method import Spec  # noqa: E402
@@ -171,8 +176,10 @@ def agree(steps: int = 600) -> dict[str, float]:
 def main() -> None:
     """Print a line a case, or one JSON object."""
     args = ARGUMENTS
-    check = agree()
-    print(f"ln Z of a 2 x 6 grid after 600 steps: {check}", flush=True)
+    print(machine.line())
+    steps = 20 if args.tiny else 600
+    check = agree(steps)
+    print(f"ln Z of a 2 x 6 grid after {steps} steps: {check}", flush=True)
     rows = []
     for size in args.sizes.split(","):
         for batch in map(int, args.batches.split(",")):
@@ -190,7 +197,7 @@ def main() -> None:
                     flush=True,
                 )
     if args.json:
-        print(json.dumps({"ln_z": check, "rows": rows}))
+        print(json.dumps({"machine": machine.machine(), "ln_z": check, "rows": rows}))
 
 
 if __name__ == "__main__":

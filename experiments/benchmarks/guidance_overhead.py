@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import machine
 from jaxgen.families.diffusion.core import path as paths
 from jaxgen.families.diffusion.core.denoiser import Denoiser, Network
 from jaxgen.families.diffusion.guidance.adaptive import adaptive_guidance
@@ -153,10 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--width", type=int, default=256)
     asked.add_argument("--depth", type=int, default=6)
     asked.add_argument("--json", action="store_true")
+    asked.add_argument("--tiny", action="store_true", help="a small network, once")
     given = asked.parse_args(arguments)
+    if given.tiny:
+        given.rounds, given.batch, given.size, given.width, given.depth = 1, 2, 4, 16, 1
+    print(machine.line())
     rows = measure(given.rounds, given.batch, given.size, given.width, given.depth)
     if given.json:
-        print(json.dumps(rows))
+        print(json.dumps({"machine": machine.machine(), "rows": rows}))
 
 
 if __name__ == "__main__":

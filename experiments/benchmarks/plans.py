@@ -32,18 +32,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default="", help="what the topology begins with")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="the smallest model on four chips")
     args = parser.parse_args()
+    cases, shared = CASES, SHARED
+    if args.tiny:
+        cases, shared = [("S/8", "v5e:2x2", [])], ["mesh.fsdp=2", "data.batch_size=8"]
     print("| model, tokens | on | attention | useful, compiled TFLOP | traffic | peak memory | "
           "compute, memory, wires | "
           "MFU at most: all overlap, compute and memory do not, nothing does | "
           "compile |")  # fmt: skip
     print("|-|-|-|-:|-:|-:|-:|-:|-:|")
     rows = []
-    for size, topology, changes in CASES:
+    for size, topology, changes in cases:
         if not topology.startswith(args.only):
             continue
         config = f"configs/imagenet256_dit.py:{size}"
-        answer = ask(config, [*SHARED, *changes], topology, "train")
+        answer = ask(config, [*shared, *changes], topology, "train")
         rows.append({"config": config, "changes": changes, **answer})
         if answer["memory_gib"]["peak"] is None:
             print(f"| {size} | {topology} | does not fit |", flush=True)

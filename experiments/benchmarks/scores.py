@@ -23,6 +23,8 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
+from experiments.benchmarks import machine
+
 
 def features(images: int, width: int, seed: int) -> np.ndarray:
     """Float32 [images, width]: half-rectified mixtures of fewer directions, seeded."""
@@ -110,16 +112,19 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--scores", default="fid,kid,prdc")
     parser.add_argument("--one", nargs=2, default=None, metavar=("SIDE", "SCORE"))
+    parser.add_argument("--tiny", action="store_true", help="ours, of a few images")
     args = parser.parse_args()
+    if args.tiny:
+        args.images, args.peer_images, args.width = 1200, 0, 32
     if args.one:
         print(json.dumps(timed(*args.one, args.images, args.width)))
         return
+    print(machine.line())
     for score in args.scores.split(","):
-        sizes = {args.images} if score != "prdc" else {args.peer_images, args.images}
+        sizes = {args.images} if score != "prdc" else {args.peer_images, args.images} - {0}
         for images in sorted(sizes):
-            sides = (
-                ["ours", "theirs"] if images <= args.peer_images or score != "prdc" else ["ours"]
-            )
+            peer = images <= args.peer_images or (score != "prdc" and not args.tiny)
+            sides = ["ours", "theirs"] if peer else ["ours"]
             timings = {side: child(side, score, images, args.width) for side in sides}
             line = {"score": score, "images": images, "width": args.width, **timings}
             if len(timings) == 2:

@@ -207,7 +207,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=IMAGES, help="images for each point")
+    parser.add_argument("--tiny", action="store_true", help="two images for each point")
     args = parser.parse_args()
+    if args.tiny:
+        args.images = 2
     args.out.mkdir(parents=True, exist_ok=True)
     keys = jax.random.split(jax.random.key(0), args.images)
     points: list[Point] = []

@@ -182,7 +182,7 @@ def picture(rows: Sequence[Row], title: str) -> plt.Figure:
 
 def same_data(models: Sequence[Model], workdirs: Sequence[str]) -> None:
     """Raises UsageError unless the models' test halves hold the same images."""
-    first = whole(models[0].parts.test_source)["image"]
+    first = whole(models[0].setup.test_source)["image"]
     for model, workdir in zip(models[1:], workdirs[1:], strict=True):
         if not np.array_equal(whole(model.setup.test_source)["image"], first):
             raise invalid("--workdir", workdir, f"models of the test images of {workdirs[0]}")
@@ -198,10 +198,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=None, help="default: each config's own")
     parser.add_argument("--limit", type=int, default=0, help="test images (0: all)")
     parser.add_argument("--out", default="classifiers.png", help="the numbers go beside it as JSON")
+    parser.add_argument("--tiny", action="store_true", help="a few images, one draw, one noise")
     given = parser.parse_args(arguments)
+    if given.tiny:
+        given.noise, given.draws, given.limit = [0.2], 1, 20
     models = [api.load(workdir) for workdir in given.workdir]
     same_data(models, given.workdir)
-    noise_levels(models[0].parts.spec, given.noise)
+    noise_levels(models[0].setup.spec, given.noise)
     rows = []
     for model, workdir in zip(models, given.workdir, strict=True):
         rows.append(generative(model, workdir, given.noise, given.draws, given.limit))

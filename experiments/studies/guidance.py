@@ -179,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="draw only what the JSON beside --out has not; of the same models, samples and steps",
     )
     given = asked.parse_args(arguments)
+    if given.tiny:
+        given.samples, given.steps, given.only = 20, 2, given.only or ["cfg"]
     it = subject(given.workdir)
     weak = None if given.weak is None else api.load(given.weak).weights(None)
     known = written(given.out) if given.resume else []

@@ -125,6 +125,7 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
     )
     arguments.add_argument("--workdir", required=True, help="of a trained diffusion model")
     arguments.add_argument("--samples", type=int, default=1000, help="images a point")
+    arguments.add_argument("--tiny", action="store_true", help="one row, of few images")
     arguments.add_argument(
         "--out", default=out, help="the figure; the numbers go beside it as JSON"
     )

@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compile in a process of its own; print a table, or return JSON."""
-    from jaxgen.plan.ask import ask, remedies, sweep
+    from jaxgen.plan.ask import ask, improvements, poor, remedies, sweep
     from jaxgen.plan.machine import split
     from jaxgen.training.log import say
 
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     answer = ask(*asked)
     if not answer["fits"]:
         answer["tried"] = remedies(*asked, say)
+    elif poor(answer):
+        answer["tried"] = improvements(args.config, args.overrides, args.topology, answer, say)
     if not args.json:
         print(table(answer))
     return answer
@@ -85,7 +87,12 @@ def table(answer: dict[str, Any]) -> str:
         over = "" if memory["peak"] is None else f", {memory['peak'] - chip:.2f} GiB too much"
         lines.append(f"DOES NOT FIT{over}.")
         lines += [f"  {answer['compiler']}"] if "compiler" in answer else []
-        lines += ["Tried:"] + [f"  {_line(row)}" for row in answer.get("tried", [])]
+    elif "tried" in answer:
+        line = answer["roofline"]
+        bound = 100 * line["mfu_bound_overlapped"]
+        lines.append(f"POOR: {line['binds']} binds, MFU at most {bound:.0f} %.")
+    if "tried" in answer:
+        lines += ["Tried:"] + [f"  {_line(row)}" for row in answer["tried"]]
     return "\n".join(lines)
 
 

@@ -51,8 +51,9 @@ class Job:
     """A run on a TPU: everything that its command lines say.
 
     config: a local file, copied to every worker, with its `:ARG`. overrides: `a.b=value`, passed on
-    as they are. workdir: gs://BUCKET/PATH, or a path on the workers. install: what to pip install.
-    source: a local checkout to install in its place. setup: a shell line that workers run first.
+    as they are. workdir: gs://BUCKET/PATH, or a path on the workers. source: a local checkout to
+    install, or install: what to pip install in its place; neither: the checkout that this jaxgen
+    runs from, since no release is on the package index. setup: a shell line that workers run first.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Job:
     config: str
     workdir: str
     overrides: tuple[str, ...] = ()
-    install: str = "jaxgen[tpu]"
+    install: str | None = None
     source: str | None = None
     setup: str | None = None
     project: str | None = None
@@ -79,6 +80,10 @@ class Job:
                 raise invalid(f"--{option}", getattr(self, option), allowed)
         if self.valid_until is not None and not self.queued:
             raise invalid("--valid_until", self.valid_until, "only with --queued")
+        if self.source is not None and self.install is not None:
+            raise invalid("--install", self.install, "left out where there is a --source")
+        if self.source is None and self.install is None:
+            object.__setattr__(self, "source", _checkout())
         if self.source is not None:
             for part in ("pyproject.toml", "jaxgen"):
                 if not (Path(self.source) / part).exists():
@@ -95,6 +100,19 @@ class Job:
     def remote_workdir(self) -> str:
         """Where the workers see the workdir: a bucket is mounted on gs/BUCKET in their home."""
         return self.workdir.replace("gs://", "gs/", 1) if self.bucket else self.workdir
+
+
+def _checkout() -> str:
+    """The checkout that this jaxgen runs from. UsageError where it is an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").exists():
+        raise invalid(
+            "--install",
+            None,
+            "a wheel's address for pip, or --source CHECKOUT",
+            "No release of jaxgen is on the package index, and this one is not a checkout.",
+        )
+    return "." if root == Path.cwd() else str(root)
 
 
 def _check_workdir(job: Job) -> None:
@@ -167,10 +185,12 @@ def install(job: Job) -> list[Command]:
     steps = []
     if job.setup:
         steps.append(on_workers(job, job.setup))
-    wanted = job.install
+    wanted = job.install or ""
     if job.source is not None:
         folder = Path(job.source)
-        parts = [folder / n for n in ("pyproject.toml", "README.md", "LICENSE", "jaxgen")]
+        parts = [
+            folder / n for n in ("pyproject.toml", "README.md", "LICENSE", "jaxgen", "configs")
+        ]
         there = [str(p) for p in parts if p.exists()]
         steps.append(on_workers(job, f"mkdir -p {SOURCE}"))
         steps.append(_copy(job, *there, f"{job.name}:{SOURCE}/", "--recurse"))

@@ -158,7 +158,7 @@ def _roofline(chip: Chip, counted: Costs, useful: float, images: int) -> dict[st
         "ms": times,
         "binds": max(times, key=lambda k: times[k]),
         "mfu_bound_overlapped": ideal / longest,
-        "mfu_bound_serial": ideal / (times["compute"] + times["memory"]),
+        "mfu_bound_serial": ideal / max(times["compute"] + times["memory"], times["interconnect"]),
         "mfu_bound_nothing_overlaps": ideal / sum(times.values()),
         "images_per_second_bound": 1e3 * images / longest,
     }

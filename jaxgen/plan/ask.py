@@ -24,6 +24,10 @@ REMEDIES = (
 )
 
 
+POOR = 0.6
+"""A bound of the MFU below this is said, with what would help."""
+
+
 def ask(config: str, overrides: Sequence[str], topology: str, what: str) -> dict[str, Any]:
     """`jaxgen.plan.plan` in a process that can compile for the topology.
 
@@ -61,6 +65,40 @@ def remedies(
             answer = {"error": str(error), "fits": False}
         tried.append({"change": list(change), **answer})
         if answer["fits"]:
+            break
+    return tried
+
+
+def poor(answer: dict[str, Any]) -> bool:
+    """Whether a training step that fits cannot reach `POOR` of the chips' arithmetic."""
+    line = answer.get("roofline")
+    fits = answer["fits"] and answer["what"] == "train"
+    return bool(fits and line and line["mfu_bound_overlapped"] < POOR)
+
+
+def improvements(
+    config: str,
+    overrides: Sequence[str],
+    topology: str,
+    answer: dict[str, Any],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """What was tried for a poor training step, up to the first that is not poor any more.
+
+    Parameters cut over eight devices, and four times the batch with and without it.
+    """
+    batch = f"data.batch_size={4 * answer['images']}"
+    cut = ("mesh.data=-1", "mesh.fsdp=8")
+    tried = []
+    for change in (cut, (batch,), (*cut, batch)):
+        bound = 100 * answer["roofline"]["mfu_bound_overlapped"]
+        say(f"At most {bound:.0f} % MFU; trying {' '.join(change)}.")
+        try:
+            other = ask(config, [*overrides, *change], topology, "train")
+        except UsageError as error:
+            other = {"error": str(error), "fits": False}
+        tried.append({"change": list(change), **other})
+        if other["fits"] and not poor(other):
             break
     return tried
 

@@ -159,7 +159,7 @@ def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[s
     blocks = params["blocks"]
     for i in range(np.shape(blocks["qkv"]["kernel"])[0]):
         prefix = f"transformer_blocks.{i}."
-        kernels, biases = (_by_layer(blocks["qkv"][k][i], heads) for k in ("kernel", "bias"))
+        kernels, biases = (by_layer(blocks["qkv"][k][i], heads) for k in ("kernel", "bias"))
         for name, kernel, bias in zip(_QKV, kernels, biases, strict=True):
             dense(prefix + name, kernel, bias)
         for ours, name in _BLOCK.items():
@@ -182,7 +182,7 @@ def by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:
     return np.stack(cut, -2).reshape(*layers[0].shape[:-1], -1)
 
 
-def _by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
+def by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
     """The inverse of `by_head`."""
     joined = np.asarray(joined)
     cut = joined.reshape(*joined.shape[:-1], heads, 3, -1)

@@ -1,5 +1,9 @@
 """Configs: the signature is the schema, and every mistake names the option and what is allowed."""
 
+import shutil
+import tomllib
+from pathlib import Path
+
 import ml_collections
 import pytest
 
@@ -126,3 +130,20 @@ def test_a_name_of_older_configs_says_what_to_write_now(name):
 )
 def test_a_value_on_the_command_line_may_be_written_as_in_a_config(text, value):
     assert configs.literal(text) == value
+
+
+def test_configs_of_an_installed_package_are_found_where_there_are_none_here(tmp_path, monkeypatch):
+    """Where `pyproject.toml` puts them; a file of that name here wins."""
+    root = Path(__file__).parents[2]
+    installed = tmp_path / "share" / "jaxgen" / "configs"
+    shutil.copytree(root / "configs", installed, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(configs, "SHIPPED", installed.parent)
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("configs/imagenet256_sit.py:B/4").model.size == "B/4"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text("def get_config():\n    return dict(mine=1)\n")
+    assert configs.load("configs/digits.py").mine == 1
+    with pytest.raises(UsageError, match="--config"):
+        configs.load("configs/nothing.py")
+    text = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    assert text == {"share/jaxgen/configs": ["configs/*.py"]}

@@ -1,14 +1,16 @@
 """The benchmarks' arithmetic: a timeline as a table, and two libraries' samplers that are one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import traces
+from experiments.benchmarks import machine, traces
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,3 +85,65 @@ def test_both_sides_draw_the_same_images():
     theirs = dit_samplers.torch_sampling(peer, size, labels, **options)()
     # float32 through 20 steps.
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+TINY = {
+    "ar_decode": ("torch", "transformers"),
+    "attention": (),
+    "cpu_dit": ("torch", "diffusers"),
+    "data": (),
+    "families": (),
+    "gflownet": ("torch", "gfn"),
+    "gpu_dit": ("torch", "diffusers"),
+    "guidance_overhead": (),
+    "orders": (),
+    "plans": ("libtpu",),
+    "scores": (),
+    "steering": (),
+}
+"""Every benchmark that is run by itself, and what it needs beside jaxgen."""
+
+
+def test_the_list_of_benchmarks_is_whole():
+    files = (ROOT / "experiments/benchmarks").glob("*.py")
+    assert {p.stem for p in files if '__name__ == "__main__"' in p.read_text()} == set(TINY)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_benchmarks_run_in_miniature(name, tmp_path):
+    for package in TINY[name]:
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", f"experiments.benchmarks.{name}", "--tiny"]
+    command += ["--out", str(tmp_path)] if name in ("families", "steering") else []
+    command += ["--eager"] if name == "gpu_dit" else []
+    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) >= 3, done.stdout
+    if name in ("ar_decode", "cpu_dit", "data", "families", "gflownet", "scores"):
+        assert machine.machine()["processor"] in done.stdout
+
+
+X86 = """processor\t: 0
+model name\t: Some CPU @ 2 GHz
+flags\t\t: fpu sse avx2 {}
+
+processor\t: 1
+model name\t: another
+"""
+
+
+def test_a_machine_is_said_with_its_instruction_sets_and_versions(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    machine.CPUINFO.write_text(X86.format("avx512f"))
+    assert machine.machine()["instruction_sets"] == ["AVX2", "AVX-512"]
+    machine.CPUINFO.write_text(X86.format("bmi2"))
+    line = machine.line()
+    assert line.startswith("Some CPU @ 2 GHz (AVX2, no AVX-512)") and "another" not in line
+    assert f"jax {jax.__version__}" in line and f"numpy {np.__version__}" in line
+    machine.CPUINFO.write_text("CPU implementer : 0x41\nFeatures : fp asimd sve\n")
+    assert machine.machine()["instruction_sets"] == ["NEON", "SVE"]
+    machine.CPUINFO.unlink()
+    assert machine.machine()["instruction_sets"] == [] and machine.line()

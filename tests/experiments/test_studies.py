@@ -4,9 +4,12 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from experiments.studies import classifiers, few_steps, guidance
 from experiments.studies.guidance import STUDIED, study
 from experiments.studies.trained import write, written
+from tests import base_run
 
 
 class Drawn:
@@ -47,3 +50,22 @@ def test_what_is_known_is_not_drawn_and_comes_in_its_place(tmp_path):
 
 def test_without_a_worse_model_autoguidance_is_left_out():
     assert "autoguidance" not in {row["guidance"] for row in study(Drawn(), 2)}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A small diffusion model of the digits, with random parameters."""
+    folder = tmp_path_factory.mktemp("studies") / "run"
+    return base_run.write(
+        folder,
+        "data.source=" + repr(dict(name="digits.digits")),
+        "model=" + repr(dict(name="dit.DiT", patch=4, width=16, depth=2, heads=2)),
+    )
+
+
+@pytest.mark.parametrize("module", [few_steps, guidance, classifiers], ids=lambda m: m.__name__)
+def test_studies_run_in_miniature(module, workdir, tmp_path, capsys):
+    out = tmp_path / "figure.png"
+    module.main(["--workdir", str(workdir), "--tiny", "--out", str(out)])
+    assert out.stat().st_size > 1000 and out.with_suffix(".json").stat().st_size > 50
+    assert "| " in capsys.readouterr().out

@@ -21,7 +21,8 @@ from tests.running import TINY, start, wait_for
 
 GCLOUD = shutil.which("gcloud")
 BASE = ["launch", "tpu-vm", "--name", "demo", "--zone", "us-west4-a", "--config", TINY]
-POD = [*BASE, "--accelerator", "v5litepod-16", "--workdir", "gs://my-bucket/runs/tiny"]
+RELEASE = ["--install", "jaxgen[tpu]"]
+POD = [*BASE, *RELEASE, "--accelerator", "v5litepod-16", "--workdir", "gs://my-bucket/runs/tiny"]
 NASTY = [
     "data.source.path=/data/my images/{split} (new)",
     'model.name=it\'s "quoted" $HOME `x` \\ *',
@@ -184,9 +185,29 @@ def test_a_local_checkout_is_copied(world, tmp_path):
     (source / "pyproject.toml").write_text("")
     (source / "jaxgen" / "__init__.py").write_text("")
     world.starts([[0, 0, 0, 0]])
-    assert main(launched(world, "--source", str(source), "--keep")) == 0
+    arguments = launched(world, "--source", str(source), "--keep")
+    at = arguments.index("--install")
+    del arguments[at : at + 2]
+    assert main(arguments) == 0
     assert (world.folder / "worker3" / "jaxgen_source" / "jaxgen" / "__init__.py").exists()
     assert any("./jaxgen_source[tpu]" in word for call in world.calls for word in call)
+
+
+def test_the_checkout_is_installed_where_nothing_else_is_said(capsys, monkeypatch):
+    pod = [*BASE, "--accelerator", "v5litepod-16", "--workdir", "gs://my-bucket/x", "--dry_run"]
+    assert main(pod) == 0
+    out = capsys.readouterr().out
+    root = Path(tpu.__file__).parents[2]
+    copied = "pyproject.toml" if Path.cwd() == root else str(root / "pyproject.toml")
+    assert f"scp {copied} " in out and "'./jaxgen_source[tpu]'" in out.replace("'\"'\"'", "'")
+    assert main([*pod, "--source", ".", "--install", "jaxgen[tpu]"]) == 2
+    assert "--install" in capsys.readouterr().err
+    assert main([*pod, "--source", "/nowhere"]) == 2
+    assert "pyproject.toml" in capsys.readouterr().err
+    # An installed package is no checkout, and there is no release to install in its place.
+    monkeypatch.setattr(tpu, "__file__", "/nowhere/site-packages/jaxgen/launch/tpu.py")
+    assert main(pod) == 2
+    assert "No release of jaxgen" in capsys.readouterr().err
 
 
 def test_gcloud_that_is_missing_is_named(monkeypatch, capsys):
@@ -284,7 +305,7 @@ def test_libtpu_knows_the_topology_of_a_name(name):
         (["--attempts", "0"], ["--attempts"]),
         (["--poll", "0"], ["--poll"]),
         (["--valid_until", "6h"], ["--queued"]),
-        (["--source", "/nowhere"], ["--source", "pyproject.toml"]),
+        (["--source", "/nowhere", "--install", "x"], ["--install", "left out"]),
         (["--config", "nothing.py"], ["--config"]),
         (["--config.train.image=1"], ["images"]),
         (["--config.data.batch_size=8"], ["batch_size", "16"]),

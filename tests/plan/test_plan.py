@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,56 @@ def test_what_does_not_fit_is_tried_with_remedies_until_one_does(monkeypatch):
     text = table({**first, "tried": tried})
     assert "DOES NOT FIT, 4.00 GiB too much" in text and "3 calls of other" in text
     assert "train.accumulate=2: fits, 12.00 GiB" in text and "model.remat: unknown" in text
+
+
+def test_a_poor_step_is_said_with_what_helps(monkeypatch):
+    from jaxgen.cli.plan import table
+    from jaxgen.plan import ask as module
+
+    asked = []
+
+    def answer(config, overrides, topology, what):
+        asked.append(overrides)
+        bound = 0.3 + 0.2 * sum(o.startswith(("mesh.fsdp", "data.batch_size")) for o in overrides)
+        memory = dict(peak=12.0, chip=16.0, arguments=1.0, temporaries=11.0, code=0.0)
+        line = {f"mfu_bound_{n}": bound for n in ("overlapped", "serial", "nothing_overlaps")}
+        line |= {"ms": {"interconnect": 2.0}, "binds": "interconnect"}
+        return {
+            "what": what, "topology": topology, "mesh": {"data": 4}, "fits": True,
+            "memory_gib": memory, "parameters": 10**6, "images": 8, "useful_flops": 1e12,
+            "compiled_flops": 1e12, "kernels_not_counted": {}, "hbm_bytes": 1e9,
+            "collectives": [], "compile_seconds": 1.0,
+            "roofline": {**line, "images_per_second_bound": 1e3 * bound},
+        }  # fmt: skip
+
+    monkeypatch.setattr(module, "ask", answer)
+    first = answer("c", ["a=1"], "v5e:2x2", "train")
+    assert module.poor(first) and not module.poor({**first, "what": "sample"})
+    tried = module.improvements("c", ["a=1"], "v5e:2x2", first, lambda text: None)
+    assert all(overrides[0] == "a=1" for overrides in asked)
+    assert [row["change"][-1] for row in tried] == [
+        "mesh.fsdp=8", "data.batch_size=32", "data.batch_size=32"
+    ]  # fmt: skip
+    assert not module.poor(tried[-1]) and all(map(module.poor, tried[:-1]))
+    text = table({**first, "tried": tried})
+    assert "POOR: interconnect binds, MFU at most 30 %" in text
+    assert "mesh.data=-1 mesh.fsdp=8 data.batch_size=32: fits" in text and "MFU 70 %" in text
+
+
+def test_overlap_never_loses_to_less_overlap():
+    """Where the wires take longest, what the others do one after the other does not matter."""
+    from jaxgen.plan import _roofline
+    from jaxgen.plan.machine import Chip
+
+    chip = Chip(1.0, 1.0, 1.0, 1.0)
+    for flops, memory, wire in ((1.0, 2.0, 9.0), (5.0, 1.0, 2.0), (2.0, 2.0, 3.0)):
+        found = SimpleNamespace(flops=flops, bytes=memory, wire=wire)
+        line = _roofline(chip, found, 1.0, 1)
+        all_of, some, none = (
+            line[f"mfu_bound_{n}"] for n in ("overlapped", "serial", "nothing_overlaps")
+        )
+        assert all_of == 1 / max(flops, memory, wire) and none == 1 / (flops + memory + wire)
+        assert some == 1 / max(flops + memory, wire) and none < some <= all_of
 
 
 def test_tokens_stay_on_the_devices_of_their_examples(monkeypatch):
