@@ -116,19 +116,19 @@ def collecting() -> Iterator[set[str]]:
         _own.reset(token)
 
 
-INSTALLED = Path(sys.prefix) / "share" / "jaxgen"
+SHIPPED = Path(sys.prefix) / "share" / "jaxgen"
 """Where a wheel puts `configs/`."""
 
 
 def load(path: str) -> ml_collections.ConfigDict:
     """Load a config from a Python file; `file.py:ARG` calls its `get_config("ARG")`.
 
-    `configs/NAME.py` is the installed package's where there is no such file here (`INSTALLED`).
+    `configs/NAME.py` is the installed package's where there is no such file here (`SHIPPED`).
     Raises UsageError if the file is missing, cannot be imported or has no `get_config`.
     """
     file, _, argument = path.partition(":")
-    if not Path(file).is_file() and (INSTALLED / file).is_file():
-        file = str(INSTALLED / file)
+    if not Path(file).is_file() and (SHIPPED / file).is_file():
+        file = str(SHIPPED / file)
     if not Path(file).is_file():
         raise invalid("--config", path, "an existing Python file with get_config()")
     spec = importlib.util.spec_from_file_location("jaxgen_user_config", file)

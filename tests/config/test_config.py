@@ -137,7 +137,7 @@ def test_configs_of_an_installed_package_are_found_where_there_are_none_here(tmp
     root = Path(__file__).parents[2]
     installed = tmp_path / "share" / "jaxgen" / "configs"
     shutil.copytree(root / "configs", installed, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(configs, "INSTALLED", installed.parent)
+    monkeypatch.setattr(configs, "SHIPPED", installed.parent)
     monkeypatch.chdir(tmp_path)
     assert configs.load("configs/imagenet256_sit.py:B/4").model.size == "B/4"
     (tmp_path / "configs").mkdir()

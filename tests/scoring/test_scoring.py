@@ -186,7 +186,8 @@ def test_samples_that_were_saved_score_as_those_that_are_drawn(workdir, tmp_path
 
 def test_a_quick_look_takes_the_place_of_no_receipt(workdir, capsys):
     model = load(workdir)
-    evaluate(model, workdir)
+    receipt = evaluate(model, workdir)["receipts"][0]
+    assert receipt["classifier_training_images"] == 901 == len(model.setup.source)
     own = (workdir / "receipts" / "evaluate.json").read_bytes()
     evaluate(model, workdir, samples=40, seed=5)
     evaluate(model, workdir, steps=2)
