@@ -96,31 +96,17 @@ def evaluate(
     for scale in scales:
         check()
         asked = {**changes, **({} if scale is None else {"guidance": scale})}
-        found: dict[str, Any] = {}
-        about: dict[str, Any] = {}
-        left_out: dict[str, str] = {}
-        how = Sampling(seed=seed, ema=ema or model.ema)
-        if judge is not None:
-            test = judge.test
-            if setup.method.sampler is None:
-                images, labels, how = _reconstructions(model, test, ema)
-                found |= reconstruction(images, test["image"], judge.perceptual)
-            else:
-                labels = balanced_labels(count, setup.spec.num_classes)
-                made = model.sample(labels, seed=seed, ema=ema, check=check, show=True, **asked)
-                images, how = made.images, _sampling(made, seed)
-                about["images_per_second"] = made.images_per_second
-            check()
-            seen = look(images, labels, judge.train, test, *judge.extractors)
-            if hosts.first():
-                seen_scores = score(
-                    seen, scores=scores, intervals=intervals, seed=seed, left_out=left_out
-                )
-                found |= {_named(k, setup.method): v for k, v in seen_scores.items()}
-            about |= seen.describe()
-        if setup.method.scores is not None:
-            own = setup.method.scores(local(model.weights(ema)), jax.random.key(seed))
-            found |= {k: {"value": float(v), "floor": None} for k, v in own.items()}
+        found, how, about, left_out = _scored(
+            model,
+            judge,
+            count,
+            asked,
+            seed=seed,
+            ema=ema,
+            scores=scores,
+            intervals=intervals,
+            check=check,
+        )
         result = receipt(
             found,
             dataclasses.replace(how, dtype=_dtype(setup.config.get("model", {}))),
@@ -132,7 +118,7 @@ def evaluate(
                 "classifier_training_images": None if judge is None else judge.learnt,
                 **({} if setup.spec.target else {"classes": list(setup.spec.class_names)}),
                 **({} if judge is None or judge.holdout is None else {"holdout": judge.holdout}),
-                "left_out": {_named(k, setup.method): why for k, why in left_out.items()},
+                "left_out": left_out,
                 "cautions": cautions(found, setup.spec.num_classes if judge is not None else None),
                 **about,
             },
@@ -187,6 +173,45 @@ class _Judge:
     accuracy: float
     learnt: int
     holdout: dict[str, Any] | None
+
+
+def _scored(
+    model: Model,
+    judge: _Judge | None,
+    count: int,
+    asked: Mapping[str, Any],
+    *,
+    seed: int,
+    ema: str | None,
+    scores: Sequence[str] | None,
+    intervals: int | None,
+    check: Check,
+) -> tuple[dict[str, Any], Sampling, dict[str, Any], dict[str, str]]:
+    """(scores by name, how the samples were made, what else is said of them, what is left out)."""
+    method, how = model.setup.method, Sampling(seed=seed, ema=ema or model.ema)
+    found: dict[str, Any] = {}
+    about: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    if judge is not None:
+        test = judge.test
+        if method.sampler is None:
+            images, labels, how = _reconstructions(model, test, ema)
+            found |= reconstruction(images, test["image"], judge.perceptual)
+        else:
+            labels = balanced_labels(count, model.setup.spec.num_classes)
+            made = model.sample(labels, seed=seed, ema=ema, check=check, show=True, **asked)
+            images, how = made.images, _sampling(made, seed)
+            about["images_per_second"] = made.images_per_second
+        check()
+        seen = look(images, labels, judge.train, test, *judge.extractors)
+        if hosts.first():
+            values = score(seen, scores=scores, intervals=intervals, seed=seed, left_out=left_out)
+            found |= {_named(k, method): v for k, v in values.items()}
+        about |= seen.describe()
+    if method.scores is not None:
+        measured = method.scores(local(model.weights(ema)), jax.random.key(seed))
+        found |= {k: {"value": float(v), "floor": None} for k, v in measured.items()}
+    return found, how, about, {_named(k, method): why for k, why in left_out.items()}
 
 
 def _judge(
