@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--tiny", action="store_true", help="a small network, once")
     given = asked.parse_args(arguments)
     if given.tiny:
-        given.rounds, given.batch, given.size, given.width, given.depth = 1, 2, 4, 16, 1
+        given.rounds, given.batch, given.size, given.width, given.depth = 1, 2, 4, 48, 6
     print(machine.line())
     rows = measure(given.rounds, given.batch, given.size, given.width, given.depth)
     if given.json:
