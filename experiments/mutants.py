@@ -248,7 +248,7 @@ TRAINING = (
         "jaxgen/method/learning.py",
         'size = own_size * mesh.size("data")',
         "size = own_size",
-        ("tests/families/test_families.py", "-k", "mesh and (gan or cvae)"),
+        ("tests/method/test_learning.py", "-k", "global_batch"),
     ),
 )
 
@@ -300,7 +300,7 @@ NETWORKS = (
         "jaxgen/nn/layers.py",
         "* (1 + scale)",
         "* scale",
-        ("tests/nn/test_nn_dit.py", "-k", "identity"),
+        ("tests/nn/test_nn_dit.py", "-k", "equals_diffusers"),
     ),
 )
 
@@ -317,7 +317,7 @@ FAMILIES = (
         "jaxgen/families/discrete/loss.py",
         "error = (1 - label_smoothing) * error + label_smoothing * flat",
         "pass",
-        swept("maskgit-method"),
+        ("tests/families/test_discrete_loss.py",),
     ),
     Mutant(
         "smoothing twice the share",
@@ -387,7 +387,7 @@ FAMILIES = (
         "jaxgen/families/adversarial/regularisers.py",
         "weight / 2 * _slopes(case, case.real)",
         "weight / 2 * _slopes(case, case.fake)",
-        ("tests/families/test_gan_parts.py", "-k", "penalties or r1"),
+        ("tests/families/test_gan_parts.py", "-k", "r1"),
     ),
     Mutant(
         "gradient penalty's target ignored",
@@ -608,7 +608,7 @@ PARTS = (
         DIFFUSION + "core/grids.py",
         "path.t_of_sigma(ramp**rho)",
         "path.t_of_sigma(ramp**7.0)",
-        (PIECE, "-k", "grid"),
+        ("tests/families/test_diffusion_paths.py", "-k", "karras"),
     ),
     Mutant(
         "UniPC without its corrector",
@@ -636,7 +636,7 @@ PARTS = (
         DIFFUSION + "guidance/cfg_zero.py",
         "jax.lax.cond(within_times(t, 0.0, above)",
         "jax.lax.cond(within_times(t, 0.0, 0.96)",
-        (PIECE, "-k", "cfg_zero"),
+        ("tests/families/test_guidance_forms.py", "-k", "zero_init"),
     ),
     Mutant(
         "diffier's rate ignored",
@@ -664,21 +664,21 @@ PARTS = (
         "jaxgen/unlearn/forget.py",
         "scale = -eta if target",
         "scale = -1.0 if target",
-        ("tests/unlearn/test_forget.py", "-k", "negative"),
+        swept("forget-wrap.0-eta"),
     ),
     Mutant(
         "LoRA's alpha ignored",
         "jaxgen/tune/lora.py",
         "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",
         "scale = 1.0 if rank > 0 else 0.0",
-        ("tests/tune/test_lora.py", "-k", "pefts"),
+        swept("lora-wrap.0"),
     ),
     Mutant(
         "memorised: at the threshold too",
         "jaxgen/metrics/scores/memorisation.py",
         "(sample_distances < threshold)",
         "(sample_distances <= threshold)",
-        ("tests/metrics/test_metrics_scores.py", "-k", "memor"),
+        ("tests/metrics/test_metrics_scores.py", "-k", "memorised_share"),
     ),
     Mutant(
         "MMD with the diagonal",

@@ -193,3 +193,13 @@ def test_snr_weighting_is_one_on_eps():
 def test_bad_options_are_named(call):
     with pytest.raises(UsageError, match="allowed"):
         call()
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_grid_follows_its_formula_at_any_rho(rho):
+    """sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho (their eq. 5)."""
+    path, steps, low, high = paths.edm(), 6, 0.01, 50.0
+    grid = grids.karras(steps, path, rho=rho, sigma_min=low, sigma_max=high)
+    ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+    # The ends of a grid are time 1 and time 0 themselves.
+    np.testing.assert_allclose(np.asarray(path.ratio(grid))[1:-1], ramp[1:], rtol=1e-3)

@@ -279,3 +279,13 @@ def test_augmentations(name):
 def test_values_out_of_range_are_refused(build):
     with pytest.raises(UsageError, match="method."):
         build()
+
+
+def test_r1_is_of_real_images_alone():
+    """A quadratic discriminator has the slope 2 x: weight / 2 E |2 x|^2 over the real ones."""
+    rng = np.random.default_rng(0)
+    real, fake = (jnp.asarray(rng.normal(size=(6, 3)), jnp.float32) for _ in range(2))
+    judge = lambda x, labels: jnp.square(x).sum(-1)
+    case = Case(judge, real, fake, jnp.zeros(6, jnp.int32), None, None)
+    wanted = 3.0 / 2 * (4 * np.square(real).sum(1)).mean()
+    np.testing.assert_allclose(regularisers.r1(3.0).penalty(case), wanted, rtol=1e-5)

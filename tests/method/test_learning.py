@@ -19,6 +19,7 @@ from jaxgen.method import (
     Training,
     example_keys,
     learn,
+    learning,
     method_of,
     minimise,
     normal,
@@ -390,3 +391,14 @@ def test_what_is_frozen_or_not_there_is_not_trained(trains, words):
     init, _ = learn(training(learners, frozen={"teacher": jnp.ones(3)}))
     with pytest.raises(UsageError, match=words):
         init(KEY)
+
+
+def test_averages_count_the_global_batch(monkeypatch):
+    """Where this code sees one of four devices' shares, an update is four times as many images."""
+    monkeypatch.setattr(learning.mesh, "size", lambda axis: 4 if axis == "data" else 1)
+    monkeypatch.setattr(learning.mesh, "position", lambda *axes: 0)
+    for name in ("mean", "mean_gradient"):
+        monkeypatch.setattr(learning.mesh, name, lambda tree: tree)
+    state, _ = after(training({"a": to_data("a")}))
+    share = 0.5**4  # a half-life of 8 images, 32 of which were seen
+    close(state.ema["half_life_8"]["a"], share * A + (1 - share) * stepped(A, X.mean()))

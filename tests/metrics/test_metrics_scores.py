@@ -333,3 +333,7 @@ def test_the_rim_counts_for_precision_and_recall_and_not_for_density_and_coverag
     values, other = scores(*balls), expected(turned=True)
     assert values == expected(turned=False)
     assert all(values[name] != other[name] for name in values), "no distance is a radius"
+
+
+def test_memorised_share_is_of_distances_below_the_threshold():
+    assert memorised_share(np.array([1.0, 2.0, 3.0, 4.0]), 2.0) == 0.25
