@@ -420,13 +420,6 @@ FAMILIES = (
         swept("jem-method"),
     ),
     Mutant(
-        "chains start where they start for every step",
-        "jaxgen/families/energy/chains.py",
-        "self.start(fold(keys, START)), held",
-        "self.start(keys), held",
-        ("tests/families/test_energy.py", "-k", "contrastive or jem"),
-    ),
-    Mutant(
         "the adversary from the start",
         "jaxgen/tokenizers/autoencoding.py",
         'batch["seen"][0] >= self.adversarial_start',

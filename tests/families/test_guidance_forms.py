@@ -94,6 +94,14 @@ def test_zero_init_waits_and_then_starts_from_the_same_noise():
         solvers.euler(PATH), zero_init(COND, above=0.5), x, jnp.array([1.0, 0.8]), keys
     )
     np.testing.assert_allclose(held, x, atol=1e-6)
+    # By what it is told, for one time and for a time for each image.
+    for above in (0.5, 0.9):
+        waiting = zero_init(COND, above=above)
+        for t in (jnp.float32(0.7), jnp.full(len(x), 0.7)):
+            p, _ = waiting(keys, x, t, waiting.init(x))
+            q, _ = COND(keys, x, t, COND.init(x))
+            wanted = jnp.zeros_like(x) if above < 0.7 else q.velocity(PATH, t)
+            np.testing.assert_allclose(p.velocity(PATH, t), wanted, atol=1e-5)
 
 
 def test_universal_guidance_by_a_likelihood_is_the_posterior():
