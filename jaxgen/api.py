@@ -214,8 +214,9 @@ def _run_of(workdir: Path) -> tuple[int | None, Sequence[str]]:
 
 
 def evaluate(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
-    """`scoring.evaluate`; a report that the run has is written again."""
-    return _reported(model, workdir, scoring.evaluate(model, workdir, **options))
+    """`scoring.evaluate`; a report that the run has is written again, unless `out` is given."""
+    result = scoring.evaluate(model, workdir, **options)
+    return result if options.get("out") is not None else _reported(model, workdir, result)
 
 
 def classify(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:

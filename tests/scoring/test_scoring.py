@@ -227,10 +227,12 @@ def test_the_report_follows_the_receipts_and_keeps_what_training_took(workdir):
 def test_scores_go_elsewhere_where_the_workdir_cannot_be_written(workdir, tmp_path, monkeypatch):
     model, asked = load(workdir), dict(samples=20)
     before = sorted(p.name for p in (workdir / "receipts").iterdir())
+    page = (workdir / "report.json").read_bytes()
     found = evaluate(model, workdir, out=tmp_path / "scores.json", **asked)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["receipts"] == found["receipts"]
     assert sorted(p.name for p in (workdir / "receipts").iterdir()) == before
+    assert (workdir / "report.json").read_bytes() == page
 
     def refuse(option, place, **_):
         raise UsageError(f"{option}: {place}")
