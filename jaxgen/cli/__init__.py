@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         module.arguments(sub)
         sub.set_defaults(run=module.run, prefixes=getattr(module, "PREFIXES", ()))
+        sub.set_defaults(places=getattr(module, "PLACES", PLACES))
     return top
 
 
@@ -157,7 +158,7 @@ def _expand(args: argparse.Namespace) -> None:
     """`~` in options that are paths (`--out=~/x` reaches us as it is); URLs are refused."""
     from jaxgen.files import local
 
-    for name in PLACES:
+    for name in args.places:
         value = getattr(args, name, None)
         if isinstance(value, str):
             setattr(args, name, str(local(f"--{name}", value)))

@@ -19,6 +19,8 @@ GCLOUD = "https://cloud.google.com/sdk/docs/install"
 SLURM = "https://slurm.schedmd.com/quickstart_admin.html"
 
 
+PLACES = ()
+"""Its paths are of other machines."""
 PREFIXES = ("--config.",)
 """Free options: `--config.KEY=VALUE`."""
 

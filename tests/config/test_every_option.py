@@ -168,7 +168,7 @@ METHODS = (
         ("method.label_smoothing=0.0",),
         dict(groups=2, schedule="linear", weighting="elbo"),
     ),
-    Sweep("jem", "method"),
+    Sweep("jem", "method", values=dict(buffer=128)),
     Sweep(
         "llamagen",
         "method",
@@ -278,7 +278,9 @@ SAMPLES = (
     Sweep(
         "glow",
         "sample",
-        skip=dict(guidance="for label dropout", denoised="for Gaussian noise"),
+        skip=dict(
+            guidance="for label dropout", denoised="for Gaussian noise", annealed="is for TarFlow"
+        ),
         programs=SAMPLER,
     ),
     Sweep("cvae", "sample", programs=SAMPLER),

@@ -161,6 +161,7 @@ SET: dict[str, dict[str, Any]] = {
     "multi.sine": dict(weight=2.0),
     "elucd.elucd": dict(weight=2.0),
     "cads.cads": dict(low=0.2),
+    "cfg.cfg": dict(weight=2.0),
     "apg.apg": dict(momentum=-0.5, radius=1.0),
     "interval.limit": dict(low=0.2, high=0.8),
     "sag.sag": dict(layer=1),
@@ -182,6 +183,10 @@ SET: dict[str, dict[str, Any]] = {
 """What a piece must be told, or is told so that its other options matter."""
 
 VALUES: dict[str, Any] = {
+    "path.discrete.betas": "cosine",
+    "grids.respaced.levels": 500,
+    "sde.euler_maruyama.form": "sigma",
+    "cfg.cfg.channels": 1,
     "augmentation.differentiable.policy": ("flip",),
     "regularisers.orthogonal.networks": ("discriminator",),
     "adaptive.adaptive.max_tries": 7,
@@ -202,7 +207,14 @@ VALUES: dict[str, Any] = {
     "svdd.svdd.value": lambda state, number: state[0].sum(-1),
 }
 
-HELPERS = {"search.search", "pair.pair", "pair.pushed", "pair.needs_pair", "universal.uphill"}
+HELPERS = {
+    "search.search",
+    "pair.pair",
+    "pair.ruled",
+    "pair.pushed",
+    "pair.needs_pair",
+    "universal.uphill",
+}
 """Not for a config: they are given functions."""
 
 

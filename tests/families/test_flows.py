@@ -236,5 +236,5 @@ def test_actnorm_is_set_by_the_first_batch_and_never_again():
         state, _ = jax.jit(made.update)(state, batch, jax.random.key(2))
         norms.append(state.params["net"]["step0_0"]["norm"]["log_scale"])
     fresh = made.init(jax.random.key(0)).params["net"]["step0_0"]["norm"]["log_scale"]
-    assert np.abs(norms[0] - fresh).max() > 0.1
+    assert np.abs(norms[0] - fresh).max() > 0.03  # a third of the logarithm of its gain
     np.testing.assert_allclose(norms[1], norms[0], atol=1e-6)

@@ -409,8 +409,10 @@ def test_gcloud_itself_takes_every_command(tmp_path, capsys):
         **{"CLOUDSDK_CORE_CHECK_GCE_METADATA": "false", "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
     }
     commands = []
-    for more in (["--spot"], ["--queued", "--valid_until", "6h", "--source", "."]):
-        assert main([*POD, "--dry_run", "--json", *more]) == 0
+    place = POD.index("--install")
+    of_checkout = [*POD[:place], *POD[place + 2 :], "--source", "."]
+    for words in ([*POD, "--spot"], [*of_checkout, "--queued", "--valid_until", "6h"]):
+        assert main([*words, "--dry_run", "--json"]) == 0
         commands += json.loads(capsys.readouterr().out)["commands"]
     wrong = [*commands[0], "--no-such-flag"]
     different = {tuple(c): c for c in commands if c[0] == "gcloud"}.values()

@@ -78,7 +78,7 @@ def test_predictions_do_not_depend_on_the_batch_or_on_bytes(halves, brief):
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 48, 3)])
 def test_the_network_takes_images_of_any_size(shape):
-    network = classifier.Network(3)
+    network = classifier.ConvNet(3)
     images = jax.ShapeDtypeStruct((2, *shape), np.float32)
     outputs, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
     assert outputs[0].shape == (2, 64) and outputs[1].shape == (2, 3)
@@ -254,8 +254,6 @@ def test_other_features_add_their_own_scores(halves, brief):
 @pytest.mark.parametrize(
     ("samples", "labels", "message"),
     [
-        (np.zeros((20, 8, 8, 1)), np.zeros(20), "generated features: got '20 images'; allowed: 65"),
-        (np.zeros((4, 8, 8, 1)), np.zeros(4), "samples: got 4"),
         (np.full((70, 8, 8, 1), np.nan), np.zeros(70), "0 finite images"),
         (np.zeros((70, 9, 8, 1)), np.zeros(70), r"samples: got \(70, 9, 8, 1\)"),
         (np.zeros((70, 8, 8, 1)), np.zeros(69), "labels: got"),
@@ -264,6 +262,29 @@ def test_other_features_add_their_own_scores(halves, brief):
 def test_what_cannot_be_scored_is_refused(halves, brief, samples, labels, message):
     with pytest.raises(UsageError, match=message):
         score(halves, brief, samples, labels)
+
+
+@pytest.mark.parametrize(
+    "count, name, why",
+    [
+        (20, "fd_classifier", "generated features: got '20 images'; allowed: 65"),
+        (4, "precision_k3_classifier", "6 or more"),
+    ],
+)
+def test_what_few_samples_do_not_allow_is_left_out_unless_asked_for(
+    halves, brief, count, name, why
+):
+    few, labels, left_out = np.zeros((count, 8, 8, 1)), np.zeros(count), {}
+    assert name not in score(halves, brief, few, labels, left_out=left_out)
+    assert why in left_out[name]
+    with pytest.raises(UsageError, match=why):
+        score(
+            halves,
+            brief,
+            few,
+            labels,
+            scores=[name.removesuffix("_classifier").replace("fd", "fid")],
+        )
 
 
 def test_receipts_are_json_and_name_everything(halves, brief, tmp_path):
