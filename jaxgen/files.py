@@ -99,11 +99,6 @@ def write(place: Place, data: str | bytes) -> None:
         stream.write(data.encode() if isinstance(data, str) else data)
 
 
-def write_json(place: Place, value: Any) -> None:
-    """Write `json_text(value)`, whole or not at all."""
-    write(place, json_text(value) + "\n")
-
-
 def write_arrays(place: Place, arrays: Mapping[str, Any]) -> None:
     """Write a .npz file, whole or not at all."""
     with whole(place) as stream:

@@ -8,6 +8,7 @@ after which the same command resumes. With `--json` stdout holds one JSON object
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import logging
 import math
@@ -115,6 +116,7 @@ def _answered(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+@functools.cache
 def _quieten() -> None:
     """Keep back what a full disk makes libraries print, on top of the error that we answer."""
     import absl.logging

@@ -7,11 +7,10 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jaxgen
-from jaxgen.files import plain, write_json
+from jaxgen.files import plain
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
@@ -65,8 +64,3 @@ def receipt(
         **(extra or {}),
     }
     return plain(entries)
-
-
-def write(entries: Mapping[str, Any], path: str | Path) -> None:
-    """Write a receipt as JSON; the file appears whole or not at all."""
-    write_json(path, entries)

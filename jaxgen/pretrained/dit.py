@@ -11,7 +11,7 @@ trained on DDPM's chain are told its index: `DiT` with time_scale=1 on `path.dis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int, heads: int) -
     after conversion), which one shared table cannot hold.
     """
 
-    def get(name: str) -> np.ndarray:
-        if name not in state:
-            raise invalid("weights", name, "a DiTTransformer2DModel state dict, which holds it")
-        return np.asarray(state[name], np.float32)
-
-    def dense(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+    get, dense = _reader(state, "a DiTTransformer2DModel state dict")
 
     def block(i: int) -> dict[str, dict[str, np.ndarray]]:
         prefix = f"transformer_blocks.{i}."
@@ -102,13 +96,7 @@ def from_official(
     for a missing weight and another patch.
     """
 
-    def get(name: str) -> np.ndarray:
-        if name not in state:
-            raise invalid("weights", name, "a state dict of DiT's or SiT's code, which holds it")
-        return np.asarray(state[name], np.float32)
-
-    def dense(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+    get, dense = _reader(state, "a state dict of DiT's or SiT's code")
 
     def block(i: int) -> dict[str, dict[str, np.ndarray]]:
         layers = {ours: dense(f"blocks.{i}.{name}") for ours, name in _OFFICIAL.items()}
@@ -187,3 +175,19 @@ def by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
     joined = np.asarray(joined)
     cut = joined.reshape(*joined.shape[:-1], heads, 3, -1)
     return [cut[..., i, :].reshape(*joined.shape[:-1], -1) for i in range(3)]
+
+
+def _reader(
+    state: Mapping[str, np.ndarray], what: str
+) -> tuple[Callable[[str], np.ndarray], Callable[[str], dict[str, np.ndarray]]]:
+    """(an array by name, a dense layer by name) of a state dict; what: for the message."""
+
+    def get(name: str) -> np.ndarray:
+        if name not in state:
+            raise invalid("weights", name, f"{what}, which holds it")
+        return np.asarray(state[name], np.float32)
+
+    def dense(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+
+    return get, dense

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgen import files
 from jaxgen.data import Source, codes
 from jaxgen.errors import invalid
-from jaxgen.files import local
 from jaxgen.run.model import Model, digest
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import progress, say
@@ -38,7 +38,7 @@ def tokenize(
         raise invalid("--workdir", str(workdir), "the workdir of a tokenizer")
     if jax.process_count() > 1:
         raise invalid("config.hosts.count", jax.process_count(), "1: one process writes the codes")
-    folder, name = local("--out", out), ema or model.ema
+    folder, name = files.local("--out", out), ema or model.ema
     made_by = {
         "tokenizer": str(Path(workdir).resolve()),
         "ema": name,
@@ -51,7 +51,7 @@ def tokenize(
             raise invalid("--out", str(out), "an empty folder, or codes of this very tokenizer")
         say(f"{folder} holds these codes already")
         return there
-    folder.mkdir(parents=True, exist_ok=True)
+    files.folder(folder)
     kind = "tokens" if code.tokens else "latents"
     splits, moments = {}, np.zeros(3)
     for split, source in (("train", model.setup.source), ("test", model.setup.test_source)):

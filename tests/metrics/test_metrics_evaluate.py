@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgen import files
 from jaxgen.data import whole
 from jaxgen.data.digits import digits
 from jaxgen.errors import UsageError
 from jaxgen.metrics import Sampling, Training, cached, train_classifier
 from jaxgen.metrics.evaluate import evaluate, look
 from jaxgen.metrics.extractors import classifier
-from jaxgen.metrics.receipt import receipt, write
+from jaxgen.metrics.receipt import receipt
 from jaxgen.metrics.scores.manifold import KINDS
 from jaxgen.metrics.sets.quantise import quantise
 
@@ -302,7 +303,7 @@ def test_receipts_are_json_and_name_everything(halves, brief, tmp_path):
         dtype="bfloat16",
     )
     found = receipt(scores, sampling, data={"name": "digits.digits"}, extra={"images_seen": 10})
-    write(found, tmp_path / "receipt.json")
+    files.write(tmp_path / "receipt.json", files.json_text(found))
     read = json.loads((tmp_path / "receipt.json").read_text(), parse_constant=pytest.fail)
     assert read == found
     by_name = {s["name"]: s for s in read["scores"]}
