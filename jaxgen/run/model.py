@@ -213,7 +213,7 @@ class Model:
     def _other(self, workdir: str) -> Model:
         """The model of another workdir, loaded once."""
         if workdir not in self._others:
-            self._others[workdir] = load(workdir)
+            self._others[workdir] = load(workdir, trust=self.setup.trusted or ())
         return self._others[workdir]
 
     def _weights_of(self, models: Any) -> PyTree:
@@ -440,7 +440,7 @@ def load_tokenizer(setup: Setup, workdir: Path, place: str | Path | None = None)
     coding, place = setup.coding, place or record.tokenizer_of(setup, workdir)
     if place is None:
         return None
-    tokenizer = load(place)
+    tokenizer = load(place, trust=setup.trusted or ())
     code, spec = tokenizer.setup.method.code, setup.spec
     if code is None:
         raise invalid("--tokenizer", str(place), "the workdir of a tokenizer")

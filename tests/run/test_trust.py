@@ -102,7 +102,12 @@ def test_trust_is_by_module_and_for_one_command(workdir, evil):
     code, _, err = run_here(*arguments, "--trust", "evil_module")
     assert code == 0 and evil.exists(), err
     assert run_here(*arguments)[0] == 2  # remembered nowhere
-    assert jaxgen.load(workdir, trust=["evil_module"]).setup.trusted == ("evil_module",)
+    model = jaxgen.load(workdir, trust=["evil_module"])
+    assert model.setup.trusted == ("evil_module",)
+    # What the model brings along is trusted as it is: other models, and its tokenizer.
+    assert model._other(str(workdir)).setup.trusted == ("evil_module",)
+    with pytest.raises(UsageError, match="--trust evil_module"):
+        jaxgen.load(base_run.base())._other(str(workdir))
 
 
 def test_ones_own_config_names_what_it_likes_and_own_teachers_are_loaded_as_others(evil, workdir):
