@@ -23,6 +23,7 @@ from jaxgen.cli import PLACES
 from jaxgen.cli import main as run_main
 from jaxgen.metrics.cautions import cautions
 from jaxgen.run.lock import locked
+from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.interrupt import Interrupts
 from jaxgen.training.log import Log
 from jaxgen.training.weights import dump
@@ -161,6 +162,20 @@ def test_a_second_training_in_a_workdir_names_the_first(tmp_path):
         assert not (workdir / "config.json").exists()
     with locked(workdir):  # let go of
         pass
+
+
+def test_a_snapshot_is_there_before_the_checkpoint_of_its_step(tmp_path, monkeypatch):
+    """A run killed between the two goes on from before, and so makes the same snapshot again."""
+    seen, save = [], Checkpoints.save
+
+    def spied(self, step, *rest, **options):
+        seen.append((step * 16, [p.name for p in (tmp_path / "run" / "ema_snapshots").glob("*")]))
+        return save(self, step, *rest, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", spied)
+    config = base_run.config("ema.power_std=(0.05,)", "checkpoint.snapshot_every=64")
+    jaxgen.train(config, tmp_path / "run")
+    assert seen and all(f"std_0.050_{images:012d}.safetensors" in names for images, names in seen)
 
 
 def test_a_lock_does_not_outlive_its_process(tmp_path):

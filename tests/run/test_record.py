@@ -211,3 +211,11 @@ def test_a_run_without_a_record_opens_its_data_or_says_both(moved, tmp_path):
     config["data"]["source"]["path"] = str(moved[1])
     (workdir / "config.json").write_text(json.dumps(config))
     answer("sample", "--workdir", str(workdir), "--out", str(tmp_path / "x.npz"))
+
+
+def test_where_the_data_are_now_can_be_said_to_every_command_that_asks_for_them(moved):
+    workdir, gone, _ = moved
+    now = f"--config.data.source.path={gone}"
+    assert "source.path" in refusal("classify", "--workdir", str(workdir), "--split", "train")
+    words = ("--workdir", str(workdir), "--split", "train", "--limit", "2", now)
+    assert answer("classify", *words)["images"] == 2

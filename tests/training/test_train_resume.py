@@ -83,6 +83,7 @@ def test_signal_in_training_saves_and_says_so(uninterrupted, tmp_path, number):
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     stopped, _ = raw_state(workdir)
+    assert f"stopped by {signal.Signals(number).name}; saved at step {stopped} of 400" in err
     assert 40 <= stopped < 400
     code, _, err = run(*train_arguments(workdir))
     assert code == 0 and f"Resuming at step {stopped}" in err, err
