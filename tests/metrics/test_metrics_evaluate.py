@@ -135,6 +135,12 @@ def test_a_cached_classifier_is_reused_while_its_data_are_the_same(halves, tmp_p
     with pytest.warns(UserWarning, match="training it anew"):
         cached(file, *arguments)
     assert len(trained) == 2 and [p.name for p in file.parent.iterdir()] == [file.name]
+    flipped = bytearray(file.read_bytes())
+    flipped[-3] ^= 1  # in a weight
+    file.write_bytes(flipped)
+    with pytest.warns(UserWarning, match="not those that were written"):
+        cached(file, *arguments)
+    assert len(trained) == 3
 
 
 def test_a_classifier_needs_images_and_labels():

@@ -15,7 +15,7 @@ from jaxgen.cli import main
 from jaxgen.data.digits import digits
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
-from jaxgen.report import report
+from jaxgen.report import page, report
 from jaxgen.report.compare import compare
 from jaxgen.report.compare.likeness import best, differences
 from jaxgen.report.compare.neighbours import nearest_training, pixels, search
@@ -359,6 +359,13 @@ def test_words_of_somebody_elses_receipt_are_no_html_and_no_formulas(tmp_path):
     compare([tmp_path / "<b>$\\frac$" / name for name in "xy"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;" in page and EVIL not in page and "<script" not in page
+
+
+def test_dollars_in_a_plot_are_dollars():
+    figure = page.plot(2, 2)
+    figure.subplots().plot([0, 1], label="runs/a$\\frac$b")
+    figure.legend()
+    assert page.png(figure).startswith(b"\x89PNG")
 
 
 def test_names_of_classes_and_configs_are_no_html_in_a_report(tmp_path):
