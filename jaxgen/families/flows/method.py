@@ -186,13 +186,8 @@ def flow(
         return Sampler(draw, calls=model.calls(guidance) + denoised)
 
     def log_prob() -> Callable[..., jax.Array]:
-        """The exact density."""
-
-        def fn(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
-            del keys
-            return density(model, params["net"], x, labels)
-
-        return fn
+        """The exact density; nothing is drawn for it."""
+        return lambda params, x, labels, keys: density(model, params["net"], x, labels)
 
     loss = likelihood_loss(spec, model, noised, label_dropout)
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate)

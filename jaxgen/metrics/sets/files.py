@@ -55,20 +55,7 @@ def evaluate_sets(
     for data in (samples, reference, *(() if train is None else (train,))):
         for note in data.notes:
             say(note)
-    extractor: Extractor | None = None
-    if features != "identity":
-        for option, side in (("--samples", samples), ("--reference", reference)):
-            if side.features is not None:
-                given = f"{side.name}: features"
-                raise invalid(
-                    option, given, "images", "Features are scored by --features identity."
-                )
-        if not isinstance(features, str):
-            extractor = features
-        elif features == "classifier":
-            extractor = _classifier(reference, say)
-        else:
-            raise invalid("--features", features, "identity, classifier or an extractor")
+    extractor = _extractor(features, samples, reference, say)
     sides = [
         _side(s, option, extractor, say)
         for s, option in (
@@ -120,6 +107,23 @@ def evaluate_sets(
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
     )
+
+
+def _extractor(
+    features: str | Extractor, samples: Set, reference: Set, say: Callable[[str], None]
+) -> Extractor | None:
+    """Who looks at images; None where the sets are features already."""
+    if features == "identity":
+        return None
+    for option, data in (("--samples", samples), ("--reference", reference)):
+        if data.features is not None:
+            fix = "Features are scored by --features identity."
+            raise invalid(option, f"{data.name}: features", "images", fix)
+    if not isinstance(features, str):
+        return features
+    if features == "classifier":
+        return _classifier(reference, say)
+    raise invalid("--features", features, "identity, classifier or an extractor")
 
 
 def _side(data: Set, option: str, extractor: Extractor | None, say: Callable[[str], None]) -> Side:
