@@ -83,7 +83,7 @@ class CheckpointOptions:
     """`config.checkpoint`: every: images between saves (0: only at the end).
 
     keep_last, keep_best (by training loss), keep_every (images): what stays. snapshot_every:
-    images between snapshots of the power-function averages (0: none).
+    images between snapshots of the power-function averages, and one at the end (0: none).
     """
 
     every: int = 0

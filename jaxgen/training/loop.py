@@ -290,7 +290,7 @@ def fit(
                 late = "".join(f"  slowest: {text}" for text in slowest().values())
                 advance(done, f"loss {means['loss']:.4f}  {rate:.0f} img/s{late}")
             # Snapshots first: a run killed in between makes the same ones again.
-            if "snapshot" in due:
+            if "snapshot" in due or (done == total and periods["snapshot"]):
                 save_snapshots(workdir, setup.ema, state, done * size)
             if "save" in due or last:
                 means = meter.flush(done)  # what is not finite is never saved

@@ -178,6 +178,15 @@ def test_a_snapshot_is_there_before_the_checkpoint_of_its_step(tmp_path, monkeyp
     assert seen and all(f"std_0.050_{images:012d}.safetensors" in names for images, names in seen)
 
 
+def test_the_last_snapshot_is_of_the_end_of_the_run(tmp_path):
+    config = base_run.config("ema.power_std=(0.05, 0.1)", "checkpoint.snapshot_every=48")
+    jaxgen.train(config, tmp_path / "run")  # 8 steps of 16
+    names = sorted(p.name for p in (tmp_path / "run" / "ema_snapshots").glob("std_0.050_*"))
+    assert [int(name[-24:-12]) for name in names] == [48, 96, 128]
+    made = jaxgen.api.reconstruct_ema(tmp_path / "run", std=0.07)
+    assert made["ema"] == "std_0.070" in jaxgen.load(tmp_path / "run").params
+
+
 def test_a_lock_does_not_outlive_its_process(tmp_path):
     code = f"from pathlib import Path; from jaxgen.run.lock import locked; import os\n" \
            f"with locked(Path({str(tmp_path)!r})): os._exit(9)"  # fmt: skip
