@@ -1,4 +1,4 @@
-"""Train on a Cloud TPU or a Slurm cluster: compose the commands, run them, resume, clean up.
+"""Train on a Cloud TPU, a Slurm or a Kubernetes cluster: compose the commands and run them.
 
 jaxgen launch tpu-vm --name demo --zone Z --accelerator v5litepod-64 --spot --queued \\
     --config configs/imagenet256_dit.py:XL/2 --workdir gs://my-bucket/runs/dit --dry_run
@@ -17,6 +17,7 @@ from typing import Any
 
 GCLOUD = "https://cloud.google.com/sdk/docs/install"
 SLURM = "https://slurm.schedmd.com/quickstart_admin.html"
+KUBECTL = "https://kubernetes.io/docs/tasks/tools/"
 
 
 PLACES = ()
@@ -26,10 +27,14 @@ PREFIXES = ("--config.",)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `jaxgen launch tpu-vm` and `jaxgen launch slurm`."""
+    """Options of `jaxgen launch tpu-vm`, `slurm` and `k8s`."""
     where = parser.add_subparsers(dest="where", required=True, metavar="WHERE")
-    helps = {"tpu-vm": "a Cloud TPU, through gcloud", "slurm": "a Slurm cluster, through sbatch"}
-    for name, add in (("tpu-vm", _tpu_options), ("slurm", _slurm_options)):
+    helps = {
+        "tpu-vm": "a Cloud TPU, through gcloud",
+        "slurm": "a Slurm cluster, through sbatch",
+        "k8s": "a Kubernetes cluster with JobSet, through kubectl: TPU slices of GKE, or GPUs",
+    }
+    for name, add in (("tpu-vm", _tpu_options), ("slurm", _slurm_options), ("k8s", _k8s_options)):
         sub = where.add_parser(name, help=helps[name], description=helps[name], allow_abbrev=False)
         add(sub)
         sub.add_argument("--config", required=True, help="a Python file with get_config()")
@@ -42,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _tpu_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--name", required=True, help="of the machine, and of its queued resource")
-    sub.add_argument("--zone", required=True)
+    sub.add_argument("--zone", required=True, help="e.g. us-central2-b")
     sub.add_argument("--accelerator", required=True, help="v5litepod-64, v5p-128, v6e-16, v4-32")
     sub.add_argument("--project", help="gcloud's own unless given")
     sub.add_argument("--version", help="runtime version (by the accelerator unless given)")
@@ -61,17 +66,34 @@ def _tpu_options(sub: argparse.ArgumentParser) -> None:
 
 def _slurm_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--name", default="jaxgen", help="of the job")
-    sub.add_argument("--nodes", type=int, default=1)
-    sub.add_argument("--gpus_per_node", type=int, default=8)
+    sub.add_argument("--nodes", type=int, default=1, help="machines")
+    sub.add_argument("--gpus_per_node", type=int, default=8, help="of a machine")
     sub.add_argument("--time", help="limit, as 1-00:00:00")
-    sub.add_argument("--partition")
-    sub.add_argument("--account")
+    sub.add_argument("--partition", help="of the cluster")
+    sub.add_argument("--account", help="that is charged")
     sub.add_argument("--activate", metavar="LINE", help="as 'source ~/jaxgen/bin/activate'")
+
+
+def _k8s_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--name", required=True, help="of the JobSet")
+    sub.add_argument("--image", required=True, help="container image with jaxgen in it")
+    sub.add_argument("--accelerator", help="a TPU slice, as v5litepod-64 (default: GPUs)")
+    sub.add_argument("--nodes", type=int, default=1, help="machines with GPUs")
+    sub.add_argument("--gpus_per_node", type=int, default=8, help="of a machine")
+    sub.add_argument("--claim", metavar="CLAIM:/path", help="a PersistentVolumeClaim, mounted")
+    sub.add_argument("--bucket", metavar="BUCKET:/path", help="a Cloud Storage bucket, mounted")
+    sub.add_argument("--namespace", help="kubectl's own unless given")
+    sub.add_argument("--queue", help="of Kueue")
+    sub.add_argument("--selector", action="append", default=None, metavar="LABEL=VALUE",
+                     help="of nodes, e.g. cloud.google.com/gke-accelerator=nvidia-h100-80gb")  # fmt: skip
+    sub.add_argument("--spot", action="store_true", help="cheaper nodes, which may be taken away")
+    sub.add_argument("--setup", metavar="LINE", help="a shell line that pods run first")
+    sub.add_argument("--attempts", type=int, default=10, help="starts at most")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check the config, then print or run."""
-    return _tpu(args) if args.where == "tpu-vm" else _slurm(args)
+    return {"tpu-vm": _tpu, "slurm": _slurm, "k8s": _k8s}[args.where](args)
 
 
 def _tpu(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,6 +158,38 @@ def _slurm(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         print(f"Job {job}; its log is {batch.name}-{job}.log")
     return {**found, "job": job}
+
+
+def _k8s(args: argparse.Namespace) -> dict[str, Any]:
+    from jaxgen.errors import Failure
+    from jaxgen.launch import accelerator
+    from jaxgen.launch.drive import need
+    from jaxgen.launch.k8s import Work, manifest
+    from jaxgen.training.log import say
+
+    machine = None if args.accelerator is None else accelerator.parse(args.accelerator)
+    args.selectors = tuple(args.selector or ())
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(Work)}
+    work = Work(**{**fields, "accelerator": machine, "overrides": tuple(args.overrides)})
+    devices = work.nodes * work.gpus_per_node if machine is None else machine.devices
+    _check_config(args, devices)
+    kind = "GPUs" if machine is None else "TPU devices"
+    say(f"{work.processes} pods, {devices} {kind}; mesh and batch fit.")
+    text, command = manifest(work), ["kubectl", "apply", "-f", "-"]
+    found: dict[str, Any] = {"manifest": text, "commands": [command], "pods": work.processes}
+    if args.dry_run:
+        if not args.json:
+            print(text, end="")
+        return found
+    need("kubectl", KUBECTL)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f"launch: kubectl ended with {done.returncode}: {done.stderr.strip()}")
+    where = [] if work.namespace is None else ["-n", work.namespace]
+    follow = shlex.join(["kubectl", *where, "logs", "-f", f"job/{work.name}-workers-0"])
+    if not args.json:
+        print(f"{done.stdout.strip()}; its log: {follow}")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
