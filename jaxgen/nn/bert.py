@@ -124,7 +124,7 @@ class Bert(nn.Module):
             return nn.Dense(features, kernel_init=init, dtype=dtype, name=name)
 
         self._check(x.shape[1])
-        count, length = len(x), x.shape[1] // self._group
+        count, length = x.shape[0], x.shape[1] // self._group
         table = None
         if not self.bits:
             wide = self.width // self.patch**2
@@ -182,16 +182,20 @@ class Bert(nn.Module):
         if self.patch == 1:
             return x
         p, (rows, columns), c = self.patch, self.shape[:2], self._channels
-        x = x.reshape(len(x), rows // p, p, columns // p, p, c, -1).transpose(0, 1, 3, 2, 4, 5, 6)
-        return x.reshape(len(x), rows // p * (columns // p), -1)
+        x = x.reshape(x.shape[0], rows // p, p, columns // p, p, c, -1).transpose(
+            0, 1, 3, 2, 4, 5, 6
+        )
+        return x.reshape(x.shape[0], rows // p * (columns // p), -1)
 
     def _elements(self, x: jax.Array) -> jax.Array:
         """The inverse, of [B, N / group, group, F]: [B, N, F]."""
         if self.patch == 1:
             return x[:, :, 0]
         p, (rows, columns), c = self.patch, self.shape[:2], self._channels
-        x = x.reshape(len(x), rows // p, columns // p, p, p, c, -1).transpose(0, 1, 3, 2, 4, 5, 6)
-        return x.reshape(len(x), rows * columns * c, -1)
+        x = x.reshape(x.shape[0], rows // p, columns // p, p, p, c, -1).transpose(
+            0, 1, 3, 2, 4, 5, 6
+        )
+        return x.reshape(x.shape[0], rows * columns * c, -1)
 
     def _check(self, length: int) -> None:
         if self.width % self.heads:

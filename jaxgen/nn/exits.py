@@ -107,7 +107,9 @@ class ExitMLP(nn.Module):
         """(h [B, width], condition [B, width], parameters of layers and exits [depth, ...])."""
         c = NoiseEmbedding(self.width, self.time_scale, name="noise")(noise)
         table = nn.Embed(self.num_classes + 1, self.width, name="labels")
-        told = embed(condition, table, self.conditions, len(x), width=self.width, dtype=jnp.float32)
+        told = embed(
+            condition, table, self.conditions, x.shape[0], width=self.width, dtype=jnp.float32
+        )
         c = nn.silu(c + told)
         h = nn.Dense(self.width, name="in")(x.reshape(x.shape[0], -1).astype(jnp.float32))
 

@@ -80,7 +80,7 @@ class MLP(nn.Module):
         dtype = compute_dtype(self.dtype)
         c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(noise)
         table = nn.Embed(self.num_classes + 1, self.width, dtype=dtype, name="labels")
-        told = embed(condition, table, self.conditions, len(x), width=self.width, dtype=dtype)
+        told = embed(condition, table, self.conditions, x.shape[0], width=self.width, dtype=dtype)
         c = nn.silu(c + told)
         shape = (*x.shape[:-1], self.out_channels)
         h = x.reshape(x.shape[0], -1).astype(dtype)

@@ -85,9 +85,11 @@ class UViT(nn.Module):
         time = sinusoidal(self.time_scale * noise, width).astype(dtype)
         rows, init = self.num_classes + 1, nn.initializers.normal(0.02)
         table = nn.Embed(rows, width, embedding_init=init, dtype=dtype, name="labels")
-        label = embed(condition, table, self.conditions, len(x), width=width, dtype=dtype)
+        label = embed(condition, table, self.conditions, x.shape[0], width=width, dtype=dtype)
         h = dense(width, name="patch")(patchify(x.astype(dtype), self.patch))
-        h = jnp.concatenate([time[:, None], label[:, None], h.reshape(len(x), -1, width)], axis=1)
+        h = jnp.concatenate(
+            [time[:, None], label[:, None], h.reshape(x.shape[0], -1, width)], axis=1
+        )
         h = h + self.param("positions", INIT, (length, width), jnp.float32).astype(dtype)
 
         sizes = (width, self.heads, self.mlp_ratio, length)
@@ -101,9 +103,9 @@ class UViT(nn.Module):
         later, skips = tuple(k - first for k in taps if k > first), outputs[-2::-1]
         h, tapped = deep(h, places=length, each=(skips,), taps=later)
 
-        h = nn.LayerNorm(dtype=dtype, name="norm")(h).reshape(len(x), length, width)[:, 2:]
+        h = nn.LayerNorm(dtype=dtype, name="norm")(h).reshape(x.shape[0], length, width)[:, 2:]
         h = dense(self.patch**2 * self.out_channels, name="out")(h.reshape(-1, width))
-        h = unpatchify(h, len(x), *shape, self.patch)
+        h = unpatchify(h, x.shape[0], *shape, self.patch)
         out = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")(h).astype(jnp.float32)
         seen = {k: outputs[k - 1] if k <= first else tapped[k - first] for k in taps}
         return (out, {k: a[:, 2:] for k, a in seen.items()}) if taps else out

@@ -60,7 +60,7 @@ class PromptGen:
         """
         z, log_det = self.latents(params, keys)
         x = self.generate(z)
-        energy = sum((weight * e(x) for weight, e in self.energies), jnp.zeros(len(keys)))
+        energy = sum((weight * e(x) for weight, e in self.energies), jnp.zeros(keys.shape[0]))
         return ((z**2).sum(-1) / 2 + energy - log_det).mean()
 
     def sample(self, params: PyTree, keys: jax.Array) -> jax.Array:

@@ -49,7 +49,7 @@ def steered(sampler: Sampler, section: Any) -> Sampler:
 
         return jax.vmap(image)(keys, labels)
 
-    calls = make(taken_apart(None, jnp.int32(0)), lambda x: jnp.zeros(len(x))).calls
+    calls = make(taken_apart(None, jnp.int32(0)), lambda x: jnp.zeros(x.shape[0])).calls
     return Sampler(fn, calls, sampler.steps)
 
 

@@ -162,7 +162,7 @@ class Core:
     def start(self, keys: jax.Array) -> jax.Array:
         """All noise, int32 [B, N]."""
         if self.noise == "mask":
-            return jnp.full((len(keys), self.size), self.values, jnp.int32)
+            return jnp.full((keys.shape[0], self.size), self.values, jnp.int32)
         return jax.vmap(lambda k: jax.random.randint(k, (self.size,), 0, self.values))(keys)
 
 

@@ -63,7 +63,7 @@ class Steps:
         self, params: PyTree, x: jax.Array, labels: jax.Array, number: jax.Array
     ) -> jax.Array:
         """Guided and tempered [B, N, V], from the state x before a step."""
-        core, count, row = self.core, len(labels), self._row(number)
+        core, count, row = self.core, labels.shape[0], self._row(number)
         if not self.guided:
             out = core.logits(params["net"], x, labels, jnp.broadcast_to(row["t"], (count,)))
         else:

@@ -70,7 +70,7 @@ class Chains:
 
     def turn(self, ring: Ring, score: Score, keys: jax.Array) -> tuple[Ring, jax.Array, jax.Array]:
         """(the ring, where those chains whose turn it is now are [B, *shape], their labels)."""
-        held = turn(ring, len(keys))
+        held = turn(ring, keys.shape[0])
         again = jax.vmap(jax.random.uniform)(fold(keys, LABEL)) < self.restart
         again = again.reshape(-1, *(1,) * len(self.shape))
         x = jnp.where(again, self.start(fold(keys, START)), held["x"])

@@ -78,6 +78,6 @@ def training_error(
         noise_keys = fold(fold(keys, STREAM), number)
         noise = normal(noise_keys, x0.shape[1:])
         p, _ = denoiser(noise_keys, path.mix(x0, noise, t), t, memory)
-        return ((p.eps - noise) ** 2).reshape(len(x0), -1).sum(-1) / 2
+        return ((p.eps - noise) ** 2).reshape(x0.shape[0], -1).sum(-1) / 2
 
     return jax.lax.map(error, jnp.arange(draws)).mean(0)

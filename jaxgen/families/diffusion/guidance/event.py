@@ -132,7 +132,7 @@ def _moments(
     x0, back, memory_after = jax.vjp(estimate, x, has_aux=True)
     mean, slope = constraint(x0), jax.grad(lambda y: constraint(y).sum())(x0)
     (moved,) = back(slope)
-    square = (moved * slope).reshape(len(x), -1).sum(1)
+    square = (moved * slope).reshape(x.shape[0], -1).sum(1)
     scale = jnp.broadcast_to(
         path.sigma(t) ** 2 / jnp.maximum(path.alpha(t), ALPHA_MIN), square.shape
     )
