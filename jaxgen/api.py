@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from jaxgen import config as configs
 from jaxgen import files, scoring
 from jaxgen.data import normalise
 from jaxgen.errors import UsageError, check_seed, invalid
+from jaxgen.export import folder, program
 from jaxgen.method import Spec, TrainState
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
-from jaxgen.run import networks, record, start
+from jaxgen.run import hub, networks, portable, record, start
 from jaxgen.run.encode import encode
 from jaxgen.run.lock import locked
 from jaxgen.run.model import Model, Samples, average_name, by_name, load, load_tokenizer, of_state
@@ -98,6 +100,10 @@ def train(
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(watched())
         files.check("--workdir", workdir, directory=True)
+        if portable.is_one(workdir):
+            raise invalid("--workdir", str(workdir), "a new folder, or that of a run",
+                          "This is an exported model: start a run from it with --init_from "
+                          f"{workdir}.")  # fmt: skip
         setup = set_up(config, classes=record.class_order(workdir))
         setup = dataclasses.replace(setup, held=record.before(workdir).get("holdout"))
         check_end(setup)
@@ -211,6 +217,80 @@ def _run_of(workdir: Path) -> tuple[int | None, Sequence[str]]:
         max(steps) * int(config.data.get("batch_size", DataOptions.batch_size)) if steps else None
     )
     return seen, averages.Averages(**keywords).names
+
+
+def export(
+    model: Model,
+    workdir: str | Path,
+    out: str | Path,
+    *,
+    ema: str | None = None,
+    licence: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """A model as a program (`.jaxexport`: `export.program`), or a folder (`export.folder`).
+
+    workdir: where it was loaded from. ema: whose parameters (None: the default average). licence:
+    of a folder. options: of a program. Raises UsageError.
+    """
+    place = files.local("--out", out)
+    if place.suffix in (program.SUFFIX, ".safetensors", ".onnx"):
+        if place.suffix != program.SUFFIX:
+            allowed = f"a new folder, or a program NAME{program.SUFFIX}"
+            raise invalid("--out", str(out), allowed)
+        if licence is not None:
+            raise invalid("--license", licence, "the export of a folder, whose card says it")
+        written = program.export(model, place, ema=ema, **options)
+        say("Wrote " + ", ".join(f"{p} ({p.stat().st_size:,} bytes)" for p in written))
+        return {"out": [str(p) for p in written], "ema": ema or model.ema}
+    if options:
+        given = ", ".join(f"--{name}" for name in options)
+        raise invalid("--out", str(out), f"a program NAME{program.SUFFIX} with {given}")
+    folder.export(model, workdir, place, ema=ema, licence=licence)
+    size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+    say(f"Wrote {place} ({size:,} bytes)")
+    return {"out": str(place), **portable.about(place)}
+
+
+def push(
+    workdir: str | Path,
+    repo: str,
+    *,
+    licence: str | None = None,
+    ema: str | None = None,
+    private: bool = False,
+) -> dict[str, Any]:
+    """Send a run, exported first, or an exported folder to OWNER/NAME on the hub (`run.hub`).
+
+    Its licence has to be stated, here or when it was exported. Raises UsageError.
+    """
+    place = files.local("--workdir", workdir)
+    name, _ = hub.repository("--repo", repo)
+    said = portable.about(place) if portable.is_one(place) else {}
+    if licence is None and said.get("licence") is None:
+        allowed = "the licence under which others may use the model, e.g. apache-2.0"
+        raise invalid("--license", None, allowed)
+    with tempfile.TemporaryDirectory() as home:
+        sent = place
+        if not said or licence is not None or ema is not None:
+            sent = folder.export(
+                load(place),
+                place,
+                Path(home) / "model",
+                ema=ema,
+                licence=licence or said["licence"],
+                name=name.partition("/")[2],
+            )
+        address = hub.push(sent, repo, private=private)
+        return {"repo": name, "address": address, **portable.about(sent)}
+
+
+def pull(repo: str, out: str | Path) -> dict[str, Any]:
+    """Fetch OWNER/NAME (or OWNER/NAME@REVISION) from the hub into a new folder, verified."""
+    place = files.local("--out", out)
+    said = hub.pull(repo, place)
+    say(f"{repo} -> {place}: {said['images']:,} images seen, {len(said['files']) + 1} files whole")
+    return {"out": str(place), **said}
 
 
 def evaluate(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:

@@ -12,12 +12,14 @@ import ast
 import collections.abc
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib
 import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
 import sysconfig
 import traceback
@@ -123,14 +125,23 @@ SHIPPED = Path(sys.prefix) / "share" / "jaxgen"
 def load(path: str) -> ml_collections.ConfigDict:
     """Load a config from a Python file; `file.py:ARG` calls its `get_config("ARG")`.
 
-    `configs/NAME.py` is the installed package's where there is no such file here (`SHIPPED`).
+    `configs/NAME.py`, or NAME alone, is the installed package's where there is no such file here
+    (`SHIPPED`).
     Raises UsageError if the file is missing, cannot be imported or has no `get_config`.
     """
     file, _, argument = path.partition(":")
+    if re.fullmatch(r"\w+", file) and not Path(file).exists():
+        file = f"configs/{file}.py"
     if not Path(file).is_file() and (SHIPPED / file).is_file():
         file = str(SHIPPED / file)
     if not Path(file).is_file():
-        raise invalid("--config", path, "an existing Python file with get_config()")
+        known = sorted(
+            {p.stem for home in (Path(), SHIPPED) for p in (home / "configs").glob("*.py")}
+        )
+        close = difflib.get_close_matches(Path(file).stem, known, n=1, cutoff=0.6)
+        fix = f"Did you mean {close[0]!r}?" if close else None
+        allowed = f"an existing Python file with get_config(), or a name: {', '.join(known)}"
+        raise invalid("--config", path, allowed, fix)
     spec = importlib.util.spec_from_file_location("jaxgen_user_config", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

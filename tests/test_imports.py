@@ -21,7 +21,9 @@ LEVELS = [
     ["run", "plan", "launch"],
     ["report.pictures", "report.page", "scoring", "selection"],
     ["report"],
+    ["export"],
     ["api"],
+    ["doctor"],
     ["cli", "__main__"],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

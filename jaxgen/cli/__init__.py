@@ -8,11 +8,13 @@ after which the same command resumes. With `--json` stdout holds one JSON object
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import importlib
 import logging
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,31 +26,63 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "encode"),
-    *("ema", "compare", "plan", "launch"),
+    *("ema", "compare", "export", "push", "pull", "plan", "launch", "doctor"),
 )
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help as it was written, with the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.help or ""
+        if action.required or action.default in (None, False) or "default" in said:
+            return said
+        return super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and no abbreviations."""
+    """argparse with one-line errors, no abbreviations, and the closest word for one that is none.
+
+    options: every option of this command, for those messages.
+    """
+
+    options: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
+        if wrong:
+            message += closest(wrong[1], COMMANDS)
         self.exit(2, f"jaxgen: error: {message} (see {self.prog} --help)\n")
+
+
+def closest(word: str, names: Sequence[str]) -> str:
+    """Says "Did you mean ...?" of what is nearly one of the names, else nothing."""
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    from jaxgen import __version__
+
     top = _Parser(prog="jaxgen", description="Class-conditional generative models in JAX.")
+    top.add_argument("--version", action="version", version=f"jaxgen {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"jaxgen.cli.{name}")
         summary = (module.__doc__ or "").splitlines()[0]
         sub = commands.add_parser(
-            name, help=summary, description=module.__doc__, allow_abbrev=False
+            name,
+            help=summary,
+            description=module.__doc__,
+            allow_abbrev=False,
+            formatter_class=Help,
         )
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         module.arguments(sub)
         sub.set_defaults(run=module.run, prefixes=getattr(module, "PREFIXES", ()))
         sub.set_defaults(places=getattr(module, "PLACES", PLACES))
+        sub.set_defaults(options=tuple(sub._option_string_actions))
     return top
 
 
@@ -78,8 +112,8 @@ def _answered(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _quieten()
     try:
         _expand(args)
-        args.overrides = _overrides(rest, "--config.", args.prefixes)
-        args.sampling = _overrides(rest, "--sample.", args.prefixes)
+        args.overrides = _overrides(rest, "--config.", args.prefixes, args.options)
+        args.sampling = _overrides(rest, "--sample.", args.prefixes, args.options)
         if jax.config.read("jax_enable_x64"):  # for threads too, which a context does not reach
             print("jaxgen: JAX_ENABLE_X64 is passed over: models are float32", file=sys.stderr)
             jax.config.update("jax_enable_x64", False)
@@ -134,8 +168,13 @@ def _quieten() -> None:
     sys.unraisablehook = hook
 
 
-def _overrides(rest: Sequence[str], prefix: str, prefixes: Sequence[str]) -> list[str]:
-    """`--config.a.b=1` and `--config.a.b 1` as `a.b=1`, of one prefix; any other is an error."""
+def _overrides(
+    rest: Sequence[str], prefix: str, prefixes: Sequence[str], options: Sequence[str]
+) -> list[str]:
+    """`--config.a.b=1` and `--config.a.b 1` as `a.b=1`, of one prefix; any other is an error.
+
+    options: those of the command, one of which may have been meant.
+    """
     from jaxgen.errors import invalid
 
     out: list[str] = []
@@ -143,7 +182,8 @@ def _overrides(rest: Sequence[str], prefix: str, prefixes: Sequence[str]) -> lis
     while words:
         word = words.pop(0)
         if not word.startswith(tuple(prefixes)) or not prefixes:
-            raise invalid("command line", word, "the options that --help lists")
+            hint = closest(word.partition("=")[0], options).strip()
+            raise invalid("command line", word, "the options that --help lists", hint or None)
         if "=" not in word:
             if not words or words[0].startswith("--"):
                 raise invalid("command line", word, f"{word}=VALUE")
@@ -162,6 +202,8 @@ def _expand(args: argparse.Namespace) -> None:
 
     for name in args.places:
         value = getattr(args, name, None)
+        if name == "workdir" and args.command == "sample" and str(value).startswith("hf://"):
+            continue  # `load` knows these; other commands write into the workdir
         if isinstance(value, str):
             setattr(args, name, str(local(f"--{name}", value)))
         elif isinstance(value, list):

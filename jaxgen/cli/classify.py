@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--noise", default=None, help="noise in the images, e.g. 0,.1,.2: standard deviations"
     )
     parser.add_argument("--limit", type=int, default=None, help="images to classify (0: all)")
-    parser.add_argument("--seed", type=seed, default=None)
+    parser.add_argument("--seed", type=seed, default=None, help="of the draws; else the config's")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

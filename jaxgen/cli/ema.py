@@ -13,7 +13,7 @@ from jaxgen.cli import number
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen ema`."""
-    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--std", type=number, required=True, help="relative length, e.g. 0.05")
     parser.add_argument(
         "--images", type=int, default=None, help="at how many images seen (default: last)"

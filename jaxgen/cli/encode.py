@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="x.npz")
     trust_argument(parser)
     parser.add_argument("--flips", action="store_true", help="of the mirrored images too")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=256, help="images per call")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

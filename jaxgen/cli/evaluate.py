@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", default=None, help="how many (with --workdir), or where they are"
     )
-    parser.add_argument("--seed", type=seed, default=None)
+    parser.add_argument("--seed", type=seed, default=None, help="of the samples; else the config's")
     parser.add_argument(
         "--features",
         default=None,
@@ -43,8 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--guidance", type=number, action="append", default=None, help="may be repeated"
     )
-    model.add_argument("--solver", default=None)
-    model.add_argument("--steps", type=int, default=None)
+    model.add_argument("--solver", default=None, help="e.g. heun; else the config's")
+    model.add_argument("--steps", type=int, default=None, help="solver steps; else the config's")
     files = parser.add_argument_group("samples that are there already (--reference)")
     files.add_argument(
         "--reference", default=None, help="a folder of images, a .npy, a .npz; or mu and sigma"

@@ -15,6 +15,8 @@ import shlex
 import subprocess
 from typing import Any
 
+from jaxgen.cli import Help
+
 GCLOUD = "https://cloud.google.com/sdk/docs/install"
 SLURM = "https://slurm.schedmd.com/quickstart_admin.html"
 KUBECTL = "https://kubernetes.io/docs/tasks/tools/"
@@ -35,7 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "k8s": "a Kubernetes cluster with JobSet, through kubectl: TPU slices of GKE, or GPUs",
     }
     for name, add in (("tpu-vm", _tpu_options), ("slurm", _slurm_options), ("k8s", _k8s_options)):
-        sub = where.add_parser(name, help=helps[name], description=helps[name], allow_abbrev=False)
+        sub = where.add_parser(
+            name,
+            help=helps[name],
+            description=helps[name],
+            allow_abbrev=False,
+            formatter_class=Help,
+        )
         add(sub)
         sub.add_argument("--config", required=True, help="a Python file with get_config()")
         sub.add_argument("--workdir", required=True, help="where all workers see the same files")
@@ -84,8 +92,13 @@ def _k8s_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--bucket", metavar="BUCKET:/path", help="a Cloud Storage bucket, mounted")
     sub.add_argument("--namespace", help="kubectl's own unless given")
     sub.add_argument("--queue", help="of Kueue")
-    sub.add_argument("--selector", action="append", default=None, metavar="LABEL=VALUE",
-                     help="of nodes, e.g. cloud.google.com/gke-accelerator=nvidia-h100-80gb")  # fmt: skip
+    sub.add_argument(
+        "--selector",
+        action="append",
+        default=None,
+        metavar="LABEL=VALUE",
+        help="of nodes, e.g. cloud.google.com/gke-accelerator=nvidia-h100-80gb",
+    )
     sub.add_argument("--spot", action="store_true", help="cheaper nodes, which may be taken away")
     sub.add_argument("--setup", metavar="LINE", help="a shell line that pods run first")
     sub.add_argument("--attempts", type=int, default=10, help="starts at most")

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draws", type=int, default=None, help="noise draws averaged")
     parser.add_argument("--limit", type=int, default=None, help="images (0: all)")
-    parser.add_argument("--seed", type=seed, default=None)
+    parser.add_argument("--seed", type=seed, default=None, help="of the draws; else the config's")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

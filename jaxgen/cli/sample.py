@@ -31,10 +31,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=number, default=None, help="scale w; 1 is the plain model"
     )
-    parser.add_argument("--solver", default=None)
-    parser.add_argument("--steps", type=int, default=None, help="solver steps")
+    parser.add_argument("--solver", default=None, help="e.g. heun; else the config's")
+    parser.add_argument("--steps", type=int, default=None, help="solver steps; else the config's")
     parser.add_argument("--weak_ema", default=None, help="worse parameters, for autoguidance")
-    parser.add_argument("--batch_size", type=int, default=None)
+    parser.add_argument(
+        "--batch_size", type=int, default=None, help="images per call; else the config's"
+    )
     parser.add_argument(
         "--codes",
         action="store_true",

@@ -19,9 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="of the tokenizer")
     trust_argument(parser)
     parser.add_argument("--out", required=True, help="folder for the codes")
-    parser.add_argument("--ema", default=None)
+    parser.add_argument("--ema", default=None, help="which average of the parameters")
     parser.add_argument("--flips", action="store_true", help="codes of the mirrored images too")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=256, help="images per call")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

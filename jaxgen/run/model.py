@@ -24,7 +24,7 @@ from jaxgen.errors import UsageError, check_seed, invalid, unknown
 from jaxgen.files import local
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
-from jaxgen.run import record
+from jaxgen.run import hub, portable, record
 from jaxgen.run.others import branch, sections
 from jaxgen.run.precision import single
 from jaxgen.run.setup import Setup, answering, make_sampler, sample_options, set_up, text_order
@@ -85,7 +85,8 @@ class Model:
         self.setup = setup
         self._find_tokenizer = tokenizer
         self.params = dict(params)
-        self.ema = next((n for n in setup.ema.names if n in self.params), "params")
+        usual = (*setup.ema.names, "params", *self.params)
+        self.ema = next(name for name in usual if name in self.params)
         self.images_seen = images
         self.step = step
         self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
@@ -341,6 +342,8 @@ def load(
 ) -> Model:
     """The model of a workdir, from its newest whole checkpoint, with every average of it.
 
+    Or of a folder that `jaxgen export` made, with the one average that it holds; hf://OWNER/NAME is
+    such a folder on the hub, fetched and verified when it is first asked for.
     No data are opened before they are asked for (`setup.source`): the workdir says what they hold.
     tokenizer: where the tokenizer of its codes is now, if neither beside it nor where it was.
     trust: modules besides jaxgen's own that its config, which somebody else may have written, may
@@ -349,8 +352,13 @@ def load(
     Raises UsageError where there is no run or no checkpoint that can be read, and where neither a
     record nor the data themselves (of a run of before there were records) say what they hold.
     """
-    workdir = local("--workdir", workdir)
+    workdir = hub.cached(str(workdir)) if hub.names(workdir) else local("--workdir", workdir)
     setup = _setup(workdir, record.recorded(workdir), data, (*configs.trusted(), *trust))
+    if portable.is_one(workdir):
+        params, about = portable.parameters(workdir)
+        found = {about["ema"]: params}
+        decoder = lambda: load_tokenizer(setup, workdir, tokenizer)
+        return Model(setup, found, images=about["images"], step=about["step"], tokenizer=decoder)
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
     abstract = jax.eval_shape(setup.method.init, jax.random.key(0))
@@ -452,7 +460,7 @@ def load_tokenizer(setup: Setup, workdir: Path, place: str | Path | None = None)
         )
     if coding is not None and coding.digest is not None:
         name = coding.ema or "params"
-        tokenizer.ema = name if name in tokenizer.params else "params"
+        tokenizer.ema = name if name in tokenizer.params else tokenizer.ema
         if digest(tokenizer.weights(None)) != coding.digest:
             raise invalid(
                 "--tokenizer",

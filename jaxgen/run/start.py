@@ -77,7 +77,7 @@ def source_of(
     assert options.workdir is not None
     model = load(options.workdir)
     # An average may leave out what sampling does not need (a discriminator).
-    found = {**model.params["params"], **model.weights(options.ema)}
+    found = {**model.params.get("params", {}), **model.weights(options.ema)}
     found.pop("frozen", None)
     plain = model.setup.method.plain(found)
     if set(found) - set(plain) - set(groups):

@@ -6,9 +6,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax.export import symbolic_shape
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxgen.data import batches
+from jaxgen.export.program import sampler_program
 from jaxgen.nn import placement
 from jaxgen.run import record, setup
 from jaxgen.run.model import load, of_state
@@ -97,6 +99,16 @@ def test_a_sampler_is_the_same_function_under_jit_pmap_and_shard_map(name):
     parallel = each(state.params, keys.reshape(8, 2), labels.reshape(8, 2))
     for found in (quick_jit(shards)(state.params, keys, labels), np.concatenate(parallel)):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLED if n != "gflownet"])  # it makes no images
+def test_a_sampler_is_a_program_of_any_batch(name):
+    parts, state, _ = single(name)
+    program = sampler_program(of_state(parts, state), None, {})
+    (rows,) = symbolic_shape("rows")
+    numbers = [jax.ShapeDtypeStruct((rows,), kind) for kind in (np.uint32, np.int32)]
+    images = jax.eval_shape(program.fn, program.params, np.uint32(0), *numbers)
+    assert images.dtype == np.uint8 and images.shape == (rows, *program.shape)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,51 @@
+"""Hand a trained model on: a folder that every command takes, or a program that needs JAX alone.
+
+--out NAME.jaxexport: the sampler as one program for CPU, GPU and TPU, and NAME.py, which runs it.
+--out NAME.onnx: the network of a diffusion model, for ONNX runtimes.
+Any other --out: a new folder with parameters, config, class names, scores, grids and a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jaxgen.cli import loaded, model_arguments
+
+PREFIXES = ("--sample.",)
+"""Free options: of the sampler in a program."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxgen export`."""
+    model_arguments(parser)
+    parser.add_argument("--out", required=True, help="NAME.jaxexport, NAME.onnx, or a new folder")
+    parser.add_argument(
+        "--license", default=None, help="of a folder: for its card, e.g. apache-2.0"
+    )
+    parser.add_argument(
+        "--platforms", default=None, help="of a program (default: cpu,cuda,tpu, all in one file)"
+    )
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="parameters in NAME.safetensors beside the program (default: from 1 GiB)",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Export; returns the files, or the folder, that were written."""
+    from jaxgen.api import export
+
+    args.overrides = []
+    options: dict[str, Any] = {"ema": args.ema, "licence": args.license}
+    if args.platforms is not None:
+        options["platforms"] = args.platforms.split(",")
+    if args.beside:
+        options["beside"] = True
+    if args.sampling:
+        from jaxgen.cli import sampler_options
+
+        args.solver = args.steps = None
+        options["changes"] = sampler_options(args)
+    return export(loaded(args), args.workdir, args.out, **options)
