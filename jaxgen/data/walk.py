@@ -32,6 +32,8 @@ SPLITS = frozenset(
 """Names by which a sub-folder is known as a half of the data rather than a class."""
 DATASET = "dataset.json"
 """Labels by file, as StyleGAN's tools write them: {"labels": [[file, label], ...]}."""
+ALL = "all"
+"""The class of images that have none."""
 SAMPLE = re.compile(r"(?:.*/)?[^/]*_label(\d+)\.\w+")
 CLASS = "Class"
 """What samples of ours are called, and the keyword under which their files say their class."""
@@ -157,6 +159,26 @@ def listing(
     inside.sort(key=lambda file: tuple(file.split("/", 1)))
     labels = np.array([place[file.split("/", 1)[0]] for file in inside])
     return Listing(tree.root, tuple(inside), labels, classes, left)
+
+
+def unlabelled(
+    path: Path, *, option: str, split: str | None = None, splits: bool | None = None
+) -> Listing:
+    """All images of a folder, or of its sub-folder `split` where `splits` says so, as of one class.
+
+    Raises UsageError for a folder without images, and for a split that is not there.
+    """
+    if split not in (None, "train") and not splits:
+        raise invalid("source.split", split, "train, or another split with source.splits=True")
+    root = path / split if splits and split else path
+    if not root.is_dir():
+        folders = walk(path, option).folders
+        raise invalid("source.split", split, f"a sub-folder of {path}: {_and(folders)}")
+    tree = walk(root, option)
+    if not tree.files:
+        raise invalid(option, str(root), "a folder with images")
+    labels = np.zeros(len(tree.files), np.int64)
+    return Listing(tree.root, tree.files, labels, (ALL,), tree.left_out)
 
 
 def _are_splits(tree: Tree, split: str, option: str, asked: bool) -> bool:
