@@ -88,31 +88,31 @@ def of_images(path: str, seen: Survey, size: int, rest: dict) -> ml_collections.
     source = dict(name="folder.folder", path=path, image_size=size, channels=1 if seen.grey else 3)
     source |= dict(one_class=True) if seen.one_class else {}
     source |= dict(splits=seen.splits) if seen.splits is not None else {}
-    scored = seen.test is not None or seen.images >= FEW_FOR_SCORES
-    labels = len(seen.classes) > 1
-    tokenizing = "sample" not in rest
+    labels, tokenizing = len(seen.classes) > 1, "sample" not in rest
+    scored = seen.images >= FEW_FOR_SCORES
     if not tokenizing:
         rest["method"] |= dict(label_dropout=0.1 if labels else 0.0)
         rest["sample"] |= dict(guidance=1.5 if labels else 1.0)
-    say(advice(path, seen, size, rest, scored))
+    data = dict(
+        source=source,
+        train=seen.train,
+        test=seen.test or "test",
+        # A tokenizer shows what it makes of images that it does not learn from.
+        holdout=0.1 if seen.test is None and (scored or tokenizing) else 0.0,
+        flip=not seen.grey,
+        batch_size=rest.pop("batch_size"),
+    )
+    say(advice(path, seen, size, data, rest, scored))
+    # Scores are in a classifier's features, which one class cannot teach.
+    scores = dict(at_end=scored and labels, samples=min(2000, seen.images), guidance=(1.0,))
     return ml_collections.ConfigDict(
         dict(
             seed=0,
-            data=dict(
-                source=source,
-                train=seen.train,
-                test=seen.test or "test",
-                holdout=0.1 if seen.test is None and (scored or tokenizing) else 0.0,
-                flip=not seen.grey,
-                batch_size=rest.pop("batch_size"),
-            ),
+            data=data,
             checkpoint=dict(every=rest["train"]["images"] // 10),
             log=dict(),
             mesh=dict(data=-1),
-            # Scores are in a classifier's features, which one class cannot teach.
-            evaluate=dict(
-                at_end=scored and labels, samples=min(2000, seen.images), guidance=(1.0,)
-            ),
+            evaluate=scores,
             classify=dict(at_end=False),
         )
         | rest
@@ -231,7 +231,7 @@ def of_codes(path: str) -> ml_collections.ConfigDict:
     )
 
 
-def advice(path: str, seen: Survey, size: int, rest: dict, scored: bool) -> str:
+def advice(path: str, seen: Survey, size: int, data: dict, rest: dict, scored: bool) -> str:
     """What is known of the data, and what is chosen for them, in a few lines."""
     what = f"{seen.images:,} images of "
     what += "one class (no sub-folders)" if seen.one_class else f"{len(seen.classes)} classes"
@@ -240,25 +240,24 @@ def advice(path: str, seen: Survey, size: int, rest: dict, scored: bool) -> str:
     what += f", median {seen.width}x{seen.height}" + (", grey" if seen.grey else "")
     name = rest["model"]["name"].rpartition(".")[2]
     lines = [
-        f"ADVICE {path}: {what}: {size} px, {name}, batch {rest['batch_size']}, "
-        f"{rest['train']['images']:,} images to train on, {'not ' if seen.grey else ''}mirrored"
+        f"ADVICE {path}: {what}: {size} px, {name}, batch {data['batch_size']}, "
+        f"{rest['train']['images']:,} images to train on, "
+        f"{'mirrored at random' if data['flip'] else 'not mirrored'}"
     ]
     larger = [n for n in LEVELS if size < n <= seen.side]
     if larger:
-        lines.append(
-            f"  they are large enough for {larger[-1]} px: own_folder.py:PATH,{larger[-1]}"
-        )
+        lines.append(f"large enough for {larger[-1]} px: own_folder.py:PATH,{larger[-1]}")
     if seen.side < size:
-        lines.append(f"  the median image is smaller than {size} px and will be enlarged")
+        lines.append(f"the median image is smaller than {size} px and will be enlarged")
     if seen.unread:
-        lines.append(f"  {seen.unread} of those looked at have no header that Pillow reads")
+        lines.append(f"{seen.unread} of those looked at have no header that Pillow reads")
     if most > 10 * max(1, fewest):
         few = seen.classes[seen.counts.index(fewest)]
-        lines.append(f"  classes are unequal: {few!r} has {fewest:,}; samples of it will be alike")
+        lines.append(f"classes are unequal: {few!r} has {fewest:,}; its samples will be alike")
+    if data["holdout"]:
+        lines.append("no test half: a tenth of every class is held out of training")
     if not scored:
-        lines.append(f"  fewer than {FEW_FOR_SCORES}: no test half and no scores; expect copies")
+        lines.append(f"fewer than {FEW_FOR_SCORES} images: no scores at the end; expect copies")
     elif len(seen.classes) == 1:
-        lines.append("  of one class: no scores at the end (jaxgen evaluate --features ...)")
-    elif seen.test is None:
-        lines.append("  no test half: a tenth of every class is held out for the scores")
-    return "\n".join(lines)
+        lines.append("of one class: no scores at the end (jaxgen evaluate --features ...)")
+    return "\n  ".join(lines)

@@ -59,6 +59,7 @@ FREE = (
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir", "data.source.verify"),  # the same data, elsewhere
+    "data.source.download",
     *("data.source.of.path", "data.source.of.data_dir"),
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )

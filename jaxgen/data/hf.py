@@ -39,7 +39,7 @@ class HfSource(EncodedSource):
 
 
 def hf(
-    dataset: str,
+    path: str,
     split: str = "train",
     image: str = "image",
     label: str | None = "label",
@@ -52,7 +52,7 @@ def hf(
 ) -> HfSource:
     """A data set by `datasets`: uint8 [N, H, W, channels], decoded when asked for.
 
-    dataset: a name on the hub ("uoft-cs/cifar10"), a folder of parquet files, which may be named
+    path: a name on the hub ("uoft-cs/cifar10"), a folder of parquet files, which may be named
     for their splits, one such file or a glob, or a folder by `save_to_disk`. split: as `datasets`
     has it, slices such as "train[:90%]" included. image: the column of pictures: images, image
     files' bytes, or arrays of bytes. label: the column of classes: ClassLabel, numbers or names;
@@ -64,29 +64,29 @@ def hf(
     range.
     """
     check_size(image_size, channels, background)
-    rows = _rows(dataset, split, subset, revision)
+    rows = _rows(path, split, subset, revision)
     for option, name in (("source.image", image), ("source.label", label)):
         if name is not None and name not in rows.column_names:
             raise unknown(option, name, rows.column_names)
     if not len(rows):
-        raise invalid("source.split", split, f"a split of {dataset} with examples")
+        raise invalid("source.split", split, f"a split of {path} with examples")
     rows, values = _undecoded(rows, image), None
     if label is not None:
         values = list(rows.select_columns(label)[:][label])
         said = getattr(rows.features[label], "names", None)
         class_names = tuple(said) if said and not class_names else class_names
-        _check_labels(values, dataset, label)
+        _check_labels(values, path, label)
     labels, names = labels_of(values, len(rows), class_names)
     rows = rows.select_columns(image)
-    first = _stored(rows[0][image], f"row 0 of {dataset}")
+    first = _stored(rows[0][image], f"row 0 of {path}")
     return HfSource(
         labels=labels,
-        shape=shape_of(first, f"row 0 of {dataset}", image_size, channels),
+        shape=shape_of(first, f"row 0 of {path}", image_size, channels),
         class_names=names,
         fit=image_size is not None,
         background=background,
         rows=rows,
-        dataset=dataset,
+        dataset=path,
         key=image,
     )
 
@@ -100,7 +100,7 @@ def _rows(dataset: str, split: str, subset: str | None, revision: str | None) ->
         raise invalid("source", "hf.hf", allowed, 'pip install "jaxgen[hf]"') from error
     # No bar for every step of what takes a moment.
     datasets.disable_progress_bars()
-    place = local("source.dataset", dataset)
+    place = local("source.path", dataset)
     kept = {"revision": revision} if revision else {}
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
@@ -110,16 +110,16 @@ def _rows(dataset: str, split: str, subset: str | None, revision: str | None) ->
         files = sorted(glob.glob(str(place)))
         if files or place.suffix == ".parquet":
             if not files:
-                raise invalid("source.dataset", dataset, "parquet files that exist")
+                raise invalid("source.path", dataset, "parquet files that exist")
             return datasets.load_dataset("parquet", data_files={"train": files}, split=split)
         if os.path.isabs(place) or dataset.startswith((".", "~")):
-            raise invalid("source.dataset", dataset, "a folder or files that exist")
+            raise invalid("source.path", dataset, "a folder or files that exist")
         return datasets.load_dataset(dataset, subset, split=split, **kept)
     except UsageError:
         raise
     except Exception as error:  # `datasets` has an error of its own for each way to fail
         said = " ".join(str(error).split())[:300]
-        option = "source.split" if "split" in said.lower() else "source.dataset"
+        option = "source.split" if "split" in said.lower() else "source.path"
         given = split if option == "source.split" else dataset
         allowed = f"a split of {dataset}" if given == split else "a name on the hub, or local files"
         raise invalid(option, given, allowed, f"{type(error).__name__}: {said}") from error

@@ -225,13 +225,13 @@ def test_what_save_to_disk_wrote_has_its_splits(table):
         (dict(image="img", label="fine", split="test"), "source.split: got 'test'"),
         (dict(image="img", label="fine", channels=5), "source.channels: got 5"),
         (dict(image="img", label="fine", image_size=0), "source.image_size: got 0"),
-        (dict(dataset="./none"), "source.dataset: got './none'.*exist"),
-        (dict(dataset="no-such/data-set"), "source.dataset: got 'no-such/data-set'"),
+        (dict(path="./none"), "source.path: got './none'.*exist"),
+        (dict(path="no-such/data-set"), "source.path: got 'no-such/data-set'"),
     ],
 )
 def test_hf_refuses_what_is_not_there(table, options, message):
     with pytest.raises(UsageError, match=message):
-        hf(**{"dataset": str(table / "some.parquet"), **options})
+        hf(**{"path": str(table / "some.parquet"), **options})
 
 
 def test_without_datasets_the_extra_is_named(monkeypatch):
