@@ -192,7 +192,7 @@ def of_codes(path: str) -> ml_collections.ConfigDict:
     if about["kind"] != "latents":
         raise invalid("--config", f"own_folder.py:{path},latents", "latents; these are tokens")
     side, count, labels = about["shape"][0], about["splits"]["train"], len(about["class_names"]) > 1
-    size, patch = ("S" if count < 20_000 else "B"), max(1, side // 16)
+    size, patch = ("S" if count < 20_000 else "B"), (2 if side <= 32 else 4)
     images = min(max(400_000, 200 * count), 20_000_000)
     say(
         f"ADVICE {path}: {count:,} latents {'x'.join(map(str, about['shape']))} of "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "encode"),
-    *("ema", "compare", "plan", "launch"),
+    *("data", "ema", "compare", "plan", "launch"),
 )
 
 

@@ -18,6 +18,7 @@ from jaxgen.data.pixels import (
     MODES,
     UndecodableError,
     colour,
+    of_pixels,
     opened,
     with_channels,
 )
@@ -173,6 +174,10 @@ def _listed(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+RESIZER = "halved by boxes, bicubic, centre crop (ADM)"
+"""How images come to be squares of another size, for receipts: `centre_crop`."""
+
+
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's resize (Dhariwal & Nichol 2021, `center_crop_arr`) of an image to size x size pixels.
 
@@ -203,3 +208,21 @@ def fitted(
         # Resizing leaves black under alpha 0.
         image = with_channels(image, channels, background)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def squares(images: np.ndarray, size: int, background: Any = BACKGROUND) -> np.ndarray:
+    """Images uint8 [N, H, W, C] as [N, size, size, C], by `centre_crop`, as files are.
+
+    Raises UsageError for no size and for other arrays.
+    """
+    if size < 1:
+        raise invalid("--image_size", size, "pixels >= 1")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in MODES:
+        given = f"{images.dtype} {images.shape}"
+        raise invalid("--image_size", given, "images uint8 [N, H, W, 1 to 4] to resize")
+    channels = images.shape[-1]
+    return stacked(
+        lambda image: fitted(of_pixels(image), size, channels, background),
+        images,
+        (size, size, channels),
+    )

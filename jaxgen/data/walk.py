@@ -77,6 +77,11 @@ class Listing:
         return (f"{self.root}: {len(self.files)} images; left out: {said}",)
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out: a dot before it, or a system's litter."""
+    return name.startswith(".") or name in _LITTER
+
+
 def walk(root: Path, option: str) -> Tree:
     """Image files at any depth, by extension; symbolic links are followed, but not in circles.
 
@@ -99,7 +104,7 @@ def walk(root: Path, option: str) -> Tree:
             raise invalid(option, str(folder), "folders that can be read", str(error)) from error
         for entry in entries:
             name = prefix + entry.name
-            if entry.name.startswith(".") or entry.name in _LITTER:
+            if hidden(entry.name):
                 left["hidden files and folders"] += 1
             elif entry.is_dir():
                 if not prefix:

@@ -174,7 +174,7 @@ def test_a_tokenizer_then_its_codes_then_a_model_of_them(tmp_path, capsys):
     assert mirrored
     train = ["train", "--config", f"{CONFIG}{codes},latents", "--workdir", own]
     assert main([*train, *NARROW, *BRIEF]) == 0
-    assert "latents 4x4x4 of 3 classes: DiT-S/1" in said(capsys)
+    assert "latents 4x4x4 of 3 classes: DiT-S/2" in said(capsys)
     out = str(tmp_path / "grid.npz")
     assert main(["sample", "--workdir", own, "--per_label", "1", "--out", out]) == 0
     assert np.load(out)["images"].shape == (3, 32, 32, 3)
