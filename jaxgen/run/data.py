@@ -63,7 +63,8 @@ def write_data(
     if path is not None:
         files.check("--out", path, directory=kind == "folder")
     options = DataOptions(**configs.check(DataOptions, dict(config.data), "config.data"))
-    source, held = half(options, split)
+    train, test, held = halves(options, test=split == "test")
+    source = train if test is None or split == "train" else test
     coded = source.tokens or source.coding is not None or isinstance(source, Target)
     if coded or len(source.shape) != 3 or source.shape[-1] not in MODES:
         raise invalid("config.data.source", f"examples {source.shape}", "images of 1 to 4 channels")
@@ -92,17 +93,19 @@ def write_data(
     }
 
 
-def half(data: DataOptions, split: str) -> tuple[Source, dict[str, Any] | None]:
-    """(a half of the data with the labels of training, what is held out), before any run."""
+def halves(data: DataOptions, *, test: bool) -> tuple[Source, Source | None, dict[str, Any] | None]:
+    """(training half, test half, what is held out), before any run; labels are the training's.
+
+    test: whether the test half is wanted, where it is a split of its own.
+    """
     train = open_source(data, data.train)
     if data.holdout:
-        rest, test, held = held_out(train, data.holdout, data.holdout_seed)
-        return (rest if split == "train" else test), held
-    if split == "train":
-        return train, None
-    test = open_source(data, data.test)
-    names = "config.data.test"
-    return test.relabelled(train.class_names, names, whose="the training half", fewer=True), None
+        return held_out(train, data.holdout, data.holdout_seed)
+    if not test:
+        return train, None, None
+    other = open_source(data, data.test)
+    how: dict[str, Any] = dict(whose="the training half", fewer=True)
+    return train, other.relabelled(train.class_names, "config.data.test", **how), None
 
 
 def _where(out: str | Path, format: str | None, split: str) -> tuple[Format, Path]:

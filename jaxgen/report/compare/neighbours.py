@@ -9,15 +9,15 @@ import numpy as np
 
 from jaxgen import config as configs
 from jaxgen.data import Source, Target
-from jaxgen.data.holdout import held_out
 from jaxgen.data.pixels import UndecodableError, decoded
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.neighbours import smallest
 from jaxgen.metrics.scores.memorisation import flat
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.report.pictures import cut, grid
+from jaxgen.run.data import halves as opened
 from jaxgen.run.record import saved_config
-from jaxgen.run.setup import DataOptions, open_source
+from jaxgen.run.setup import DataOptions
 
 # Training images searched at most, as entries of float64: 2 GiB, read a part at a time.
 ENTRIES = 1 << 28
@@ -123,17 +123,13 @@ def halves(workdir: Path) -> tuple[Source, Source]:
     data = DataOptions(**configs.check(DataOptions, dict(config.data), "config.data"))
     try:
         with configs.foreign(configs.trusted()):  # a workdir may be somebody else's
-            train = open_source(data, data.train)
-            if data.holdout:
-                train, test, _ = held_out(train, data.holdout, data.holdout_seed)
-            else:
-                test = open_source(data, data.test)
+            train, test, _ = opened(data, test=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir}: its data cannot be opened: {error}") from error
     recorded = None if train.coding is None else train.coding.tokenizer
     tokenizer = data.tokenizer or recorded
     if tokenizer is not None:
         return halves(Path(tokenizer))
-    if isinstance(train, Target) or len(train.shape) != 3:
+    if test is None or isinstance(train, Target) or len(train.shape) != 3:
         raise invalid(str(workdir), "a run without images", "a run on images")
     return train, test
