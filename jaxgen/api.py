@@ -318,9 +318,12 @@ class Output:
         if self.folder or not hosts.first():
             return
         if self.path.suffix.lower() == ".png":
-            text = pictures.caption(spec.class_names, samples.labels, columns)
-            images = self._sized(samples.images)
-            pictures.save_png(self.path, pictures.picture(spec, images, columns), text)
+            picture = pictures.picture(spec, self._sized(samples.images), columns)
+            if spec.target is None:
+                how = pictures.named(picture, spec.class_names, samples.labels, columns)
+            else:
+                how = picture, pictures.caption(spec.class_names, samples.labels, columns)
+            pictures.save_png(self.path, *how)
             return
         if self.npz == "adm":
             files.write_arrays(self.path, adm(self._sized(samples.images), samples.labels))
@@ -419,7 +422,8 @@ def _save_picture(setup: Setup, workdir: Path, name: str, picture: np.ndarray) -
     text = None
     if setup.method.sampler is not None and setup.spec.target is None:
         per = setup.train.preview_per_label
-        text = pictures.caption(setup.spec.class_names, _preview_labels(setup), per)
+        names = setup.spec.class_names
+        picture, text = pictures.named(picture, names, _preview_labels(setup), per)
     if hosts.first():
         pictures.save_png(workdir / "samples" / f"{name}.png", picture, text)
 
