@@ -43,6 +43,8 @@ LARGEST_UNASKED = 64
 FEW_FOR_A_NETWORK = 5_000
 # Of fewer, no test half and no scores: neither would say anything.
 FEW_FOR_SCORES = 200
+# So many are decoded before training begins, so that a bad file is named then.
+FEW_TO_VERIFY = 20_000
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -86,6 +88,7 @@ def chosen(seen: Survey) -> int:
 def of_images(path: str, seen: Survey, size: int, rest: dict) -> ml_collections.ConfigDict:
     """The config, and the advice said: what the data are, and what is chosen for them."""
     source = dict(name="folder.folder", path=path, image_size=size, channels=1 if seen.grey else 3)
+    source |= dict(verify=True) if seen.images <= FEW_TO_VERIFY else {}
     source |= dict(one_class=True) if seen.one_class else {}
     source |= dict(splits=seen.splits) if seen.splits is not None else {}
     labels, tokenizing = len(seen.classes) > 1, "sample" not in rest
@@ -250,7 +253,8 @@ def advice(path: str, seen: Survey, size: int, data: dict, rest: dict, scored: b
     if seen.side < size:
         lines.append(f"the median image is smaller than {size} px and will be enlarged")
     if seen.unread:
-        lines.append(f"{seen.unread} of those looked at have no header that Pillow reads")
+        said = f"{seen.unread} of those looked at have no header that Pillow reads"
+        lines.append(f"{said}: --config.data.source.on_error=skip leaves bad files out")
     if most > 10 * max(1, fewest):
         few = seen.classes[seen.counts.index(fewest)]
         lines.append(f"classes are unequal: {few!r} has {fewest:,}; its samples will be alike")

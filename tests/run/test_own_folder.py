@@ -114,6 +114,16 @@ def test_size_network_batch_and_budget_follow_from_the_data(
     assert dropped == ((0.0, 1.0) if one else (0.1, 1.5))
 
 
+def test_a_file_that_is_no_image_is_named_before_training_and_left_out_on_request(tmp_path, capsys):
+    (put(tmp_path, 2) / "green" / "bad.png").write_bytes(b"no image")
+    config, told = load(f"{tmp_path}", capsys)
+    assert "1 of those looked at" in told and "--config.data.source.on_error=skip" in told
+    with pytest.raises(UsageError, match="1 of 7 images.*bad.png"):
+        set_up(narrow(config))
+    configs.override(config, ["data.source.on_error=skip"])
+    assert len(set_up(narrow(config)).source) == 6
+
+
 def test_halves_of_a_folder_are_its_own(tmp_path, capsys):
     put(tmp_path / "train", 3)
     put(tmp_path / "val", 1, classes=NAMES[:2])
