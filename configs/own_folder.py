@@ -41,8 +41,9 @@ BATCH = {32: 128, 64: 64, 128: 32, 256: 16}
 LARGEST_UNASKED = 64
 # Of fewer images, a network of half the width, which learns them by heart later.
 FEW_FOR_A_NETWORK = 5_000
-# Of fewer, no test half and no scores: neither would say anything.
-FEW_FOR_SCORES = 200
+# Of fewer, no test half and no scores: a Frechet distance wants 65 images, memorisation 100.
+FEW_FOR_SCORES = 500
+FEW_FOR_A_HALF = 110
 # So many are decoded before training begins, so that a bad file is named then.
 FEW_TO_VERIFY = 20_000
 
@@ -96,12 +97,13 @@ def of_images(path: str, seen: Survey, size: int, rest: dict) -> ml_collections.
     if not tokenizing:
         rest["method"] |= dict(label_dropout=0.1 if labels else 0.0)
         rest["sample"] |= dict(guidance=1.5 if labels else 1.0)
+    share = round(max(0.1, FEW_FOR_A_HALF / seen.images), 2) if scored else 0.1
     data = dict(
         source=source,
         train=seen.train,
         test=seen.test or "test",
         # A tokenizer shows what it makes of images that it does not learn from.
-        holdout=0.1 if seen.test is None and (scored or tokenizing) else 0.0,
+        holdout=share if seen.test is None and (scored or tokenizing) else 0.0,
         flip=not seen.grey,
         batch_size=rest.pop("batch_size"),
     )
@@ -252,6 +254,8 @@ def advice(path: str, seen: Survey, size: int, data: dict, rest: dict, scored: b
         lines.append(f"large enough for {larger[-1]} px: own_folder.py:PATH,{larger[-1]}")
     if seen.side < size:
         lines.append(f"the median image is smaller than {size} px and will be enlarged")
+    if seen.side >= 8 * size:
+        lines.append(f"decoded anew at every visit: jaxgen data --out DIR keeps them at {size} px")
     if seen.unread:
         said = f"{seen.unread} of those looked at have no header that Pillow reads"
         lines.append(f"{said}: --config.data.source.on_error=skip leaves bad files out")
@@ -259,7 +263,8 @@ def advice(path: str, seen: Survey, size: int, data: dict, rest: dict, scored: b
         few = seen.classes[seen.counts.index(fewest)]
         lines.append(f"classes are unequal: {few!r} has {fewest:,}; its samples will be alike")
     if data["holdout"]:
-        lines.append("no test half: a tenth of every class is held out of training")
+        held = f"{data['holdout']:.0%} of every class"
+        lines.append(f"no test half: {held} is held out of training")
     if not scored:
         lines.append(f"fewer than {FEW_FOR_SCORES} images: no scores at the end; expect copies")
     elif len(seen.classes) == 1:
