@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,15 @@ import numpy as np
 from jaxgen import config as configs
 from jaxgen import files, scoring
 from jaxgen.data import normalise
+from jaxgen.data.folder import squares
 from jaxgen.errors import UsageError, check_seed, invalid
 from jaxgen.export import folder, program
 from jaxgen.method import Spec, TrainState
+from jaxgen.metrics.sets.quantise import adm, quantise
 from jaxgen.report import pictures, report
 from jaxgen.report.compare import compare
 from jaxgen.run import hub, networks, portable, record, start
+from jaxgen.run.data import write_data
 from jaxgen.run.encode import encode
 from jaxgen.run.lock import locked
 from jaxgen.run.model import Model, Samples, average_name, by_name, load, load_tokenizer, of_state
@@ -61,6 +64,7 @@ FREE = (
     ),
     *("data.workers", "data.prefetch", "data.test", "data.tokenizer"),
     *("data.source.path", "data.source.data_dir", "data.source.verify"),  # the same data, elsewhere
+    "data.source.download",
     *("data.source.of.path", "data.source.of.data_dir"),
     *("optimizer.learning_rate", "optimizer.weight_decay"),
 )
@@ -341,12 +345,23 @@ class Output:
     written, and for a folder with anything in it.
     """
 
-    def __init__(self, path: str | Path, option: str = "--out", *, replace: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        option: str = "--out",
+        *,
+        replace: bool = False,
+        npz: Literal["jaxgen", "adm"] = "jaxgen",
+        image_size: int | None = None,
+    ) -> None:
         """A dot alone makes no suffix: `samples_w2.5` is a folder.
 
-        replace: whether samples that are in the folder already make place.
+        replace: whether samples that are in the folder already make place. npz: "adm" for arr_0 and
+        arr_1 (`metrics.sets.quantise.adm`) in the place of our own arrays. image_size: pixels a
+        side that images get, as bytes (`data.folder.squares`); None: what they have.
         """
         self.path, self.replace = files.local(option, path), replace
+        self.npz, self.image_size = npz, image_size
         suffix = self.path.suffix.lower()
         self.folder = suffix not in (".png", ".npz")
         if self.folder and suffix.lstrip(".") in _OTHERS:
@@ -369,19 +384,33 @@ class Output:
             for old in pictures.earlier(self.path):
                 old.unlink()
             self.replace = False
-        pictures.save_samples(self.path, first, images, labels, names)
+        pictures.save_samples(self.path, first, self._sized(images), labels, names)
+
+    def _sized(self, images: np.ndarray) -> np.ndarray:
+        """Images [n, H, W, C] in [-1, 1] in the size that was asked for."""
+        if self.image_size is None:
+            return images
+        pixels = squares(quantise(np.asarray(images, np.float32)), self.image_size)
+        return np.asarray(normalise({"image": jnp.asarray(pixels)})["image"])
 
     def close(self, samples: Samples, columns: int, spec: Spec) -> None:
         """Write what is written in one piece. Codes that were not decoded go into arrays alone."""
         if self.folder or not hosts.first():
             return
         if self.path.suffix.lower() == ".png":
-            text = pictures.caption(spec.class_names, samples.labels, columns)
-            pictures.save_png(self.path, pictures.picture(spec, samples.images, columns), text)
+            picture = pictures.picture(spec, self._sized(samples.images), columns)
+            if spec.target is None:
+                how = pictures.named(picture, spec.class_names, samples.labels, columns)
+            else:
+                how = picture, pictures.caption(spec.class_names, samples.labels, columns)
+            pictures.save_png(self.path, *how)
+            return
+        if self.npz == "adm":
+            files.write_arrays(self.path, adm(self._sized(samples.images), samples.labels))
             return
         codes: dict[str, Any] = {} if samples.codes is None else {"codes": samples.codes}
         if samples.images is not samples.codes:
-            codes["images"] = samples.images
+            codes["images"] = self._sized(samples.images)
             codes["class_names"] = np.array(spec.class_names, np.str_)
         # Values a little beyond are what samplers give; who shows or scores images clips them.
         about: dict[str, Any] = {
@@ -473,7 +502,8 @@ def _save_picture(setup: Setup, workdir: Path, name: str, picture: np.ndarray) -
     text = None
     if setup.method.sampler is not None and setup.spec.target is None:
         per = setup.train.preview_per_label
-        text = pictures.caption(setup.spec.class_names, _preview_labels(setup), per)
+        names = setup.spec.class_names
+        picture, text = pictures.named(picture, names, _preview_labels(setup), per)
     if hosts.first():
         pictures.save_png(workdir / "samples" / f"{name}.png", picture, text)
 
@@ -587,5 +617,6 @@ __all__ = [
     "reconstruct_ema",
     "tokenize",
     "train",
+    "write_data",
     "write_samples",
 ]

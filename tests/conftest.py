@@ -78,6 +78,7 @@ UNOPTIMISED = {
     "test_nn_uvit.py",
     "test_lora.py",
     "test_other_runs.py",
+    "test_own_folder.py",
     "test_recipes_resume.py",
     "test_record.py",
     "test_steer_config.py",

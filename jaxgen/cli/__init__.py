@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "encode"),
-    *("ema", "compare", "export", "push", "pull", "plan", "launch", "doctor"),
+    *("data", "ema", "compare", "export", "push", "pull", "plan", "launch", "doctor"),
 )
 
 

@@ -15,7 +15,11 @@ from jaxgen.cli import trust_argument
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen compare`."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir, or a receipt's file")
-    parser.add_argument("--out", default="compare.html", help="the page (compare.html)")
+    parser.add_argument(
+        "--out",
+        default="compare.html",
+        help="x.html: a page; x.pdf: table and plots; x.csv; x.tex: a tabular (compare.html)",
+    )
     trust_argument(parser)
     parser.add_argument(
         "--force", action="store_true", help="compare unlike scores too, and say what differs"
@@ -29,5 +33,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = compare(args.runs, args.out, force=args.force)
     if not args.json:
         print(text(found))
-        print(f"Page: {found['out']}")
+        print(f"-> {found['out']}")
     return found

@@ -59,6 +59,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--background", default=None, help="behind images that lose their alpha (default: white)"
     )
+    files.add_argument(
+        "--image_size",
+        type=int,
+        default=None,
+        help="pixels a side to which images of other sizes are resized and cropped",
+    )
     parser.add_argument(
         "--out",
         default=None,
@@ -81,7 +87,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.cli import sampler_options
     from jaxgen.errors import invalid
 
-    for option in ("train", "range", "channels", "background"):
+    for option in ("train", "range", "channels", "background", "image_size"):
         if getattr(args, option) is not None:
             raise invalid(f"--{option}", getattr(args, option), "only with --reference")
     try:
@@ -128,6 +134,7 @@ def _of_files(args: argparse.Namespace) -> dict[str, Any]:
         scores=None if args.scores is None else args.scores.split(","),
         range=args.range,
         channels=args.channels,
+        image_size=args.image_size,
         **({} if args.background is None else {"background": args.background}),
         intervals=args.intervals,
         seed=args.seed or 0,

@@ -49,6 +49,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="x.png: grid; x.npz: arrays; else a new or an empty folder for PNGs",
     )
     parser.add_argument(
+        "--npz",
+        choices=("jaxgen", "adm"),
+        default="jaxgen",
+        help="what x.npz holds; adm: uint8 arr_0 and labels arr_1, which ADM's evaluator reads",
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=None, help="pixels a side that images are resized to"
+    )
+    parser.add_argument(
         "--replace", action="store_true", help="samples in the folder --out make place"
     )
 
@@ -59,6 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from jaxgen.api import Output
     from jaxgen.cli import sampler_options
+    from jaxgen.data.folder import RESIZER
     from jaxgen.errors import invalid
     from jaxgen.training.interrupt import Interrupted, Interrupts
     from jaxgen.training.log import say
@@ -66,8 +76,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     outs = args.out or (["samples.npz"] if args.codes else ["samples.png"])
     if args.codes and not all(out.endswith(".npz") for out in outs):
         raise invalid("--codes", ", ".join(outs), "--out x.npz: pictures are what is decoded")
-    outputs = [Output(out, replace=args.replace) for out in outs]
+    if args.npz != "jaxgen" and (args.codes or not any(out.endswith(".npz") for out in outs)):
+        raise invalid("--npz", args.npz, "with --out x.npz, of images")
+    if args.image_size is not None and (args.image_size < 1 or args.codes):
+        raise invalid("--image_size", args.image_size, "pixels >= 1, of images")
+    how = dict(replace=args.replace, npz=args.npz, image_size=args.image_size)
+    outputs = [Output(out, **how) for out in outs]
     model = loaded(args)
+    if (args.image_size or args.npz != "jaxgen") and model.setup.spec.target is not None:
+        given = args.image_size or args.npz
+        raise invalid("--image_size, --npz", given, "only of images; this model makes none")
     labels, columns = parse_labels(args.labels, args.per_label, model.setup.spec.class_names)
     changes = sampler_options(args)
     if args.guidance is not None:
@@ -115,6 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "ema": samples.ema,
         "out": paths,
+        **({} if args.image_size is None else {"image_size": args.image_size, "resize": RESIZER}),
     }
 
 

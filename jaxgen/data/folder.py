@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ from jaxgen.data.pixels import (
     MODES,
     UndecodableError,
     colour,
+    of_pixels,
     opened,
     with_channels,
 )
 from jaxgen.data.source import Source, check_labels
-from jaxgen.data.walk import listing
+from jaxgen.data.walk import listing, unlabelled
 from jaxgen.errors import invalid
 from jaxgen.files import local
 
@@ -54,15 +55,22 @@ class FolderSource(Source):
             except UndecodableError as error:
                 raise _undecodable([(file, str(error))], len(self.files)) from error
 
-        found = np.empty((len(indices), *self.shape), np.uint8)
-        if len(indices) < _WORTH_THREADS:
-            for row, index in zip(found, indices, strict=True):
-                row[...] = one(index)
-            return found
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for row, image in zip(found, pool.map(one, indices), strict=True):
-                row[...] = image
+        return stacked(one, indices, self.shape)
+
+
+def stacked(
+    one: Callable[[Any], np.ndarray], indices: Sequence[Any] | np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """one(index) of each, uint8 [n, *shape]; of many in threads."""
+    found = np.empty((len(indices), *shape), np.uint8)
+    if len(indices) < _WORTH_THREADS:
+        for row, index in zip(found, indices, strict=True):
+            row[...] = one(index)
         return found
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for row, image in zip(found, pool.map(one, indices), strict=True):
+            row[...] = image
+    return found
 
 
 def folder(
@@ -75,6 +83,7 @@ def folder(
     background: Any = BACKGROUND,
     splits: bool | None = None,
     class_names: tuple[str, ...] = (),
+    one_class: bool = False,
 ) -> FolderSource:
     """Images of `path/CLASS/...` or, where there are splits, `path/SPLIT/CLASS/...`: uint8, square.
 
@@ -86,8 +95,9 @@ def folder(
     verify: decode every file once when the source is opened (in threads). on_error: "raise" names
     and counts the bad files; "skip" verifies, says them and leaves them out. splits: whether the
     sub-folders are splits or classes, where names and contents do not say. class_names: the
-    classes in another order, label 0 first. Raises UsageError for a missing folder, a split that is
-    not there, no classes, and a class without images.
+    classes in another order, label 0 first. one_class: all images are of one class, "all", whatever
+    folders they lie in; splits are then splits only if `splits` says so. Raises UsageError for a
+    missing folder, a split that is not there, no classes, and a class without images.
     """
     if on_error not in ("raise", "skip"):
         raise invalid("source.on_error", on_error, "raise, skip")
@@ -99,10 +109,13 @@ def folder(
     root = local("source.path", path)
     if not root.is_dir():
         raise invalid("source.path", path, "an existing folder with one sub-folder per class")
-    found = listing(root, option="source.path", split=split, splits=splits)
+    look = unlabelled if one_class else listing
+    found = look(root, option="source.path", split=split, splits=splits)
     if found.labels is None:
         given = f"{found.root} with {len(found.files)} images of no class"
-        raise invalid("source.path", given, "a folder with one sub-folder per class")
+        fix = "As one class, they are trained on with source.one_class=True."
+        allowed = "a folder with one sub-folder per class"
+        raise invalid("source.path", given, allowed, fix if found.files else None)
     files = [str(found.root / name) for name in found.files]
     labels, names = check_labels(found.labels, found.classes or ())
     skipped: list[str] = []
@@ -161,6 +174,10 @@ def _listed(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+RESIZER = "halved by boxes, bicubic, centre crop (ADM)"
+"""How images come to be squares of another size, for receipts: `centre_crop`."""
+
+
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's resize (Dhariwal & Nichol 2021, `center_crop_arr`) of an image to size x size pixels.
 
@@ -178,9 +195,34 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def decode(file: str | Path, size: int, channels: int, background: Any = BACKGROUND) -> np.ndarray:
-    """One image file as uint8 [size, size, channels], by `centre_crop`. Raises UndecodableError."""
-    image = centre_crop(with_channels(opened(file), channels, background), size)
+    """One image file as uint8 [size, size, channels], by `fitted`. Raises UndecodableError."""
+    return fitted(opened(file), size, channels, background)
+
+
+def fitted(
+    picture: Image.Image, size: int, channels: int, background: Any = BACKGROUND
+) -> np.ndarray:
+    """An `opened` picture as uint8 [size, size, channels], by `centre_crop`."""
+    image = centre_crop(with_channels(picture, channels, background), size)
     if channels in (2, 4):
         # Resizing leaves black under alpha 0.
         image = with_channels(image, channels, background)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def squares(images: np.ndarray, size: int, background: Any = BACKGROUND) -> np.ndarray:
+    """Images uint8 [N, H, W, C] as [N, size, size, C], by `centre_crop`, as files are.
+
+    Raises UsageError for no size and for other arrays.
+    """
+    if size < 1:
+        raise invalid("--image_size", size, "pixels >= 1")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in MODES:
+        given = f"{images.dtype} {images.shape}"
+        raise invalid("--image_size", given, "images uint8 [N, H, W, 1 to 4] to resize")
+    channels = images.shape[-1]
+    return stacked(
+        lambda image: fitted(of_pixels(image), size, channels, background),
+        images,
+        (size, size, channels),
+    )

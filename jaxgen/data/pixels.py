@@ -10,7 +10,7 @@ import functools
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
@@ -236,7 +236,7 @@ def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def text(file: str | Path) -> dict[str, str]:
+def text(file: str | Path | BinaryIO) -> dict[str, str]:
     """What a PNG file says of itself, by keyword; nothing is decoded, and {} of other files."""
     try:
         with Image.open(file, formats=("PNG",)) as image:

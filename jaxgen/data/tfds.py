@@ -14,8 +14,10 @@ from PIL import Image
 
 from jaxgen.data.folder import centre_crop
 from jaxgen.data.source import Source, check_labels, to_channels
-from jaxgen.errors import invalid, unknown
+from jaxgen.errors import UsageError, invalid, unknown
 from jaxgen.files import local
+
+_FORM = {"file_format": "array_record"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,24 +57,31 @@ def tfds(
     label_key: str = "label",
     image_size: int | None = None,
     channels: int | None = None,
+    download: bool = False,
 ) -> TfdsSource:
     """A prepared TFDS data set as uint8 [N, H, W, channels], decoded when asked for.
 
     dataset: "mnist", "imagenet2012:5.1.0", "some_dataset/config". split: TFDS's own, slices
     such as "train[:90%]" included. data_dir: where it was prepared (TFDS's default if None).
     image_size: pixels a side, resized and cropped as `folder` does; None keeps the images, which
-    must then be of one size. Nothing is downloaded. Raises UsageError for a data set that is
-    unknown, not prepared, or not in a random-access format, and for keys it does not have.
+    must then be of one size. download: what is not prepared is downloaded and prepared, as
+    array_record, if there is a network; a few data sets need TensorFlow to be prepared. Raises
+    UsageError for a data set that is unknown, not prepared, or not in a random-access format, and
+    for keys it does not have.
     """
     import tensorflow_datasets
 
     data_dir = None if data_dir is None else str(local("source.data_dir", data_dir))
     how = (
-        f"Prepare it once: tfds.builder({dataset!r}, data_dir=..., "
-        'file_format="array_record").download_and_prepare()'
+        "Where there is a network, source.download=True does so. Or once, by hand: "
+        f'tfds.builder({dataset!r}, data_dir=..., file_format="array_record")'
+        ".download_and_prepare()"
     )
     try:
         builder = tensorflow_datasets.builder(dataset, data_dir=data_dir)
+        if download and not builder.is_prepared():
+            builder = tensorflow_datasets.builder(dataset, data_dir=data_dir, **_FORM)
+            _prepare(builder)
     except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
         where = data_dir or "TFDS's default data_dir"
         raise invalid("source.dataset", dataset, f"a TFDS name, or one prepared in {where}") from (
@@ -123,3 +132,15 @@ def tfds(
         image_key=image_key,
         resize=image_size is not None,
     )
+
+
+def _prepare(builder: Any) -> None:
+    """Download and prepare. Raises UsageError where that fails, whatever fails."""
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, the disk, or a package that preparing needs
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"source.download: {builder.name} could not be prepared in {builder.data_path}: "
+            f"{type(error).__name__}: {said}"
+        ) from error

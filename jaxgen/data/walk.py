@@ -32,6 +32,8 @@ SPLITS = frozenset(
 """Names by which a sub-folder is known as a half of the data rather than a class."""
 DATASET = "dataset.json"
 """Labels by file, as StyleGAN's tools write them: {"labels": [[file, label], ...]}."""
+ALL = "all"
+"""The class of images that have none."""
 SAMPLE = re.compile(r"(?:.*/)?[^/]*_label(\d+)\.\w+")
 CLASS = "Class"
 """What samples of ours are called, and the keyword under which their files say their class."""
@@ -75,6 +77,11 @@ class Listing:
         return (f"{self.root}: {len(self.files)} images; left out: {said}",)
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out: a dot before it, or a system's litter."""
+    return name.startswith(".") or name in _LITTER
+
+
 def walk(root: Path, option: str) -> Tree:
     """Image files at any depth, by extension; symbolic links are followed, but not in circles.
 
@@ -97,7 +104,7 @@ def walk(root: Path, option: str) -> Tree:
             raise invalid(option, str(folder), "folders that can be read", str(error)) from error
         for entry in entries:
             name = prefix + entry.name
-            if entry.name.startswith(".") or entry.name in _LITTER:
+            if hidden(entry.name):
                 left["hidden files and folders"] += 1
             elif entry.is_dir():
                 if not prefix:
@@ -157,6 +164,26 @@ def listing(
     inside.sort(key=lambda file: tuple(file.split("/", 1)))
     labels = np.array([place[file.split("/", 1)[0]] for file in inside])
     return Listing(tree.root, tuple(inside), labels, classes, left)
+
+
+def unlabelled(
+    path: Path, *, option: str, split: str | None = None, splits: bool | None = None
+) -> Listing:
+    """All images of a folder, or of its sub-folder `split` where `splits` says so, as of one class.
+
+    Raises UsageError for a folder without images, and for a split that is not there.
+    """
+    if split not in (None, "train") and not splits:
+        raise invalid("source.split", split, "train, or another split with source.splits=True")
+    root = path / split if splits and split else path
+    if not root.is_dir():
+        folders = walk(path, option).folders
+        raise invalid("source.split", split, f"a sub-folder of {path}: {_and(folders)}")
+    tree = walk(root, option)
+    if not tree.files:
+        raise invalid(option, str(root), "a folder with images")
+    labels = np.zeros(len(tree.files), np.int64)
+    return Listing(tree.root, tree.files, labels, (ALL,), tree.left_out)
 
 
 def _are_splits(tree: Tree, split: str, option: str, asked: bool) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxgen import files
 from jaxgen.data.pixels import MODES, png
@@ -15,7 +18,11 @@ from jaxgen.errors import invalid
 from jaxgen.method import Spec
 from jaxgen.metrics.sets.quantise import quantise
 
-_OURS = re.compile(r"\d{6,}_label\d+\.png")
+_OURS = re.compile(r"\d{6,}(_.+)?_label\d+\.png")
+MARGIN = "Margin"
+"""The keyword under which a grid's file says how many pixels at its left are names."""
+_LETTERS = 24
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
@@ -79,6 +86,40 @@ def save_png(path: str | Path, picture: np.ndarray, text: Mapping[str, str] | No
     files.write(path, png(picture, text))
 
 
+def named(
+    picture: np.ndarray, names: Sequence[str], labels: np.ndarray, columns: int
+) -> tuple[np.ndarray, dict[str, str]]:
+    """A grid with the class of each row at its left, and what its file says (`bare` undoes it).
+
+    picture: uint8 [H, W, 3 or 4], of images with `labels` [N], `columns` in a row. Where a row is
+    of several classes the grid stays as it is.
+    """
+    text = caption(names, labels, columns)
+    parts = [labels[i : i + columns].tolist() for i in range(0, len(labels), columns)]
+    if any(len(set(part)) > 1 for part in parts):
+        return picture, text
+    rows = [" ".join(names[y].split()) if y < len(names) else "no label" for y, *_ in parts]
+    height = picture.shape[0] // len(rows)
+    font = ImageFont.truetype(FONT, max(8, min(13, height - 2)))
+    shown = [row if len(row) <= _LETTERS else f"{row[: _LETTERS - 1]}…" for row in rows]
+    boxes = [font.getbbox(row) for row in shown]
+    margin = math.ceil(max(box[2] for box in boxes)) + 8
+    canvas = Image.new("RGB", (margin, picture.shape[0]), "white")
+    pen = ImageDraw.Draw(canvas)
+    for i, row in enumerate(shown):
+        pen.text((4, 1 + (i + 0.5) * height), row, fill="#1a1d21", font=font, anchor="lm")
+    left = np.asarray(canvas)
+    if picture.shape[2] == 4:
+        left = np.concatenate([left, np.full_like(left[..., :1], 255)], -1)
+    return np.concatenate([left, picture], 1), {**text, MARGIN: str(margin)}
+
+
+def bare(picture: np.ndarray, text: Mapping[str, str]) -> np.ndarray:
+    """A grid that was read from a file with `text`, without the names that `named` put there."""
+    said = text.get(MARGIN, "0")
+    return picture[:, int(said) if said.isdecimal() else 0 :]
+
+
 def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str, str]:
     """What a grid's file says of its rows: the class of each, or classes where they are mixed."""
     named = [names[y] if y < len(names) else "no label" for y in labels.tolist()]
@@ -90,9 +131,11 @@ def caption(names: Sequence[str], labels: np.ndarray, columns: int) -> dict[str,
 def save_samples(
     path: Path, first: int, images: np.ndarray, labels: Sequence[int], names: Sequence[str]
 ) -> None:
-    """Write images [n, H, W, C] in [-1, 1], C from 1 to 4, as PNGs called 000000_label3.png.
+    """Write images [n, H, W, C] in [-1, 1], C from 1 to 4, as PNGs called 000000_cat_label3.png.
 
-    first: the number of the first; labels of all. Each says the name of its class under the keyword
+    first: the number of the first; labels of all. The name of the class is left out of the file's
+    where it is the label's number, and has dashes for what file names had better not hold. Each
+    says the name of its class under the keyword
     `Class`, by which folders are trained on and scored (`data.walk`).
     """
     pixels = quantise(np.asarray(images, np.float32))
@@ -101,8 +144,15 @@ def save_samples(
         pixels = pixels[..., :1]
     for i, image in enumerate(pixels, first):
         label = int(labels[i])
-        text = {CLASS: names[label]} if label < len(names) else None
-        save_png(path / f"{i:06d}_label{label}.png", image, text)
+        name = names[label] if label < len(names) else None
+        text = None if name is None else {CLASS: name}
+        word = "" if name in (None, str(label)) else f"{_word(str(name))}_"
+        save_png(path / f"{i:06d}_{word}label{label}.png", image, text)
+
+
+def _word(name: str) -> str:
+    """A class's name as a part of a file's: letters, digits, dots and dashes, forty at most."""
+    return re.sub(r"[^\w.-]+", "-", name)[:40].strip("-.") or "class"
 
 
 def check_folder(path: Path, replace: bool, option: str = "--out") -> None:

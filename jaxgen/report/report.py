@@ -16,10 +16,11 @@ from PIL import Image
 
 from jaxgen import __version__
 from jaxgen import config as configs
-from jaxgen.data.pixels import png
+from jaxgen.data.pixels import png, text
 from jaxgen.files import json_text, read_json
 from jaxgen.report.page import image, page, plot, table
 from jaxgen.report.page import png as drawn
+from jaxgen.report.pictures import bare
 from jaxgen.run.model import Model
 from jaxgen.scoring import title
 from jaxgen.scoring.common import receipts
@@ -86,7 +87,8 @@ def rewrite(workdir: Path, model: Model) -> None:
     grids = {}
     for path in sorted((workdir / "samples").glob("final_*.png")):
         with Image.open(path) as picture:
-            grids[path.stem.removeprefix("final_")] = np.asarray(picture.convert("RGB"))
+            shown = bare(np.asarray(picture.convert("RGB")), text(path))
+            grids[path.stem.removeprefix("final_")] = shown
     written = {"written": datetime.now(UTC).isoformat(timespec="seconds")}
     _write(workdir, model, content | {"results": results} | written, grids)
 

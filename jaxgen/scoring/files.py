@@ -31,13 +31,15 @@ def evaluate_files(
     range: str | None = None,
     channels: int | None = None,
     background: Any = BACKGROUND,
+    image_size: int | None = None,
     intervals: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Scores of images or features in files, whoever made them: `metrics.files.evaluate_sets`.
 
-    samples, reference, train, range, channels, background: see `metrics.sets.load`. features: the
+    samples, reference, train, range, channels, background, image_size: see `metrics.sets.load`.
+    features: the
     name of an extractor and its weights, "classifier" or "identity"; None: identity for arrays
     [N, d]; for images the standard Inception network if its weights are here, and otherwise a
     classifier trained on the reference's labels. out: a file for the receipt, too.
@@ -47,7 +49,9 @@ def evaluate_files(
     check_names(scores)
     if out is not None:
         files.check_out("--out", out, (".json",))
-    how: dict[str, Any] = dict(range=range, channels=channels, background=background)
+    how: dict[str, Any] = dict(
+        range=range, channels=channels, background=background, image_size=image_size
+    )
     made = sets.load(samples, option="--samples", **how)
     known = sets.load(reference, option="--reference", **how)
     learnt = None if train is None else sets.load(train, option="--train", **how)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxgen.cli import main
 from jaxgen.cli.sample import parse_labels
+from jaxgen.data.folder import centre_crop
 from jaxgen.errors import UsageError
 from tests.running import run, start, train_arguments, wait_for
 
@@ -62,6 +63,46 @@ def test_image_i_of_seed_s_is_the_same_at_any_batch_size(trained, tmp_path, solv
     np.testing.assert_allclose(images[0], images[1], atol=2e-5)
     np.testing.assert_allclose(images[0], images[2], atol=2e-5)
     assert np.abs(images[0][:5] - images[0][6:11]).max() > 0.1
+
+
+def test_samples_for_adms_evaluator_and_of_another_size(trained, tmp_path, capsys):
+    base = ["sample", "--workdir", str(trained), "--labels", "3:2,8:3", "--json"]
+    assert main([*base, "--out", str(tmp_path / "ours.npz")]) == 0
+    sized = ["--npz", "adm", "--image_size", "12", "--out", str(tmp_path / "big.npz")]
+    capsys.readouterr()
+    outs = ["--out", str(tmp_path / "grid.png"), "--out", str(tmp_path / "many")]
+    assert main([*base, *sized, *outs]) == 0
+    found = json.loads(lines(capsys)[0])
+    assert found["image_size"] == 12 and "bicubic" in found["resize"]
+    assert main([*base, "--npz", "adm", "--out", str(tmp_path / "adm.npz")]) == 0
+    ours, adm, big = (np.load(tmp_path / f"{name}.npz") for name in ("ours", "adm", "big"))
+    assert sorted(adm.files) == ["arr_0", "arr_1"] and adm["arr_1"].tolist() == [3, 3, 8, 8, 8]
+    # The bytes of a PNG, as Pillow rounds half up of floats in 0..255; grey as three channels.
+    pixels = np.clip(np.floor((ours["images"].astype(np.float64) + 1) * 127.5 + 0.5), 0, 255)
+    np.testing.assert_array_equal(adm["arr_0"], np.repeat(pixels, 3, -1).astype(np.uint8))
+    expected = [np.asarray(centre_crop(Image.fromarray(i[..., 0]), 12)) for i in adm["arr_0"]]
+    np.testing.assert_array_equal(big["arr_0"][..., 0], expected)
+    first = np.asarray(Image.open(tmp_path / "many" / "000000_label3.png"))
+    np.testing.assert_array_equal(first, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--npz", "adm"], "--npz: got 'adm'; allowed: with --out x.npz"),
+        (["--npz", "edm"], "invalid choice: 'edm'"),
+        (["--image_size", "0"], "--image_size: got 0"),
+        (["--image_size", "8", "--codes"], "--image_size: got 8; allowed: pixels >= 1, of images"),
+        (["--npz", "adm", "--codes"], "--npz: got 'adm'"),
+    ],
+)
+def test_forms_that_samples_cannot_have_are_refused(options, message, trained, tmp_path, capsys):
+    ended = 0
+    try:
+        ended = main(["sample", "--workdir", str(trained), "--per_label", "1", *options])
+    except SystemExit as error:  # argparse's own
+        ended = error.code
+    assert ended == 2 and message in lines(capsys)[1]
 
 
 def test_autoguidance_moves_away_from_the_worse_average(trained, tmp_path):

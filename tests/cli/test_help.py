@@ -1,4 +1,4 @@
-"""What the command line says of itself: help, versions, the closest word, configs by name, doctor."""
+"""What the command line says of itself: help, versions, the closest word, configs, doctor."""
 
 import argparse
 import json

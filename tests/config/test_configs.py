@@ -36,6 +36,8 @@ def tiny_source(name: str, folder: Path) -> list[str]:
     if name == "fashion_mnist":
         path = arrays(folder, (28, 28, 1))
         return [source + repr(dict(name="arrays.arrays", path=path))]
+    if name == "own_folder":
+        return []
     if name == "cifar10_edm":
         path = arrays(folder, (32, 32, 3))
         return [source + repr(dict(name="arrays.arrays", path=path)), "data.workers=0", OTHER]
@@ -58,7 +60,20 @@ def tiny_source(name: str, folder: Path) -> list[str]:
     return [f"data.source.path={folder}/latents.npz", "data.workers=0", OTHER]
 
 
+def argument(name: str, folder: Path) -> str:
+    """What comes after the colon, of a config that needs something there: a folder of images."""
+    if name != "own_folder":
+        return ""
+    for label in range(CLASSES):
+        (folder / f"class {label}").mkdir()
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 256, (40, 36, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{i}.png")
+    return f":{folder},32,cpu"
+
+
 NARROW = {
+    "own_folder": ["model.width=16", "model.depth=1"],
     "digits": ["model.width=16", "model.depth=1"],
     "digits_uvit": ["model.width=16", "model.depth=3"],
     "digits_vqgan": ["model.widths=(8,16)"],
@@ -80,7 +95,7 @@ NARROW = {
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_takes_a_step(path, tmp_path):
-    config = configs.load(str(path))
+    config = configs.load(f"{path}{argument(path.stem, tmp_path)}")
     # A warm-up in images would make the first step's rate too small to see.
     narrow = NARROW.get(path.stem, [])
     overrides = [*tiny_source(path.stem, tmp_path), *narrow, "data.batch_size=8"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import itertools
 import pickle
 import struct
@@ -16,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jaxgen.data import batches, order, whole
+from jaxgen.data.array_record import array_record
 from jaxgen.data.arrays import arrays
 from jaxgen.data.digits import digits
 from jaxgen.data.folder import centre_crop, folder
@@ -490,6 +492,38 @@ def test_tfds_resizes_images_of_any_size_as_folder_does(prepared):
 def test_tfds_refuses_what_is_not_there(prepared, options, message):
     with pytest.raises(UsageError, match=message):
         tfds(**{"dataset": "jaxgen_tiny", "data_dir": prepared, **options})
+
+
+def test_array_records_of_tfds_are_read_as_they_lie(prepared):
+    known = tfds("jaxgen_tiny", data_dir=prepared, image_key="even")
+    path = f"{prepared}/jaxgen_tiny/1.0.0/jaxgen_tiny-{{split}}.array_record-*"
+    source = array_record(path, image="even")
+    assert source.class_names == known.class_names == ("ant", "bee", "cow")
+    np.testing.assert_array_equal(source.labels, known.labels)
+    np.testing.assert_array_equal(whole(source)["image"], whole(known)["image"])
+    assert len(array_record(path, split="test", image="even")) == 6
+    numbers = array_record(path, image="even", label="size")
+    np.testing.assert_array_equal(numbers.labels % 3, known.labels)
+
+
+def test_tfds_downloads_what_is_not_prepared_only_on_request(prepared, tmp_path, monkeypatch):
+    import tensorflow_datasets
+
+    # The builder's code lies beside what it prepared.
+    monkeypatch.syspath_prepend(f"{prepared}/../code")
+    importlib.import_module("jaxgen_tiny_package.tiny")
+    asked = dict(dataset="jaxgen_tiny", data_dir=str(tmp_path), image_key="even")
+    with pytest.raises(UsageError, match="source.dataset: got 'jaxgen_tiny'.*source.download=True"):
+        tfds(**asked)
+    source = tfds(**asked, download=True)
+    known = tfds("jaxgen_tiny", data_dir=prepared, image_key="even")
+    np.testing.assert_array_equal(whole(source)["image"], whole(known)["image"])
+    # Prepared once: nothing is asked for again.
+    cls = tensorflow_datasets.core.DatasetBuilder
+    monkeypatch.setattr(cls, "download_and_prepare", lambda self: 1 / 0)
+    tfds(**asked, download=True)
+    with pytest.raises(UsageError, match="source.download: jaxgen_tiny .*ZeroDivisionError"):
+        tfds(**{**asked, "data_dir": str(tmp_path / "other")}, download=True)
 
 
 def test_tfds_says_how_to_prepare_what_is_not_prepared(tmp_path):

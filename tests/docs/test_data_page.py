@@ -11,4 +11,4 @@ def test_the_examples_of_the_page_run():
     runner = doctest.DocTestRunner()
     test = doctest.DocTestParser().get_doctest(PAGE.read_text(), {}, "data.md", None, 0)
     failed = runner.run(test, out=report.append).failed
-    assert len(test.examples) == 5 and not failed, "".join(report)
+    assert len(test.examples) == 16 and not failed, "".join(report)

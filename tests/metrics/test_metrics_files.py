@@ -13,6 +13,7 @@ from jaxgen.api import evaluate_files
 from jaxgen.cli import main
 from jaxgen.data import whole
 from jaxgen.data.digits import digits
+from jaxgen.data.folder import centre_crop, folder
 from jaxgen.errors import UsageError
 from jaxgen.metrics import Training, train_classifier
 from jaxgen.metrics.scores.table import SCORES, Pair, Side, compute
@@ -342,3 +343,40 @@ def test_bad_input_is_one_message_and_code_2(files, case, capsys, monkeypatch):
     assert main(command(*words.split())) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("jaxgen: error:") == 1 and "Traceback" not in said
+
+
+def means(images):
+    """Features of one's own: an image's mean colour."""
+    return images.mean((1, 2))
+
+
+def test_images_of_other_sizes_are_resized_as_training_does_and_the_receipt_says_so(tmp_path):
+    chance = np.random.default_rng(0)
+    pictures = [chance.integers(0, 256, (9 + i, 14, 3), np.uint8) for i in range(6)]
+    for i, pixels in enumerate(pictures):
+        (tmp_path / "photos" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / str(i % 2) / f"{i}.png")
+    found = sets.load(tmp_path / "photos", option="--reference", image_size=8)
+    source = folder(str(tmp_path / "photos"), 8)
+    np.testing.assert_array_equal(found.images, source.images(np.arange(6)))
+    assert "bicubic" in found.describe()["resize"] and "8 pixels" in found.describe()["resize"]
+    np.savez(tmp_path / "a.npz", arr_0=found.images, arr_1=source.labels)
+    same = sets.load(tmp_path / "a.npz", option="--samples", image_size=8)
+    assert same.resize is None and same.sha256 == found.sha256
+    np.savez(tmp_path / "b.npz", arr_0=np.stack([p[:9] for p in pictures]), arr_1=source.labels)
+    other = sets.load(tmp_path / "b.npz", option="--samples", image_size=8)
+    expected = [np.asarray(centre_crop(Image.fromarray(p[:9]), 8)) for p in pictures]
+    np.testing.assert_array_equal(other.images, expected)
+    grey = sets.load(tmp_path / "photos", option="--reference", image_size=8, channels=1)
+    same = folder(str(tmp_path / "photos"), 8, channels=1)
+    np.testing.assert_array_equal(grey.images, same.images(np.arange(6)))
+    with pytest.raises(UsageError, match="--image_size: got 0"):
+        sets.load(tmp_path / "a.npz", option="--samples", image_size=0)
+    receipt = evaluate_files(
+        tmp_path / "a.npz",
+        tmp_path / "photos",
+        features=f"{__name__}:means",
+        scores=["fid"],
+        image_size=8,
+    )
+    assert "resize" not in receipt["samples"] and "bicubic" in receipt["reference"]["resize"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.report import page, report
 from jaxgen.report.compare import compare
+from jaxgen.report.compare.figures import over_images, planes
 from jaxgen.report.compare.likeness import best, differences
 from jaxgen.report.compare.neighbours import nearest_training, pixels, search
 from jaxgen.report.compare.receipts import entries
@@ -383,3 +385,78 @@ def test_names_of_classes_and_configs_are_no_html_in_a_report(tmp_path):
     grids = {f"samples{EVIL}": np.zeros((8, 8, 3), np.uint8)}
     page = report._page(workdir, content, b"", grids, f"a row a class ({EVIL})")
     assert "&lt;script&gt;" in page and "<script" not in page and "<b>$" not in page
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Two runs with strange names at two guidance scales and three numbers of images seen."""
+    folders = [tmp_path / "a_$b&c", tmp_path / "ours ~^ {run}"]
+    for i, run in enumerate(folders):
+        for j, seen in enumerate((1000, 2000, 4000)):
+            for scale in (1.0, 2.0):
+                values = made(3 / (i + j + scale), 0.5 + 0.1 * j + 0.01 * i, 0.6 - 0.1 * j)
+                put(run, values | dict(images_seen=seen, guidance=scale), f"e_{seen}_{scale:g}")
+    return folders
+
+
+def test_a_table_of_values_holds_every_score_of_every_receipt(runs, tmp_path):
+    content = compare(runs, tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(content["scores"])
+    for row in rows:
+        score = content["scores"][row["score"]]
+        assert float(row["value"]) == score["values"][row["receipt"]]
+        interval = score["intervals"][row["receipt"]]
+        assert [row["low"], row["high"]] == (
+            ["", ""] if interval is None else [*map(str, interval)]
+        )
+        assert row["mark"] == score["best"].get(row["receipt"], "")
+
+
+def test_a_tabular_escapes_names_and_marks_the_best(many, tmp_path):
+    content = compare(many, tmp_path / "c.tex")
+    text = (tmp_path / "c.tex").read_text()
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    # A head, a line a receipt, and the floor; as many cells as columns in each.
+    assert len(body) == 1 + len(content["receipts"]) + 1
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
+    assert {len(re.split(r"(?<!\\)&", line)) for line in body} == {len(columns)}
+    assert r"a\_\$b\&c" in text and r"ours \textasciitilde{}\textasciicircum{} \{run\}" in text
+    bold = [line for line in body if line.split(" & ")[1].startswith(r"\textbf")]
+    assert len(bold) == 1 and "ours" in bold[0] and "guidance 2, 4,000 images" in bold[0]
+    # What is special to TeX stands nowhere by itself.
+    cells = re.sub(
+        r"\\[&%$#_{}]|\$\\(down|up)arrow\$|\\text\w+\{|\\underline\{|[{}]", "", "".join(body)
+    )
+    assert not re.search(r"[%$#_~^]", cells)
+
+
+def test_a_pdf_has_a_page_for_the_table_and_one_for_each_plot(many, tmp_path):
+    compare(many, tmp_path / "c.html")
+    plots = (tmp_path / "c.html").read_text().count('<figure class="plot">')
+    compare(many, tmp_path / "c.pdf")
+    data = (tmp_path / "c.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and len(re.findall(rb"/Type /Page\b", data)) == 1 + plots
+    compare(many, tmp_path / "again.pdf")
+    assert (tmp_path / "again.pdf").read_bytes() == data
+
+
+@pytest.mark.parametrize("draw", [lambda e: over_images(e, {}), planes], ids=["curves", "plane"])
+def test_words_stand_in_the_plot_beside_what_they_are_of_and_on_no_other_words(draw, many):
+    found = entries(many)
+    drawn = draw(found)
+    assert drawn
+    for figure, _ in drawn:
+        axis = figure.axes[0]
+        figure.draw_without_rendering()
+        texts = [t for t in axis.texts if t.get_text()]
+        assert {t.get_text().replace("\n", " ") for t in texts} == {
+            f"{run.name}, guidance {scale}" for run in many for scale in (1, 2)
+        }
+        assert not figure.legends and axis.get_legend() is None
+        boxes = [t.get_window_extent() for t in texts]
+        inside = axis.get_window_extent()
+        assert all(inside.y0 - 1 <= b.y0 and b.y1 <= inside.y1 + 1 for b in boxes)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        assert len({t.get_color() for t in texts}) == len(texts)

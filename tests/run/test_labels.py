@@ -80,7 +80,9 @@ def test_samples_are_scored_by_the_names_of_their_classes(trained, data, tmp_pat
     words = ("sample", "--workdir", str(workdir), "--out", str(out), "--per_label", "3")
     answer(*words, "--labels", "10,1")
     names = sorted(file.name for file in out.iterdir())
-    assert names == [f"{i:06d}_label{y}.png" for i, y in enumerate([2] * 3 + [0] * 3)]
+    assert names == [
+        f"{i:06d}_{said}.png" for i, said in enumerate(["10_label2"] * 3 + ["1_label0"] * 3)
+    ]
     found, known = load(out, option="--samples"), load(data, option="--reference")
     assert found.classes == ("1", "10") and known.classes == NAMES
     # Ten is the third class, not what stands second among names as text.

@@ -166,7 +166,9 @@ def _same_shape(samples: Set, reference: Set, train: Set | None) -> None:
             allowed = f"the reference's image shape {reference.images.shape[1:]}"
             option = "--samples" if other is samples else "--train"
             same = other.images.shape[1:3] == reference.images.shape[1:3]
-            fix = "Channels can be made alike: --channels 3, for example." if same else None
+            fix = "Channels can be made alike: --channels 3, for example."
+            if not same:
+                fix = "Sizes can be made alike: --image_size 64, for example."
             raise invalid(option, given, allowed, fix)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxgen.data.arrays import clipped, named
 from jaxgen.data.classes import listed, matched
+from jaxgen.data.folder import RESIZER, fitted, squares
 from jaxgen.data.pixels import (
     BACKGROUND,
     MODES,
@@ -52,6 +53,7 @@ class Set:
     are not at hand; counted: whether the file says of how many. One of the three is there. labels:
     integers [N], or None; classes: what they are labels of, label 0 first, where the set says so;
     some: whether there may be more classes. sha256: of the array that is scored, and of its shape.
+    resize: how images came to their size, where some had another.
     left_out: how many files of a folder of each kind; notes: the same, to be said.
     """
 
@@ -67,6 +69,7 @@ class Set:
     notes: tuple[str, ...] = ()
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     some: bool = False
+    resize: str | None = None
 
     @property
     def size(self) -> int | None:
@@ -86,6 +89,8 @@ class Set:
         }
         if self.images is not None:
             description |= {"shape": list(self.images.shape[1:]), "quantiser": "round half up"}
+        if self.resize is not None:
+            description["resize"] = self.resize
         if self.lost:
             description["not_finite"] = self.lost
         if self.labels is not None:
@@ -105,6 +110,7 @@ def load(
     range: str | None = None,
     channels: int | None = None,
     background: Any = BACKGROUND,
+    image_size: int | None = None,
 ) -> Set:
     """Read a set. option: what messages call it. range: of float images, one of `pixels.RANGES`.
 
@@ -115,8 +121,9 @@ def load(
     images, 1 to 4 (`pixels.with_channels`, as training sees them); None: as they are, hidden
     colours too, and of a folder whose images differ, colours where some have colours and alpha
     where all have alpha. background: what is seen through
-    transparent images that lose their alpha. Raises UsageError for what cannot be read and for what
-    cannot be scored.
+    transparent images that lose their alpha. image_size: pixels a side to which images of other
+    sizes are resized and cropped, as training does (`data.folder.centre_crop`); None: all are of
+    one size. Raises UsageError for what cannot be read and for what cannot be scored.
     """
     path = local(option, path)
     if range is not None and range not in RANGES:
@@ -124,8 +131,10 @@ def load(
     if channels is not None and channels not in MODES:
         raise invalid("--channels", channels, "1 grey, 2 grey and alpha, 3 RGB, 4 RGBA")
     colour(background, "--background")
+    if image_size is not None and image_size < 1:
+        raise invalid("--image_size", image_size, "pixels >= 1")
     if path.is_dir():
-        return _folder(path, option, channels, background)
+        return _folder(path, option, channels, background, image_size)
     if path.suffix not in (".npy", ".npz"):
         raise invalid(option, str(path), KINDS)
     if not path.is_file():
@@ -164,10 +173,25 @@ def load(
             labels=None if unlabelled else found.labels,
             classes=None if unlabelled else classes,
         )
-    if channels is None or found.images is None:
+    if found.images is not None and channels is not None:
+        images = np.stack([of_channels(image, channels, background) for image in found.images])
+        found = dataclasses.replace(found, images=images, sha256=_digest(images))
+    if found.images is None or image_size in (None, *_square(found.images.shape)):
         return found
-    images = [of_channels(image, channels, background) for image in found.images]
-    return dataclasses.replace(found, images=np.stack(images), sha256=_digest(np.stack(images)))
+    assert image_size is not None
+    images = squares(found.images, image_size, background)
+    how = _resized(image_size)
+    return dataclasses.replace(found, images=images, sha256=_digest(images), resize=how)
+
+
+def _square(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The side of images [N, H, W, C] that are squares, else nothing."""
+    return (shape[1],) if shape[1] == shape[2] else ()
+
+
+def _resized(size: int) -> str:
+    """For a receipt."""
+    return f"{RESIZER} to {size} pixels"
 
 
 def aligned(data: Set, reference: Set, option: str, say: Callable[[str], None]) -> Set:
@@ -282,19 +306,27 @@ def _statistics(arrays: Mapping[str, np.ndarray], name: str, option: str) -> Set
     return Set(name, digest, moments=moments, counted=size is not None)
 
 
-def _folder(path: Path, option: str, channels: int | None, background: Any) -> Set:
+def _folder(
+    path: Path, option: str, channels: int | None, background: Any, size: int | None
+) -> Set:
     found = listing(path, option=option)
     if not found.files:
         allowed = f"a folder with images ({', '.join(sorted(extensions()))})"
         raise invalid(option, str(path), allowed)
 
+    others: list[str] = []
+
     def read(file: str) -> Image.Image:
         try:
-            return opened(found.root / file)
+            picture = opened(found.root / file)
         except UndecodableError as error:
             raise invalid(
                 option, str(found.root / file), "images that can be decoded", str(error)
             ) from error
+        if size is None or picture.size == (size, size):
+            return picture
+        others.append(file)
+        return of_pixels(fitted(picture, size, channels or len(picture.getbands()), background))
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         pictures = list(pool.map(read, found.files))
@@ -302,7 +334,8 @@ def _folder(path: Path, option: str, channels: int | None, background: Any) -> S
     for file, image in zip(found.files, pictures, strict=True):
         if image.size != first:
             given = f"{found.files[0]} {first} and {file} {image.size}"
-            raise invalid(option, given, "images of one size (width, height)")
+            fix = "Or --image_size N, to resize them as training does."
+            raise invalid(option, given, "images of one size (width, height)", fix)
     asked = channels
     if channels is None:
         modes = [image.mode for image in pictures]
@@ -322,6 +355,7 @@ def _folder(path: Path, option: str, channels: int | None, background: Any) -> S
         some=found.some,
         notes=found.notes,
         left_out=found.left_out,
+        resize=_resized(size) if others and size is not None else None,
     )
 
 

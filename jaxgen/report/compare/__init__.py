@@ -2,7 +2,7 @@
 
     jaxgen compare runs/a runs/b other/receipt.json --out compare.html
 
-`receipts` reads, `likeness` refuses and ranks, `neighbours` and `page` show.
+`receipts` reads, `likeness` refuses and ranks, `neighbours`, `page` and `tables` show.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgen import files
 from jaxgen.data.pixels import png
 from jaxgen.errors import UsageError, invalid
-from jaxgen.report.compare.figures import Picture
+from jaxgen.report.compare.figures import Picture, over_images, planes
 from jaxgen.report.compare.likeness import Difference, differences, shared
 from jaxgen.report.compare.neighbours import Neighbours, grid_of, nearest_training, pixels
 from jaxgen.report.compare.page import made, marked, number, render
 from jaxgen.report.compare.receipts import Entry, entries
+from jaxgen.report.compare.tables import comma_separated, latex, portable
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl, say
 
 __all__ = ["compare", "text"]
 
+FORMS = (".html", ".pdf", ".csv", ".tex")
+
 
 def compare(
     runs: Sequence[str | Path], out: str | Path = "compare.html", *, force: bool = False
 ) -> dict[str, Any]:
-    """Compare the receipts of runs (workdirs, or receipts' files) and write one page.
+    """Compare the receipts of runs (workdirs, or receipts' files) and write one file.
+
+    out: .html, a page; .pdf, the table and the plots for a paper; .csv, a line a value; .tex, a
+    `tabular` for booktabs.
 
     Scores of one name must have been measured alike: features, reference, number of samples, k,
     splits, dtype, labels and every other setting that a receipt states; only results, seeds,
@@ -40,8 +47,9 @@ def compare(
     it), receipts that share no score, and unlike ones.
     """
     out = Path(out)
-    if out.suffix != ".html":
-        raise invalid("--out", str(out), "a name that ends in .html")
+    if out.suffix not in FORMS:
+        raise invalid("--out", str(out), f"a name that ends in {', '.join(FORMS)}")
+    files.check("--out", out)
     if not runs:
         raise invalid("RUN", "nothing", "workdirs, or receipts' files")
     receipts = entries(runs)
@@ -58,13 +66,20 @@ def compare(
                 "Measure them alike, or use --force to see them side by side all the same."
             )
         say(f"WARNING: not measured alike:\n{lines}")
-    samples, neighbours, notes = _shown(receipts)
     curves = {e.run: read_jsonl(e.workdir / "metrics.jsonl") for e in receipts if e.workdir}
-    page = render(receipts, unlike, curves, samples, neighbours, notes)
-    write_atomic(out, page)
-    for note in notes:
-        say(note)
-    return _content(receipts, unlike, notes, out)
+    if out.suffix == ".html":
+        samples, neighbours, notes = _shown(receipts)
+        write_atomic(out, render(receipts, unlike, curves, samples, neighbours, notes))
+        for note in notes:
+            say(note)
+        return _content(receipts, unlike, notes, out)
+    content = _content(receipts, unlike, [], out)
+    if out.suffix == ".pdf":
+        plots = [*over_images(receipts, curves), *planes(receipts)]
+        files.write(out, portable(text(content), plots))
+    else:
+        write_atomic(out, (latex if out.suffix == ".tex" else comma_separated)(content))
+    return content
 
 
 def text(content: dict[str, Any]) -> str:

@@ -1,13 +1,21 @@
-"""Plots of a comparison: scores over images seen, the precision-recall plane."""
+"""Plots of a comparison: scores over images seen, the precision-recall plane.
+
+What a line or a point is of stands beside it, in its colour, and not in a legend.
+"""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import Bbox
 
 from jaxgen.report import page
 from jaxgen.report.compare.receipts import Entry
@@ -15,9 +23,19 @@ from jaxgen.report.compare.receipts import Entry
 # Told apart by people who see fewer colours too (Okabe & Ito 2008), our own accent first.
 COLOURS = ("#2457d6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5c6570")
 MARKS = "osD^vP*X"
+WIDE = 20
+"""Letters of a line of words beside a curve."""
+MANY = 8
+"""Points of which each has a name of its own."""
+OFFSETS = [sign * 3 * n for n in range(3, 60) for sign in (1, -1)]
+"""Where words may stand, in points above or below what they are of, the nearest first."""
 
 # A PNG file's bytes, and what it shows.
 Picture = tuple[bytes, str]
+# The same of a plot that is not drawn yet.
+Plot = tuple[Figure, str]
+# (x, y, words, colour): what is said at a point of an axis.
+Label = tuple[float, float, str, str]
 # label -> points (images seen, value)
 Series = dict[str, list[tuple[float, float]]]
 
@@ -45,7 +63,7 @@ def colours(entries: Sequence[Entry]) -> dict[str, str]:
 
 def over_images(
     entries: Sequence[Entry], curves: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[Picture]:
+) -> list[Plot]:
     """A plot for each score that some run has at two or more numbers of images seen."""
     names = dict.fromkeys(name for entry in entries for name in entry.scores)
     lines, shades = _lines(entries), colours(entries)
@@ -75,21 +93,24 @@ def over_images(
     return pictures
 
 
-def _curve(name: str, series: Series, colours: Mapping[str, str]) -> bytes:
-    def draw(axis: Axes) -> None:
+def _curve(name: str, series: Series, colours: Mapping[str, str]) -> Figure:
+    def draw(axis: Axes) -> list[Label]:
+        ends: list[Label] = []
         for label, points in series.items():
             xs, ys = zip(*sorted(points), strict=True)
             colour = colours[label]
             mark = "o" if len(points) < 20 else None
-            axis.plot(xs, ys, color=colour, marker=mark, markersize=4, linewidth=1.5, label=label)
+            axis.plot(xs, ys, color=colour, marker=mark, markersize=4, linewidth=1.5)
+            ends.append((xs[-1], ys[-1], label, colour))
         axis.set_title(name, loc="left", fontsize=11)
         axis.set_xlabel("images seen")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        return ends
 
-    return _drawn(draw)
+    return _drawn(draw, _at_ends)
 
 
-def planes(entries: Sequence[Entry]) -> list[Picture]:
+def planes(entries: Sequence[Entry]) -> list[Plot]:
     """Recall over precision, a point a receipt, for every pair of scores that share a suffix."""
     names = dict.fromkeys(name for entry in entries for name in entry.scores)
     pictures = []
@@ -111,14 +132,19 @@ def planes(entries: Sequence[Entry]) -> list[Picture]:
 
 def _plane(
     entries: Sequence[Entry], precision: str, recall: str, colours: Mapping[str, str]
-) -> bytes:
-    def draw(axis: Axes) -> None:
+) -> Figure:
+    def draw(axis: Axes) -> list[Label]:
+        # Of many points, the last one of a line stands for it.
+        names = {e.label: e.label for e in entries} if len(entries) <= MANY else _lines(entries)
+        points: dict[str, Label] = {}
         for i, entry in enumerate(entries):
+            shade = colours[entry.label]
             x, y = (entry.scores[name] for name in (precision, recall))
             axis.errorbar(
                 x["value"], y["value"], xerr=_bars(x), yerr=_bars(y), fmt=MARKS[i % len(MARKS)],
-                color=colours[entry.label], markersize=8, label=entry.label, capsize=2,
+                color=shade, markersize=8, capsize=2,
             )  # fmt: skip
+            points[names[entry.label]] = (x["value"], y["value"], names[entry.label], shade)
         floors = [[e.scores[name].get("floor") for name in (precision, recall)] for e in entries]
         for left, up in dict.fromkeys(tuple(pair) for pair in floors):
             if left is not None and up is not None:
@@ -126,8 +152,9 @@ def _plane(
         axis.set_xlabel(precision)
         axis.set_ylabel(recall)
         axis.margins(0.12)
+        return list(points.values())
 
-    return _drawn(draw)
+    return _drawn(draw, _beside)
 
 
 def _bars(score: Mapping[str, Any]) -> list[list[float]] | None:
@@ -138,14 +165,77 @@ def _bars(score: Mapping[str, Any]) -> list[list[float]] | None:
     return [[max(score["value"] - low, 0.0)], [max(high - score["value"], 0.0)]]
 
 
-def _drawn(draw: Callable[[Axes], None]) -> bytes:
-    """A plot that can be read on a phone's width, its legend below."""
+def _drawn(
+    draw: Callable[[Axes], list[Label]], place: Callable[[Axes, Sequence[Label]], None]
+) -> Figure:
+    """A plot that can be read on a phone's width. draw says what stands where; place puts it."""
     figure = page.plot(4.6, 3.6)
     axis = figure.subplots()
-    draw(axis)
+    labels = draw(axis)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#e3e6ea", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=9)
-    figure.legend(loc="outside lower left", fontsize=8.5, frameon=False, ncols=1)
-    return page.png(figure, dpi=170)
+    figure.draw_without_rendering()  # so that places in pixels are known
+    place(axis, labels)
+    return figure
+
+
+def _written(axis: Axes, label: Label, wide: int) -> Annotation:
+    """Words at a point, in lines of `wide` letters, for which the axis does not shrink."""
+    x, y, words, colour = label
+    text = axis.annotate(
+        "\n".join(textwrap.wrap(words, wide) or [words]),
+        (x, y),
+        xytext=(7, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontsize=8.5,
+        parse_math=False,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )
+    text.set_in_layout(False)
+    return text
+
+
+def _at_ends(axis: Axes, labels: Sequence[Label]) -> None:
+    """Words to the right of the lines' ends, in the order of the ends, and none on another."""
+    labels = sorted(labels, key=lambda label: label[1])
+    texts = [_written(axis, label, WIDE) for label in labels]
+    inside = axis.get_window_extent()
+    boxes = [text.get_window_extent() for text in texts]
+    left, right = axis.get_xlim()
+    share = min(0.6, (max(box.width for box in boxes) + 12) / inside.width)
+    axis.set_xlim(left, left + (max(x for x, *_ in labels) - left) / (1 - share))
+    places = [axis.transData.transform((x, y))[1] for x, y, *_ in labels]
+    moved: list[float] = []
+    for place, box in zip(places, boxes, strict=True):
+        # A little apart, as the axis may change by a pixel when it is drawn.
+        below = moved[-1] + boxes[len(moved) - 1].height / 2 + 2 if moved else inside.y0
+        moved.append(max(place, below + box.height / 2))
+    # What was pushed out above goes down again, and takes what is below with it.
+    above = inside.y1
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], above - boxes[i].height / 2)
+        above = moved[i] - boxes[i].height / 2 - 2
+    points = 72 / axis.figure.dpi
+    for text, place, to in zip(texts, places, moved, strict=True):
+        text.xyann = (7, (to - place) * points)
+
+
+def _beside(axis: Axes, labels: Sequence[Label]) -> None:
+    """Words beside their points: the nearest place in the axis where no words are yet."""
+    inside, taken = axis.get_window_extent(), list[Bbox]()
+    middle = (inside.x0 + inside.x1) / 2
+    for label in labels:
+        text = _written(axis, label, 2 * WIDE)
+        right = axis.transData.transform(label[:2])[0] > middle
+        text.set_horizontalalignment("right" if right else "left")
+        for offset in OFFSETS:
+            text.xyann = (-7 if right else 7, offset)
+            box = text.get_window_extent()
+            free = not any(box.overlaps(other) for other in taken)
+            if free and inside.y0 <= box.y0 and box.y1 <= inside.y1:
+                break
+        taken.append(box)

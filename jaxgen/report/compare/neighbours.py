@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,15 +10,15 @@ import numpy as np
 
 from jaxgen import config as configs
 from jaxgen.data import Source, Target
-from jaxgen.data.holdout import held_out
-from jaxgen.data.pixels import UndecodableError, decoded
+from jaxgen.data.pixels import UndecodableError, decoded, text
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.neighbours import smallest
 from jaxgen.metrics.scores.memorisation import flat
 from jaxgen.metrics.sets.quantise import quantise
-from jaxgen.report.pictures import cut, grid
+from jaxgen.report.pictures import bare, cut, grid
+from jaxgen.run.data import halves as opened
 from jaxgen.run.record import saved_config
-from jaxgen.run.setup import DataOptions, open_source
+from jaxgen.run.setup import DataOptions
 
 # Training images searched at most, as entries of float64: 2 GiB, read a part at a time.
 ENTRIES = 1 << 28
@@ -52,10 +53,14 @@ def grid_of(workdir: Path, guidance: float | None) -> Path | None:
 
 
 def pixels(data: bytes, name: str) -> np.ndarray:
-    """A grid's PNG file as uint8 [H, W, 3 or 4]. UsageError naming the file if it is broken."""
+    """A grid's PNG file as uint8 [H, W, 3 or 4], without names at its left.
+
+    Raises UsageError, naming the file, if it is broken.
+    """
     try:
         picture = decoded(data)
-        return np.asarray(picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB"))
+        mode = "RGBA" if picture.mode in ("LA", "RGBA") else "RGB"
+        return bare(np.asarray(picture.convert(mode)), text(io.BytesIO(data)))
     except UndecodableError as error:
         raise invalid(name, "a file that cannot be read as one", "a PNG file") from error
 
@@ -123,17 +128,13 @@ def halves(workdir: Path) -> tuple[Source, Source]:
     data = DataOptions(**configs.check(DataOptions, dict(config.data), "config.data"))
     try:
         with configs.foreign(configs.trusted()):  # a workdir may be somebody else's
-            train = open_source(data, data.train)
-            if data.holdout:
-                train, test, _ = held_out(train, data.holdout, data.holdout_seed)
-            else:
-                test = open_source(data, data.test)
+            train, test, _ = opened(data, test=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir}: its data cannot be opened: {error}") from error
     recorded = None if train.coding is None else train.coding.tokenizer
     tokenizer = data.tokenizer or recorded
     if tokenizer is not None:
         return halves(Path(tokenizer))
-    if isinstance(train, Target) or len(train.shape) != 3:
+    if test is None or isinstance(train, Target) or len(train.shape) != 3:
         raise invalid(str(workdir), "a run without images", "a run on images")
     return train, test

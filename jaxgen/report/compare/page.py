@@ -56,12 +56,13 @@ def render(
             f"forced. Scores named here cannot be ranked, so none is marked.<ul>{items}</ul></div>"
         )
     sections += ["<h2>Scores</h2>", _scores(entries, unlike)]
-    for heading, pictures in (
+    for heading, plots in (
         ("Over images seen", over_images(entries, curves)),
         ("Precision and recall", planes(entries)),
     ):
-        if pictures:
-            shown = "".join(page.image(data, caption, "plot") for data, caption in pictures)
+        if plots:
+            drawn = [(page.png(figure, dpi=170), caption) for figure, caption in plots]
+            shown = "".join(page.image(data, caption, "plot") for data, caption in drawn)
             sections.append(f'<h2>{heading}</h2><div class="grids">{shown}</div>')
     for heading, grids in (("Samples", samples), ("Nearest training images", neighbours)):
         if grids:
