@@ -28,10 +28,11 @@ class Own(nn.Module):
     `num_classes`, `out_channels`, `shape` and `levels` (of the data; a run supplies them) that it
     has parameters for. call: the arguments that the network is called with, of the words x, t (the
     noise level), y (labels int32 in [0, num_classes], the last of which is "no label"), train, key
-    (None unless it trains), the names in `conditions`, `not train`, and `NUMBER * t`; None: x, t
-    and y. Parameters named in `call.FLAGS` are given besides. channels_first: images are (C, H, W)
-    for the network. per_example: it takes one example, without a batch's axis. conditions: what
-    else it can be told (`jaxgen.nn.conditions`); where it is told none of it that is NaN, or -1.
+    (None unless it trains), the names in `conditions`, `not train`, plain values, and arithmetic
+    of t (`1000 * t`); None: x, t and y. Parameters named in `call.FLAGS` are given besides.
+    channels_first: images are (C, H, W) for the network. per_example: it takes one example, without
+    a batch's axis. conditions: what else it can be told (`jaxgen.nn.conditions`); where it is told
+    none of it that is NaN, or -1.
 
     Parameters are float32. Raises UsageError for a call that cannot be read, for a network without
     parameters or with state that is none, and for an output of another shape than expected.
@@ -136,7 +137,8 @@ class Case:
         names, bound = configs.signature(self.of).parameters, getattr(self.of, "keywords", {})
         offered = {**self.offered, **more}
         made = self.of(**{k: v for k, v in offered.items() if k in names and k not in bound})
-        if isinstance(made, kind) and (kind is not tuple or len(made) == 2):
+        fits = isinstance(made, kind)
+        if fits and (kind is not tuple or len(made) == 2):
             return made
         allowed = "a pair (init, apply)" if kind is tuple else f"{kind.__module__}.{kind.__name__}"
         raise invalid("config.model.of", type(made).__name__, f"what makes {allowed}")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -27,6 +28,13 @@ FLAGS: dict[str, Argument] = {
     **dict.fromkeys(("key", "rng"), lambda told: told["key"]),
 }
 """Parameters that a network is given by their names where it has them, and what they are given."""
+
+OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +73,16 @@ def read_call(text: str, words: Collection[str] = WORDS) -> Call:
             read = [_argument(node, words) for node in found]
             names = [k.arg for k in call.keywords if k.arg is not None]
             if None not in read and len(names) == len(call.keywords):
-                inner = [node for value in found for node in ast.walk(value)]
-                scales = [_number(node) for node in inner if isinstance(node, ast.BinOp)]
                 values = [of for of in read if of is not None]
+                times = [of for of, node in zip(values, found, strict=True) if "t" in _names(node)]
                 count = len(call.args)
                 return Call(
                     tuple(values[:count]),
                     dict(zip(names, values[count:], strict=True)),
-                    frozenset(node.id for node in inner if isinstance(node, ast.Name)),
-                    next((float(scale) for scale in scales if scale is not None), 1.0),
+                    frozenset().union(*map(_names, found)),
+                    next((of({"t": 1.0}) - of({"t": 0.0}) for of in times), 1.0),
                 )
-    allowed = f"{', '.join(words)}, `not train`, `NUMBER * t`, plain values"
+    allowed = f"{', '.join(words)}, `not train`, arithmetic of t (1000 * t), plain values"
     raise invalid("config.model.call", text, allowed, 'As it is by default: "x, t, y".')
 
 
@@ -86,20 +93,26 @@ def _argument(node: ast.expr, words: Collection[str]) -> Argument | None:
             return (lambda told: told[word]) if word in words else None
         case ast.UnaryOp(ast.Not(), ast.Name("train")):
             return lambda told: not told["train"]
-        case ast.BinOp(op=ast.Mult()):
-            factor = _number(node)
-            return None if factor is None else lambda told: factor * told["t"]
+        case ast.BinOp() if "t" in words:
+            return _arithmetic(node)
     with contextlib.suppress(ValueError):
         plain = ast.literal_eval(node)
         return lambda told: plain
     return None
 
 
-def _number(product: ast.BinOp) -> float | None:
-    """The number of `NUMBER * t`, in either order."""
-    match (product.left, product.right):
-        case (ast.Constant(int() | float() as number), ast.Name("t")):
-            return number
-        case (ast.Name("t"), ast.Constant(int() | float() as number)):
-            return number
+def _arithmetic(node: ast.expr) -> Argument | None:
+    """Sums, differences, products and quotients of t and numbers."""
+    match node:
+        case ast.Name("t"):
+            return lambda told: told["t"]
+        case ast.Constant(int() | float() as number):
+            return lambda told: number
+        case ast.BinOp(left, op, right) if type(op) in OPERATORS:
+            of, a, b = OPERATORS[type(op)], _arithmetic(left), _arithmetic(right)
+            return None if a is None or b is None else lambda told: of(a(told), b(told))
     return None
+
+
+def _names(node: ast.expr) -> frozenset[str]:
+    return frozenset(part.id for part in ast.walk(node) if isinstance(part, ast.Name))
