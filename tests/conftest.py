@@ -78,6 +78,8 @@ UNOPTIMISED = {
     "test_nn_uvit.py",
     "test_lora.py",
     "test_other_runs.py",
+    "test_own.py",
+    "test_own_page.py",
     "test_recipes_resume.py",
     "test_record.py",
     "test_steer_config.py",

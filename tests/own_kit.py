@@ -149,6 +149,20 @@ def times():
     return (lambda key: {"w": jnp.ones(())}), apply
 
 
+def shaded(times: float = 1.0):
+    """A pair on any layout, of one example too."""
+
+    def apply(params, x, t, y):
+        return params["w"] * x + times * jnp.reshape(t, (*t.shape, 1, 1, 1))
+
+    return (lambda key: {"w": jnp.ones(())}), apply
+
+
+def shaded_twice():
+    """The same with other numbers."""
+    return shaded(2.0)
+
+
 class Constants(nnx.Module):
     """Fixed arrays, of the run's key, of no key and of NumPy's, and layers in a list."""
 
