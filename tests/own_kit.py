@@ -51,15 +51,16 @@ class NNXDraws(nnx.Module):
 
 
 class LinenDraws(nn.Module):
-    """The same."""
+    """One layer, and three streams in one place, one of them the layer's."""
 
     @nn.compact
     def __call__(self, x, t, y, *, train=False):
         """[B, H, W, 4]."""
         ones = jnp.ones((*x.shape[:-1], 1))
-        drawn = [nn.Dropout(0.5, deterministic=not train)(ones) for _ in range(2)]
-        keys = [self.make_rng(name) for name in ("noise", "mask")] if train else []
-        drawn += [2.0 * jax.random.bernoulli(key, 0.5, ones.shape) for key in keys] or [ones, ones]
+        drawn = [nn.Dropout(0.5, deterministic=not train)(ones)]
+        for name in ("dropout", "noise", "mask"):
+            draw = train and 2.0 * jax.random.bernoulli(self.make_rng(name), 0.5, ones.shape)
+            drawn.append(draw if train else ones)
         return self.param("scale", nn.initializers.ones, ()) * jnp.concatenate(drawn, -1)
 
 
