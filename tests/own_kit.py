@@ -164,6 +164,43 @@ def shaded_twice():
     return shaded(2.0)
 
 
+def like_haiku():
+    """A pair as Haiku makes them, each with a flag."""
+
+    def init(rng, x, t, y, is_training):
+        assert not is_training
+        return {"linear/~/a": {"w.x": jax.random.normal(rng, (x.shape[-1], x.shape[-1]))}}
+
+    def apply(params, rng, x, t, y, is_training):
+        assert is_training == (rng is not None)
+        return x @ params["linear/~/a"]["w.x"]
+
+    return init, apply
+
+
+class NNXStack(nnx.Module):
+    """Layers of dropout in one stack: nnx.vmap makes them, nnx.scan goes through them."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones(()))
+
+        @nnx.split_rngs(splits=4)
+        @nnx.vmap
+        def stack(rngs):
+            return nnx.Dropout(0.5, rngs=rngs)
+
+        self.layers = stack(rngs)
+
+    def __call__(self, x, t, y):
+        """[B, H, W, 4]: a layer's draws each."""
+
+        @nnx.scan(in_axes=(0, None), out_axes=0)
+        def drawn(layer, ones):
+            return layer(ones)
+
+        return self.scale * jnp.moveaxis(drawn(self.layers, jnp.ones(x.shape[:-1])), 0, -1)
+
+
 class Constants(nnx.Module):
     """Fixed arrays, of the run's key, of no key and of NumPy's, and layers in a list."""
 

@@ -47,6 +47,7 @@ DRAWS = {
     "nnx": (own.NNX, own_kit.NNXDraws, {}),
     "equinox": (own.Equinox, own_kit.EquinoxDraws, {"channels_first": True}),
     "pure": (own.Pure, own_kit.pure_draws, {}),
+    "stack": (own.NNX, own_kit.NNXStack, {}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 pytestmark = pytest.mark.usefixtures("files")
@@ -295,6 +296,16 @@ def test_a_path_that_tells_indices_refuses_a_call_that_multiplies_them():
         Network(net, discrete(), "eps")
 
 
+def test_a_pair_whose_init_takes_what_apply_takes():
+    """A dot in a name would be two names in a file."""
+    net, x, t, y = own.Pure(own_kit.like_haiku, call="key, x, t, y"), *batch()
+    variables = net.init(jax.random.key(0), x, t, y)
+    assert variables["params"]["linear/~/a"]["w_x"].shape == (1, 1)
+    sampled = net.apply(variables, x, t, y)
+    trained = net.apply(variables, x, t, y, train=True, rngs={"dropout": jax.random.key(1)})
+    np.testing.assert_array_equal(trained, sampled)
+
+
 def test_conditions_are_words_of_the_call_and_none_is_what_the_table_says():
     options = dict(conditions=(("angle", "number"),), out_channels=2, num_classes=CLASSES)
     net = own.Pure(own_kit.times, call="x, t, y, angle", **options)
@@ -395,7 +406,7 @@ BAD = {
     "no section": (dict(name="own.NNX", of=3), "config.model.of: got 3"),
     "a call that is none": (
         dict(name="own.Pure", of=f"{HERE}.nothing", call="x, time, y"),
-        "config.model.call: got 'x, time, y'; allowed: x, t, y, train, key",
+        "config.model.call: got 'x, time, y'; allowed: x, t, y, key, train and",
     ),
     "a call that does more": (
         dict(name="own.Pure", of=f"{HERE}.nothing", call="x, open('a'), y"),

@@ -18,7 +18,7 @@ from jaxgen import config as configs
 from jaxgen.errors import invalid, unknown
 from jaxgen.mesh import BATCH, position, size
 from jaxgen.nn.conditions import Condition, Conditions, none, shape_of
-from jaxgen.nn.own.call import INPUTS, WORDS, Call, Words, read_call
+from jaxgen.nn.own.call import INPUTS, Call, Words, read_call
 
 
 class Own(nn.Module):
@@ -53,10 +53,10 @@ class Own(nn.Module):
         if not callable(self.of):
             given = (*self._offered, "rngs", "key")
             object.__setattr__(self, "of", factory(self.of, dict.fromkeys(given)))
-        missing = [name for name, *_ in self.conditions if name not in self._read.names]
+        missing = {name for name, *_ in self.conditions} - self._read.names
         if missing:
-            allowed = f"a call that also names {', '.join(missing)}, of config.model.conditions"
-            raise invalid("config.model.call", self.call, allowed)
+            allowed = f"a call that also names {', '.join(sorted(missing))}, a condition"
+            raise invalid("config.model.call", self._read.text, allowed)
         super().__post_init__()
 
     @property
@@ -66,8 +66,7 @@ class Own(nn.Module):
 
     @property
     def _read(self) -> Call:
-        words = (*WORDS, *(name for name, *_ in self.conditions))
-        return read_call("x, t, y" if self.call is None else self.call, words)
+        return read_call("x, t, y" if self.call is None else self.call)
 
     @property
     def _offered(self) -> dict[str, Any]:
@@ -143,18 +142,12 @@ class Case:
         allowed = "a pair (init, apply)" if kind is tuple else f"{kind.__module__}.{kind.__name__}"
         raise invalid("config.model.of", type(made).__name__, f"what makes {allowed}")
 
-    def arguments(self, called: Callable[..., Any]) -> tuple[list[Any], Words]:
+    def arguments(self, called: Callable[..., Any]) -> tuple[list[Any], dict[str, Any]]:
         """What a function is called with, by position and by name."""
         told = {**self.words, "key": self.key, "train": self.train}
         if self.channels_first:
             told["x"] = jnp.moveaxis(told["x"], -1, 0 if self.per_example else 1)
-        missing = [name for name in self.call.names if name not in told]
-        if missing:
-            given = (
-                f"{', '.join(missing)} of a network that this method gives {', '.join(self.words)}"
-            )
-            raise invalid("config.model.call", given, "words that there are")
-        return self.call.arguments(called, told)
+        return self.call.of(called, told)
 
     def back(self, out: Any) -> Any:
         """An output with its channels last."""

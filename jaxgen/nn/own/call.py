@@ -8,21 +8,18 @@ import dataclasses
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from jaxgen.errors import invalid
 
 Words = Mapping[str, Any]
-Argument = Callable[[Words], Any]
+Value = Callable[[Words], Any]
 
 INPUTS = ("x", "t", "y")
 """What a denoiser is called with. Networks of two inputs have x and y, of one x alone."""
 
-WORDS = (*INPUTS, "train", "key")
-"""What a call may name besides the conditions."""
-
-FLAGS: dict[str, Argument] = {
+FLAGS: dict[str, Value] = {
     **dict.fromkeys(("train", "training", "is_training"), lambda told: told["train"]),
     **dict.fromkeys(("deterministic", "inference"), lambda told: not told["train"]),
     **dict.fromkeys(("key", "rng"), lambda told: told["key"]),
@@ -37,31 +34,59 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+class Argument(NamedTuple):
+    """An argument: its keyword, or None by position; the words that it names; its value of them."""
+
+    keyword: str | None
+    names: frozenset[str]
+    of: Value
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """The arguments of a call: functions of what its words stand for; and by what t is multiplied.
+    """The arguments of a call, as the text says."""
 
-    names: the words that it names.
-    """
+    text: str
+    arguments: tuple[Argument, ...]
 
-    positional: tuple[Argument, ...]
-    named: Mapping[str, Argument]
-    names: frozenset[str]
-    time_scale: float
+    @property
+    def names(self) -> frozenset[str]:
+        """The words that it names."""
+        return frozenset().union(*(argument.names for argument in self.arguments))
 
-    def arguments(self, called: Callable[..., Any], told: Words) -> tuple[list[Any], Words]:
-        """What `called` is given, by position and by name; and of `FLAGS` what it has."""
-        parameters = inspect.signature(called)
-        args = [of(told) for of in self.positional]
-        named = {name: of(told) for name, of in self.named.items()}
-        bound = parameters.bind_partial(*args, **named).arguments
-        flags = {n: of(told) for n, of in FLAGS.items() if n in parameters.parameters}
+    @property
+    def time_scale(self) -> float:
+        """By what it multiplies t; 1 where it does not name it."""
+        times = [argument.of for argument in self.arguments if "t" in argument.names]
+        return next((of({"t": 1.0}) - of({"t": 0.0}) for of in times), 1.0)
+
+    def without(self, word: str) -> Call:
+        """The call without arguments that name this word."""
+        left = tuple(a for a in self.arguments if word not in a.names)
+        return dataclasses.replace(self, arguments=left)
+
+    def of(self, called: Callable[..., Any], told: Words) -> tuple[list[Any], dict[str, Any]]:
+        """What `called` is given, by position and by name; and of `FLAGS` what it has.
+
+        Raises UsageError where the call names words that there are not.
+        """
+        if not self.names <= told.keys():
+            raise invalid("config.model.call", self.text, f"{', '.join(told)} {ALLOWED}", DEFAULT)
+        signature = inspect.signature(called)
+        args = [a.of(told) for a in self.arguments if a.keyword is None]
+        named = {a.keyword: a.of(told) for a in self.arguments if a.keyword is not None}
+        bound = signature.bind_partial(*args, **named).arguments
+        flags = {n: of(told) for n, of in FLAGS.items() if n in signature.parameters}
         return args, named | {n: flag for n, flag in flags.items() if n not in bound}
 
 
+ALLOWED = "and `not train`, arithmetic of t (1000 * t), plain values"
+DEFAULT = 'As it is by default: "x, t, y".'
+
+
 @functools.cache
-def read_call(text: str, words: Collection[str] = WORDS) -> Call:
-    """The call with the arguments `text`. Raises UsageError unless they are of these words.
+def read_call(text: str) -> Call:
+    """The call with the arguments `text`. Raises UsageError where they are anything else.
 
     >>> read_call("x, 1000 * t, y, deterministic=not train").time_scale
     1000.0
@@ -69,31 +94,22 @@ def read_call(text: str, words: Collection[str] = WORDS) -> Call:
     with contextlib.suppress(SyntaxError):
         call = ast.parse(f"f({text})", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
-            found = [*call.args, *(k.value for k in call.keywords)]
-            read = [_argument(node, words) for node in found]
-            names = [k.arg for k in call.keywords if k.arg is not None]
-            if None not in read and len(names) == len(call.keywords):
-                values = [of for of in read if of is not None]
-                times = [of for of, node in zip(values, found, strict=True) if "t" in _names(node)]
-                count = len(call.args)
-                return Call(
-                    tuple(values[:count]),
-                    dict(zip(names, values[count:], strict=True)),
-                    frozenset().union(*map(_names, found)),
-                    next((of({"t": 1.0}) - of({"t": 0.0}) for of in times), 1.0),
-                )
-    allowed = f"{', '.join(words)}, `not train`, arithmetic of t (1000 * t), plain values"
-    raise invalid("config.model.call", text, allowed, 'As it is by default: "x, t, y".')
+            nodes: list[tuple[str | None, ast.expr]] = [(None, node) for node in call.args]
+            nodes += [(k.arg or "**", k.value) for k in call.keywords]
+            read = [(keyword, node, _value(node)) for keyword, node in nodes]
+            if all(keyword != "**" and value is not None for keyword, _, value in read):
+                return Call(text, tuple(Argument(k, _names(n), v) for k, n, v in read if v))
+    raise invalid("config.model.call", text, f"x, t, y, train, key {ALLOWED}", DEFAULT)
 
 
-def _argument(node: ast.expr, words: Collection[str]) -> Argument | None:
+def _value(node: ast.expr) -> Value | None:
     """An argument as a function of the words; None where it cannot be read."""
     match node:
         case ast.Name(word):
-            return (lambda told: told[word]) if word in words else None
+            return lambda told: told[word]
         case ast.UnaryOp(ast.Not(), ast.Name("train")):
             return lambda told: not told["train"]
-        case ast.BinOp() if "t" in words:
+        case ast.BinOp():
             return _arithmetic(node)
     with contextlib.suppress(ValueError):
         plain = ast.literal_eval(node)
@@ -101,7 +117,7 @@ def _argument(node: ast.expr, words: Collection[str]) -> Argument | None:
     return None
 
 
-def _arithmetic(node: ast.expr) -> Argument | None:
+def _arithmetic(node: ast.expr) -> Value | None:
     """Sums, differences, products and quotients of t and numbers."""
     match node:
         case ast.Name("t"):

@@ -35,8 +35,7 @@ def _initial(case: Case, key: jax.Array) -> Any:
     try:
         inspect.signature(init).bind(key)
     except TypeError:
-        quiet = dataclasses.replace(case, key=None, train=False)
+        quiet = dataclasses.replace(case, call=case.call.without("key"), key=None, train=False)
         args, named = quiet.arguments(functools.partial(init, None))
-        args = [a for a in args if a is not None]
-        return init(key, *args, **{k: v for k, v in named.items() if v is not None})
+        return init(key, *args, **named)
     return init(key)
