@@ -10,6 +10,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -214,3 +215,52 @@ class Constants(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         return x + (self.random * self.even).sum()
+
+
+class EquinoxConstants(eqx.Module):
+    """One parameter, and arrays that are none."""
+
+    w: jax.Array
+    fixed: np.ndarray
+    order: jax.Array
+
+    def __init__(self):
+        self.w, self.fixed, self.order = jnp.ones(()), np.full(2, 0.5), jnp.arange(3)
+
+    def __call__(self, x, t, y):
+        """x, shifted by 3.5."""
+        return self.w * x + self.order.sum() + self.fixed[0]
+
+
+class linen_alone(nn.Module):
+    """One example, [C, H, W]: x + t, and dropout."""
+
+    @nn.compact
+    def __call__(self, x, t, y, deterministic=True):
+        """x's shape."""
+        assert x.shape == (1, 8, 8) and t.shape == y.shape == ()
+        x = self.param("scale", nn.initializers.ones, ()) * x + t
+        return nn.Dropout(0.5, deterministic=deterministic)(x)
+
+
+class nnx_alone(nnx.Module):
+    """The same."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.scale, self.drop = nnx.Param(jnp.ones(())), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, t, y):
+        """x's shape."""
+        assert x.shape == (1, 8, 8) and t.shape == y.shape == ()
+        return self.drop(self.scale * x + t)
+
+
+def pure_alone():
+    """The same."""
+
+    def apply(params, x, t, y, key=None):
+        assert x.shape == (1, 8, 8) and t.shape == y.shape == ()
+        x = params["scale"] * x + t
+        return x if key is None else x * 2 * jax.random.bernoulli(key, 0.5, x.shape)
+
+    return (lambda key: {"scale": jnp.ones(())}), apply

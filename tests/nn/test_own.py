@@ -20,6 +20,7 @@ from jaxgen.errors import UsageError
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.path import discrete
 from jaxgen.mesh import Layout
+from jaxgen.method import is_constant
 from jaxgen.nn import own, placement
 from jaxgen.run import start
 from jaxgen.run.setup import TOP, set_up, trace_own
@@ -363,9 +364,35 @@ def test_constants_of_an_nnx_module_are_the_runs_and_not_trained():
     one, two = (net.init(jax.random.key(seed), *batch())["params"] for seed in (0, 1))
     assert (one["constants"]["random"] != two["constants"]["random"]).all()
     np.testing.assert_array_equal(one["constants"]["even"], np.arange(3.0))
+    paths = jax.tree_util.tree_leaves_with_path({"net": one})
+    assert sum(is_constant(path) for path, _ in paths) == 2 < len(paths)
     shifted = {**one, "constants": {**one["constants"], "random": one["constants"]["random"] + 1}}
     apply = quick_jit(lambda params: net.apply({"params": params}, *batch()))
     np.testing.assert_allclose(apply(shifted) - apply(one), 3.0, rtol=1e-5)
+
+
+def test_an_equinox_module_trains_its_jax_arrays_of_floats():
+    """Others are constants of the program."""
+    net = own.Equinox(own_kit.EquinoxConstants)
+    variables = net.init(jax.random.key(0), *batch())
+    assert own.parameters(own_kit.EquinoxConstants()).keys() == variables["params"].keys() == {"w"}
+    x, t, y = batch()
+    np.testing.assert_allclose(net.apply(variables, x, t, y), x + 3.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "pure"])
+def test_a_network_of_one_example_is_mapped_over_the_batch(kind):
+    """With channels first; and each example draws for itself."""
+    adapter = {"linen": own.Linen, "nnx": own.NNX, "pure": own.Pure}[kind]
+    net = adapter(getattr(own_kit, f"{kind}_alone"), per_example=True, channels_first=True)
+    x, t, y = batch()
+    variables = quick_jit(net.init)(jax.random.key(0), x, t, y)
+    apply = functools.partial(net.apply, variables, train=True, rngs={"dropout": jax.random.key(1)})
+    draws = np.asarray(quick_jit(apply)(jnp.ones_like(x), 0 * t, y)).reshape(6, -1)
+    assert set(np.unique(draws)) == {0, 2}
+    assert len({row.tobytes() for row in draws}) == 6
+    found = quick_jit(net.apply)(variables, x, t, y)
+    np.testing.assert_allclose(found, x + t[:, None, None, None], rtol=1e-6)
 
 
 # Bad input
@@ -405,7 +432,7 @@ BAD = {
     ),
     "no section": (dict(name="own.NNX", of=3), "config.model.of: got 3"),
     "a call that is none": (
-        dict(name="own.Pure", of=f"{HERE}.nothing", call="x, time, y"),
+        dict(name="own.Pure", of=f"{HERE}.halved", call="x, time, y"),
         "config.model.call: got 'x, time, y'; allowed: x, t, y, key, train and",
     ),
     "a call that does more": (
