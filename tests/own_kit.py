@@ -203,12 +203,13 @@ class NNXStack(nnx.Module):
 
 
 class Constants(nnx.Module):
-    """Fixed arrays, of the run's key, of no key and of NumPy's, and layers in a list."""
+    """Fixed arrays, of the run's key and of none; layers in a list, annotated for a mesh."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.random = jax.random.normal(rngs.params(), (3,))
         self.even = jnp.arange(3.0)
-        self.layers = nnx.List([nnx.Linear(1, 1, rngs=rngs) for _ in range(2)])
+        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+        self.layers = nnx.List([nnx.Linear(1, 1, kernel_init=init, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x, t, y):
         """x's shape."""

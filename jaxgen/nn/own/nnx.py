@@ -21,12 +21,12 @@ class NNX(Own):
     @staticmethod
     def fresh(case: Case, key: jax.Array) -> dict[str, Any]:
         """Its parameters and constants."""
-        return parameters(case.make(nnx.Module, rngs=nnx.Rngs(key)))
+        return parameters(_made(case, nnx.Rngs(key)))
 
     @staticmethod
     def run(case: Case, params: dict[str, Any]) -> Any:
         """The module with these parameters and its streams at their beginning."""
-        network = filled(case.make(nnx.Module, rngs=nnx.Rngs(0)), params)
+        network = filled(_made(case, nnx.Rngs(0)), params)
         streams = [s for _, s in nnx.iter_graph(network) if isinstance(s, nnx.RngStream)]
         root = jax.random.key(0) if case.key is None else case.key
         for number, stream in enumerate(streams):
@@ -37,3 +37,9 @@ class NNX(Own):
         network.train() if case.train else network.eval()
         args, named = case.arguments(network.__call__)
         return network(*args, **named)
+
+
+def _made(case: Case, rngs: nnx.Rngs) -> Any:
+    """The module; where its parameters lie is the run's to say, not their annotations'."""
+    with nnx.use_eager_sharding(False):
+        return case.make(nnx.Module, rngs=rngs)
