@@ -254,6 +254,34 @@ TRAINING = (
 
 NETWORKS = (
     Mutant(
+        "all streams of an NNX module draw the same",
+        "jaxgen/nn/own/nnx.py",
+        "jax.random.fold_in(root, number)",
+        "root",
+        ("tests/nn/test_own.py", "-k", "stream"),
+    ),
+    Mutant(
+        "all streams of a Linen module draw the same",
+        "jaxgen/nn/own/linen.py",
+        "jax.random.split(case.key)",
+        "[case.key] * 2",
+        ("tests/nn/test_own.py", "-k", "stream"),
+    ),
+    Mutant(
+        "an Equinox module's examples draw by their place on the device",
+        "jaxgen/nn/own/base.py",
+        "position(*BATCH) * count + jnp.arange(count)",
+        "jnp.arange(count)",
+        ("tests/nn/test_own.py", "-k", "devices"),
+    ),
+    Mutant(
+        "an NNX module trains while it is sampled",
+        "jaxgen/nn/own/nnx.py",
+        "network.train() if case.train else network.eval()",
+        "network.train()",
+        ("tests/nn/test_own.py", "-k", "sampling"),
+    ),
+    Mutant(
         "dropout not scaled",
         "jaxgen/nn/parallel.py",
         "draw(each), rows / (1 - self.rate), 0",

@@ -442,7 +442,7 @@ def partial(section: Any, room: str, option: str, **given: Any) -> Callable[...,
 def wanted(section: Any, room: str, option: str, offered: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `offered` that the callable of a section has parameters for."""
     name = section if isinstance(section, str) else dict(section).get("name", "")
-    parameters = inspect.signature(resolve(name, room, option)).parameters
+    parameters = signature(resolve(name, room, option)).parameters
     return {k: v for k, v in offered.items() if k in parameters}
 
 
@@ -468,10 +468,9 @@ def check(
     `given` are keywords that the caller supplies itself and a config may not set. Raises UsageError
     for an unknown keyword, a wrong plain type, or a required keyword that is missing.
     """
-    signature = inspect.signature(function)
     parameters = {
         n: p
-        for n, p in signature.parameters.items()
+        for n, p in signature(function).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         and not (_is_module(function) and n in ("parent", "name"))
     }
@@ -497,6 +496,20 @@ def check(
     if missing:
         raise invalid(option, sorted(keywords), f"a section that also sets {', '.join(missing)}")
     return checked
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """What a callable takes; of a class that is called through its metaclass, its `__init__`.
+
+    An NNX class says of itself that it takes anything.
+    """
+    bound = functools.partial(function)
+    if isinstance(bound.func, type):
+        said = inspect.signature(bound.func).parameters
+        if {*said} == {"args", "kwargs"}:
+            init: Any = bound.func.__init__  # type: ignore[misc]
+            return inspect.signature(functools.partial(init, None, *bound.args, **bound.keywords))
+    return inspect.signature(function)
 
 
 def _is_module(function: Callable[..., Any]) -> bool:

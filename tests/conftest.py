@@ -79,6 +79,8 @@ UNOPTIMISED = {
     "test_lora.py",
     "test_other_runs.py",
     "test_own_folder.py",
+    "test_own.py",
+    "test_own_page.py",
     "test_recipes_resume.py",
     "test_record.py",
     "test_steer_config.py",

@@ -118,7 +118,7 @@ class _Sum(nn.Module):
         square: jax.Array | float = 1.0
         for name, kind, *sizes in self.conditions:
             example = shape_of(name, kind, *sizes)
-            value = told.get(name, _none(kind, (h.shape[0], *example)))
+            value = told.get(name, none(kind, (h.shape[0], *example)))
             _check(name, kind, value, (h.shape[0], *example))
             embedding = Embedding(
                 kind, tuple(sizes), self.width, self.dtype, self.preserving, name=name
@@ -234,7 +234,8 @@ def shape_of(name: str, kind: str, *sizes: Any) -> tuple[int, ...]:
     return shape
 
 
-def _none(kind: str, shape: tuple[int, ...]) -> jax.Array:
+def none(kind: str, shape: tuple[int, ...]) -> jax.Array:
+    """What an example that is told nothing is told, of a kind and this shape."""
     return jnp.full(shape, -1) if kind in ("label", "tokens") else jnp.full(shape, jnp.nan)
 
 

@@ -25,6 +25,7 @@ from jaxgen.data.holdout import held_out
 from jaxgen.errors import Failure, UsageError, check_seed, invalid, unknown
 from jaxgen.mesh import Layout, within
 from jaxgen.method import Method, Sampler, Spec, update_with
+from jaxgen.nn import own
 from jaxgen.nn.flops import count
 from jaxgen.run.networks import Other, opened
 from jaxgen.run.start import StartOptions, options_of
@@ -517,6 +518,8 @@ def _network(section: Any, option: str, *, spec: Spec) -> Any:
         levels=spec.levels,
     )
     room = configs.ROOMS["model"]
+    name = section if isinstance(section, str) else dict(section).get("name", "")
+    section = own.adapted(section, configs.resolve(name, room, option))
     return configs.build(section, room, option, **configs.wanted(section, room, option, offered))
 
 

@@ -61,6 +61,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "uvit_model": _tiny(
         dict(name="uvit.UViT", patch=4, width=8, depth=3, heads=2, attention="xla")
     ),
+    "own": _tiny(dict(name="own.Pure", of="tests.own_kit.shaded")),
     "interpolants": (
         "configs/digits_maskgit.py",
         [
@@ -371,6 +372,12 @@ NETWORK = ("init", "update")
 PASSES = ("init", "update", "sampler")
 SIZED = dict(size="fields that are set win")
 MODELS = (
+    Sweep(
+        "own",
+        "model",
+        values=dict(of="tests.own_kit.shaded_twice", call="x, 1000 * t, y"),
+        programs=NETWORK,
+    ),
     Sweep("mlp", "model", values=HIDDEN | dict(remat="dots"), programs=NETWORK),
     Sweep("dit", "model", values=HIDDEN, skip=SIZED | TAKES, programs=NETWORK),
     Sweep(
