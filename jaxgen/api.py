@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from jaxgen import files, scoring
 from jaxgen.data import normalise
 from jaxgen.data.folder import squares
 from jaxgen.errors import UsageError, check_seed, invalid
-from jaxgen.export import folder, program
+from jaxgen.export import folder, onnx, program
 from jaxgen.method import Spec, TrainState
 from jaxgen.metrics.sets.quantise import adm, quantise
 from jaxgen.report import pictures, report
@@ -232,24 +233,28 @@ def export(
     licence: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """A model as a program (`.jaxexport`: `export.program`), or a folder (`export.folder`).
+    """A model as a program (`export.program`), an ONNX graph (`export.onnx`) or a folder.
 
-    workdir: where it was loaded from. ema: whose parameters (None: the default average). licence:
-    of a folder. options: of a program. Raises UsageError.
+    By the ending of `out`: .jaxexport, .onnx, or none of these (`export.folder`). workdir: where it
+    was loaded from. ema: whose parameters (None: the default average). licence: of a folder.
+    options: of what is exported. Raises UsageError.
     """
     place = files.local("--out", out)
-    if place.suffix in (program.SUFFIX, ".safetensors", ".onnx"):
-        if place.suffix != program.SUFFIX:
-            allowed = f"a new folder, or a program NAME{program.SUFFIX}"
-            raise invalid("--out", str(out), allowed)
-        if licence is not None:
-            raise invalid("--license", licence, "the export of a folder, whose card says it")
-        written = program.export(model, place, ema=ema, **options)
+    ways = {program.SUFFIX: program.export, onnx.SUFFIX: onnx.export}
+    if place.suffix.lstrip(".").lower() in _OTHERS:
+        raise invalid("--out", str(out), f"a new folder, or NAME{' or NAME'.join(ways)}")
+    own = inspect.signature(ways.get(place.suffix, folder.export)).parameters
+    given = {**({} if licence is None else {"licence": licence}), **options}
+    for name in given:
+        if name not in own:
+            option = {"licence": "license", "batch": "batch_size", "changes": "sample"}
+            allowed = f"nothing where --out is {place.suffix or 'a folder'}"
+            raise invalid(f"--{option.get(name, name)}", given[name], allowed)
+    if place.suffix in ways:
+        made = ways[place.suffix](model, place, ema=ema, **given)
+        written = made if isinstance(made, list) else [made]
         say("Wrote " + ", ".join(f"{p} ({p.stat().st_size:,} bytes)" for p in written))
         return {"out": [str(p) for p in written], "ema": ema or model.ema}
-    if options:
-        given = ", ".join(f"--{name}" for name in options)
-        raise invalid("--out", str(out), f"a program NAME{program.SUFFIX} with {given}")
     folder.export(model, workdir, place, ema=ema, licence=licence)
     size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
     say(f"Wrote {place} ({size:,} bytes)")

@@ -1,7 +1,7 @@
 """Hand a trained model on: a folder that every command takes, or a program that needs JAX alone.
 
 --out NAME.jaxexport: the sampler as one program for CPU, GPU and TPU, and NAME.py, which runs it.
---out NAME.onnx: the network of a diffusion model, for ONNX runtimes.
+--out NAME.onnx: one call of a diffusion model's denoiser, for ONNX runtimes.
 Any other --out: a new folder with parameters, config, class names, scores, grids and a card.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from jaxgen.cli import loaded, model_arguments
 
 PREFIXES = ("--sample.",)
-"""Free options: of the sampler in a program."""
+"""Free options: of the sampler in a program or a graph."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--platforms", default=None, help="of a program (default: cpu,cuda,tpu, all in one file)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=None, help="of an ONNX graph: images a call (default: 1)"
     )
     parser.add_argument(
         "--beside",
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         options["platforms"] = args.platforms.split(",")
     if args.beside:
         options["beside"] = True
+    if args.batch_size is not None:
+        options["batch"] = args.batch_size
     if args.sampling:
         from jaxgen.cli import sampler_options
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_exported_says_so(model, folder, tmp_path):
     base = base_run.base()
     for out, options, message in (
         (full, {}, "--out.*a new folder, or an empty one"),
-        (tmp_path / "a.safetensors", {}, "--out.*a new folder, or a program"),
+        (tmp_path / "a.safetensors", {}, "--out.*a new folder, or NAME.jaxexport or NAME.onnx"),
         (tmp_path / "b", dict(licence="My own!"), "--license.*apache-2.0"),
         (tmp_path / "b", dict(platforms=["cpu"]), "--platforms"),
         (tmp_path / "b.jaxexport", dict(licence="mit"), "--license"),

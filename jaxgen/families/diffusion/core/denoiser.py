@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.core.path import Path
@@ -277,7 +278,7 @@ def together(
         and d.network is first.network
         and d.params is first.params
         and not isinstance(d.labels, Condition)
-        and jax.tree.map(jnp.shape, d.labels) == jax.tree.map(jnp.shape, first.labels)
+        and jax.tree.map(np.shape, d.labels) == jax.tree.map(np.shape, first.labels)
         for d in denoisers
     )
     if not shared or not isinstance(first, NetworkDenoiser):
