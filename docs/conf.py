@@ -11,6 +11,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Cells run for a moment: compiling takes most of their time, and unoptimised code is as right.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 project = "jaxgen"
 author = copyright = "The jaxgen authors"
@@ -25,7 +27,7 @@ extensions = [
     "command_line",
     "repository_links",
 ]
-exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_ext", "jupyter_execute", "**.ipynb_checkpoints"]
 
 # Every warning is an error (-W). References in signatures to types of other libraries have no page.
 nitpicky = True
@@ -36,6 +38,7 @@ show_warning_types = True
 # run by the tests (tests/docs), and not a second time here.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_execution_timeout = 300
 nb_merge_streams = True

@@ -1,4 +1,4 @@
-"""A page of `generated/api/` for every package of jaxgen, from its docstrings."""
+"""A page of `generated/api/` for every room and every family of jaxgen, from its docstrings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ SKIPPED = ("jaxgen.__main__", "jaxgen.plan.__main__")
 
 
 def packages() -> dict[str, list[str]]:
-    """The modules of each package, by its dotted name; the package itself first."""
+    """The modules of each page, by its dotted name: of a room, or of a family."""
     found: dict[str, list[str]] = {"jaxgen": ["jaxgen"]}
     for module in pkgutil.walk_packages(jaxgen.__path__, "jaxgen."):
-        home, _, name = module.name.rpartition(".")
-        if module.name in SKIPPED or name.startswith("_"):
+        parts = module.name.split(".")
+        if module.name in SKIPPED or parts[-1].startswith("_"):
             continue
-        if module.ispkg:
-            found[module.name] = [module.name]
-        else:
-            found[home].append(module.name)
+        depth = 3 if parts[1] == "families" else 2
+        home = ".".join(parts[:depth]) if module.ispkg or len(parts) > depth else "jaxgen"
+        found.setdefault(home, []).append(module.name)
     return found
 
 

@@ -1,0 +1,76 @@
+"""README and the site: what is generated is what configs are checked by; links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgen import config as configs
+from jaxgen.run.setup import SECTIONS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def keys():
+    """docs/_ext/config_keys.py."""
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+    try:
+        import config_keys
+    finally:
+        sys.path.pop(0)
+    return config_keys
+
+
+def test_readme_is_short_and_has_its_commands():
+    assert len(README.encode()) <= 6000
+    assert 'pip install -e ".[test]" && pytest' in README
+    first = "pip install -e . && jaxgen train --config configs/digits.py --workdir runs/digits"
+    assert first in README and README.count("docs/") > 10
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/benchmarks/RESULTS.md"])
+def test_links_outside_of_the_site_lead_to_files(page):
+    for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / link).resolve().exists(), link
+
+
+def test_every_section_and_each_of_its_keys_is_on_the_page(keys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = keys.sections()
+    for name, section in SECTIONS.items():
+        rows = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for key, (_, default) in keys.options(section, set()).items():
+            assert f"| `{key}` | {f'`{default}`' if default else '(required)'}" in rows, key
+
+
+def test_a_piece_of_the_page_is_what_a_config_gets_by_its_name(keys):
+    for kind in keys.KINDS:
+        found = keys.of_kind(kind)
+        assert found, kind
+        for name, piece in found.items():
+            assert configs.resolve(name, kind.room, kind.keys) is piece
+
+
+def test_what_the_shipped_configs_name_is_on_the_page(keys):
+    listed = {name for kind in keys.KINDS for name in keys.of_kind(kind)}
+    named = set()
+    for file in (ROOT / "configs").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "name":
+                named |= {node.value.value} if isinstance(node.value, ast.Constant) else set()
+    # Of optimizers there is one function, in the table of keys.
+    assert len(named) > 25 and named - {"adam", "adamw"} <= listed
+
+
+def test_the_conversions_run():
+    text = (ROOT / "docs" / "coming_from.md").read_text()
+    report, runner = [], doctest.DocTestRunner()
+    test = doctest.DocTestParser().get_doctest(text, {}, "coming_from.md", None, 0)
+    assert test.examples and not runner.run(test, out=report.append).failed, "".join(report)
