@@ -39,7 +39,10 @@ def page(package: str, modules: list[str]) -> Iterator[str]:
 def write(app: Any) -> None:
     """Sphinx's hook: before the sources are read."""
     pages = {f"{name}.rst": "\n".join(page(name, m)) for name, m in packages().items()}
-    generated.write(app.srcdir, {f"api/{name}": text for name, text in pages.items()})
+    names = "".join(f"   api/{name.removesuffix('.rst')}\n" for name in pages)
+    top = f"Modules\n=======\n\n.. toctree::\n   :titlesonly:\n\n{names}"
+    written = {f"api/{name}": text for name, text in pages.items()}
+    generated.write(app.srcdir, {**written, "modules.rst": top})
     generated.keep(app.srcdir, "api", set(pages))
 
 

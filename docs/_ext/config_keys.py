@@ -13,7 +13,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,15 +27,6 @@ from jaxgen.training.optim import optimizer
 from jaxgen.training.sharding import make_layout
 
 Piece = Callable[..., Any]
-GIVEN = {
-    *("spec", "model", "optimizer", "averages", "accumulate", "networks", "method", "split"),
-    *("num_classes", "out_channels", "shape", "levels", "parent", "name", "devices"),
-    *("images", "batch_size", "chain", "reward", "path", "steps"),
-    # Of guidance, from the model; what else it asks for comes from the sampler's `branches`.
-    *("cond", "uncond", "weak", "incoherent", "guided", "grid", "labels", "by_label", "branches"),
-}
-"""What a run supplies to a piece, of what its signature has."""
-
 SAMPLERS = (
     *("digits", "digits_maskgit", "digits_llamagen", "digits_gan", "digits_tarflow"),
     *("digits_vae", "digits_jem", "hypergrid"),
@@ -46,54 +37,73 @@ SAMPLERS = (
 class Kind(NamedTuple):
     """Pieces of one kind: the keys that name them, the room, and how they are told from helpers.
 
-    result: the name of the type that a piece returns; asks: parameters that it has.
+    result: the names of the types that a piece returns; asks: parameters that it has. given: what
+    the run supplies of its signature, besides `asks`.
     """
 
     keys: str
     room: str
     result: str = ""
     asks: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
 
-SEARCHES = "Steered Search TreeSampling"
-OBSERVATIONS = "Bernoulli Categorical Logistic Gaussian"
-FAMILIES = configs.ROOMS["method"]
+ROOMS = configs.ROOMS
+FAMILIES = ROOMS["method"]
 DIFFUSION, ADVERSARIAL = f"{FAMILIES}.diffusion", f"{FAMILIES}.adversarial"
+NETWORK = ("num_classes", "out_channels", "shape", "levels", "parent", "name")
+RUN = ("spec", "model", "optimizer", "averages", "accumulate", "networks")
+# What else guidance asks for comes from the sampler's `branches`.
+BRANCHES = (
+    *("cond", "uncond", "weak", "incoherent", "guided", "path", "grid", "labels", "by_label"),
+    "branches",
+)
 KINDS = (
-    Kind("data.source", configs.ROOMS["source"], asks=("split",)),
-    Kind("model", configs.ROOMS["model"]),
-    Kind("method", configs.ROOMS["method"], "Method"),
-    Kind("wrap", configs.ROOMS["wrap"], "Method", ("method",)),
-    Kind("method.path, sample.path (diffusion)", configs.ROOMS["path"], "Path"),
-    Kind("method.times (diffusion)", configs.ROOMS["times"], "Times"),
-    Kind("method.weighting (diffusion)", configs.ROOMS["weighting"], "Weighting"),
-    Kind("method.terms (diffusion)", f"{DIFFUSION}.terms", "Term"),
+    Kind("data.source", ROOMS["source"], asks=("split",)),
+    Kind("model", ROOMS["model"], given=NETWORK),
+    Kind("method", FAMILIES, "Method", given=RUN),
+    Kind("wrap", ROOMS["wrap"], "Method", ("method",), ("spec", "networks")),
+    Kind("method.path (diffusion)", ROOMS["path"], "Path"),
+    Kind("method.times (diffusion)", ROOMS["times"], "Times"),
+    Kind("method.weighting (diffusion)", ROOMS["weighting"], "Weighting"),
+    Kind("method.terms (diffusion)", f"{DIFFUSION}.terms", "Term", given=("spec",)),
     Kind("method.noise (diffusion)", f"{DIFFUSION}.core.noise", "Noise"),
     Kind("method.coupling (diffusion)", f"{DIFFUSION}.core.coupling", "Coupling"),
-    Kind("method.describe (diffusion)", configs.ROOMS["describe"], "Description"),
-    Kind("sample.solver (diffusion)", configs.ROOMS["solver"], "Solver"),
-    Kind("sample.grid (diffusion)", configs.ROOMS["grid"], asks=("steps", "path")),
-    Kind("sample.guidance (diffusion)", configs.ROOMS["guidance"], "Denoiser Guided"),
+    Kind("method.describe (diffusion)", ROOMS["describe"], "Description", given=("spec",)),
+    Kind("sample.solver (diffusion)", ROOMS["solver"], "Solver", ("path",), ("steps",)),
+    Kind("sample.grid (diffusion)", ROOMS["grid"], asks=("steps", "path")),
+    Kind("sample.guidance (diffusion)", ROOMS["guidance"], "Denoiser Guided", given=BRANCHES),
     Kind(
         "sample.guidance (autoregressive)",
         f"{FAMILIES}.autoregressive.guidance",
         "Guide",
         ("guided",),
     ),
-    Kind("sample.steer", configs.ROOMS["steer"], SEARCHES, asks=("chain", "reward")),
-    Kind("sample.steer.reward", configs.ROOMS["reward"], asks=()),
-    Kind("encoder", configs.ROOMS["encoder"], "Encoder"),
-    Kind("method.loss (adversarial)", f"{ADVERSARIAL}.loss", "Loss"),
+    Kind("sample.steer", ROOMS["steer"], "Steered Search TreeSampling", ("chain", "reward")),
+    Kind("sample.steer.reward", ROOMS["reward"]),
+    Kind("encoder", ROOMS["encoder"], "Encoder"),
+    Kind("method.loss (adversarial)", f"{ADVERSARIAL}.loss", "Loss", given=("num_classes",)),
     Kind("method.regularisers (adversarial)", f"{ADVERSARIAL}.regularisers", "Regulariser"),
     Kind("method.augmentation (adversarial)", f"{ADVERSARIAL}.augmentation", "Augment"),
     Kind("method.latent (adversarial)", f"{ADVERSARIAL}.latent", "Latent"),
-    Kind("method.head (adversarial)", f"{ADVERSARIAL}.head", "nn.Module"),
+    Kind(
+        "method.head (adversarial)",
+        f"{ADVERSARIAL}.head",
+        "nn.Module",
+        given=("num_classes",),
+    ),
     Kind(
         "method.head (autoregressive)",
         f"{FAMILIES}.autoregressive.heads",
         "Softmax LogisticMixture",
+        given=("levels", "spec"),
     ),
-    Kind("method.observation (variational)", f"{FAMILIES}.variational.observation", OBSERVATIONS),
+    Kind(
+        "method.observation (variational)",
+        f"{FAMILIES}.variational.observation",
+        "Bernoulli Categorical Logistic Gaussian",
+        given=("spec",),
+    ),
     Kind("method.schedule (discrete)", f"{FAMILIES}.discrete.schedules", "Schedule"),
     Kind("method.loss (gflownet)", f"{FAMILIES}.gflownet.losses", "Loss"),
     Kind("method.quantiser (tokenizers)", "jaxgen.tokenizers.quantisers", "Quantiser"),
@@ -104,7 +114,7 @@ HELPERS = {"pair", "base", "student", "walk"}
 
 def of_kind(kind: Kind) -> dict[str, Piece]:
     """The pieces of a kind, by the name that a config would say."""
-    if kind.room == configs.ROOMS["method"]:
+    if kind.room == FAMILIES:
         return {**_methods(families), **_methods(tokenizers, "jaxgen.tokenizers.")}
     found: dict[str, Piece] = {}
     names = configs._names_in(kind.room)
@@ -176,7 +186,7 @@ def first_line(piece: Piece) -> str:
     return " ".join((inspect.getdoc(target) or "").partition("\n\n")[0].split())
 
 
-def options(piece: Piece, given: set[str] = GIVEN) -> dict[str, tuple[str, str]]:
+def options(piece: Piece, given: Collection[str] = ()) -> dict[str, tuple[str, str]]:
     """{option: (type, default)} of what a config may say; a default of "" has to be said."""
     found = {}
     for name, parameter in inspect.signature(piece).parameters.items():
@@ -275,7 +285,7 @@ def pieces() -> str:
         lines += [f"## {kind.keys}\n", f"Looked for in `{kind.room}`.\n"]
         for name, piece in of_kind(kind).items():
             lines += [f"### {name}\n", f"{_plain(first_line(piece))}\n"]
-            lines += table(options(piece))
+            lines += table(options(piece, (*kind.asks, *kind.given)))
     return "\n".join(lines)
 
 
