@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from jaxgen import config as configs
-from jaxgen.run.setup import SECTIONS
+from jaxgen.cli import main
+from jaxgen.run.setup import SECTIONS, TOP, set_up
+from tests import base_run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -75,6 +77,26 @@ def test_what_the_shipped_configs_say_is_on_the_page(keys):
                 assert set(said) - {"name", None} <= listed[said["name"].value], said["name"].value
                 seen += 1
     assert seen > 50
+
+
+def test_the_pieces_of_the_pages_are_found_by_their_names(tmp_path, monkeypatch):
+    """Those of own_solver, own_guidance and own_term, by the options that these pages give."""
+    for page in (ROOT / "docs").glob("own_*.md"):
+        for name, code in re.findall(r"%%writefile (\S+)\n(.*?)```", page.read_text(), re.DOTALL):
+            (tmp_path / name).write_text(code)
+    model = dict(name="mlp.MLP", width=8, depth=1)
+    workdir = base_run.write(
+        tmp_path / "run", "data.source=" + repr(dict(name="digits.digits")), f"model={model}"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    guided = '[dict(name="cfg.cfg", weight=3.0), dict(name="my_guidance.fading", power=2.0)]'
+    asked = ["sample", "--workdir", str(workdir), "--labels", "0-3", "--out", "grid.png"]
+    asked += ["--solver", "my_solver.midpoint", "--steps", "2", f"--sample.guidance={guided}"]
+    assert main(asked) == 0 and (tmp_path / "grid.png").is_file()
+    config = configs.load(str(ROOT / "configs" / "digits.py"))
+    configs.override(config, [f"model={model}", 'method.terms=["my_term.brightness"]'], TOP)
+    assert "my_term.brightness" in set_up(config).own
 
 
 def test_the_conversions_run():
