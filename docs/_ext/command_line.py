@@ -12,13 +12,21 @@ import generated
 from jaxgen.cli import parser
 
 
+def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser by name; {} where it has none."""
+    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
+
+
 def text() -> str:
     """The page, as Markdown."""
     parts = ["# Commands\n\n`jaxgen COMMAND --help` prints the same.\n"]
+    shown = "```text\n{}```\n"
     with mock.patch.dict(os.environ, COLUMNS="96"):
-        (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-        for name, command in commands.choices.items():
-            parts.append(f"## {name}\n\n```text\n{command.format_help()}```\n")
+        for name, command in commands(parser()).items():
+            parts += [f"## {name}\n", shown.format(command.format_help())]
+            for inner, each in commands(command).items():
+                parts += [f"### {name} {inner}\n", shown.format(each.format_help())]
     return "\n".join(parts)
 
 
