@@ -7,10 +7,10 @@ JEM (Grathwohl et al. 2020): one network is the classifier and the density; `con
 density of an image given its label alone.
 
 2 CPU cores (AMD EPYC). The first printed, for 2,000 samples (200 Langevin steps each) and the test
-half of 896 images: Frechet distance 3.26 (train-to-test floor .501), precision .713, recall .532,
-memorised 0 %, classifier agrees 98.9 %; as a classifier 98.10 % right; 35 s training (11,500
+half of 896 images: Frechet distance 3.26 (train-to-test floor 0.501), precision 0.713, recall
+0.532, memorised 0 %, classifier agrees 98.9 %; as a classifier 98.10 % right; 35 s training (11,500
 images/s), 54 s for the whole command. Its images are legible and noisy. `conditional` printed 8.24,
-.523, .857, 0 %, 73.1 % and 78.24 %; 28 s training: without the classifier's loss the label is
+0.523, 0.857, 0 %, 73.1 % and 78.24 %; 28 s training: without the classifier's loss the label is
 learnt slowly.
 """
 

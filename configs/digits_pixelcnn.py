@@ -6,7 +6,7 @@
 printed for the test half of 896 images 1.6920 bits/dim, exact (independent pixels 2.4286, given the
 label 2.2450), and as a classifier 97.21 % right with 10 calls an image. Of 2,000 samples the
 classifier agrees with 90.25 % at guidance 1 and 97.5 % at 1.5, the default (Frechet distance 1.291
-and 1.505, floor .501); .05 and .2 % are memorised.
+and 1.505, floor 0.501); 0.05 and 0.2 % are memorised.
 
 `configs/digits_pixelcnn.py:pp`, a PixelCNN++: 148 s training (300 images/s), 435 s in all (every
 sample takes 64 calls of the whole network); 1.7189 bits/dim, 95.09 % right, 90.15 and 96.7 % of

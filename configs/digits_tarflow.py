@@ -5,7 +5,7 @@
 2 CPU cores (AMD EPYC, AVX2) that many other processes used too: 822 s training (365 images/s), 985
 s for the whole command; an earlier version of the network took 247 and 309 s on a quieter machine.
 It printed for 2,000 samples: guidance 1, classifier agrees 88.4 %, Frechet distance 1.432 (floor
-.501), precision .728, recall .854; guidance 2, the default, 96.95 %, 2.293, .782, .634. As a
+0.501), precision 0.728, recall 0.854; guidance 2, the default, 96.95 %, 2.293, 0.782, 0.634. As a
 classifier of the 896 test images 95.76 % right. Its density, of images with Gaussian noise, bounds
 the test half at 2.419 bits/dim; `configs/digits_tarflow.py:uniform`, trained for likelihood with
 uniform noise, at 2.148 (independent pixels 2.429, given the label 2.245), with worse samples: 70.2

@@ -8,11 +8,11 @@ The idx files are Debian's package `dataset-fashion-mnist`; elsewhere set
 On 2 CPU cores (AMD EPYC) it trains at 325 images/s when nothing else runs, measured over its first
 30,000 images: 51 minutes for the whole. The run that gave the scores shared the machine: 121
 minutes training, 17 scoring, 2 classifying; 130 minutes of processor time in all. It printed, for
-2,000 samples and the test set of 10,000: guidance 1: Frechet distance 6.598 (floor .081, of as many
-training images as samples .449), precision .779 (floor .842), recall .723 (.843), the classifier
-agrees with 83.6 % (of test images 93.1 %), memorised 0 %; guidance 2: 3.479, .841, .645, 96.4 %,
-.05 %. As a classifier: 84.0 % of 1,000 test images, 58 network calls an image. A CPU hour does
-not bring this model near its floor. `configs/fashion_mnist.py:gpu` has not been run.
+2,000 samples and the test set of 10,000: guidance 1: Frechet distance 6.598 (floor 0.081, of as
+many training images as samples 0.449), precision 0.779 (floor 0.842), recall 0.723 (0.843), the
+classifier agrees with 83.6 % (of test images 93.1 %), memorised 0 %; guidance 2: 3.479, 0.841,
+0.645, 96.4 %, 0.05 %. As a classifier: 84.0 % of 1,000 test images, 58 network calls an image. A
+CPU hour does not bring this model near its floor. `configs/fashion_mnist.py:gpu` has not been run.
 """
 
 import ml_collections

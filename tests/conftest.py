@@ -82,6 +82,7 @@ UNOPTIMISED = {
     "test_own.py",
     "test_own_page.py",
     "test_recipes_resume.py",
+    "test_site.py",
     "test_record.py",
     "test_steer_config.py",
     "test_tokenize.py",

@@ -39,7 +39,7 @@ def main() -> None:
         cases, shared = [("S/8", "v5e:2x2", [])], ["mesh.fsdp=2", "data.batch_size=8"]
     print("| model, tokens | on | attention | useful, compiled TFLOP | traffic | peak memory | "
           "compute, memory, wires | "
-          "MFU at most: all overlap, compute and memory do not, nothing does | "
+          "MFU upper bound with full overlap, without overlap of compute and memory, without any | "
           "compile |")  # fmt: skip
     print("|-|-|-|-:|-:|-:|-:|-:|-:|")
     rows = []

@@ -78,10 +78,12 @@ def table(answer: dict[str, Any]) -> str:
         line = answer["roofline"]
         if line is not None:
             times = ", ".join(f"{k} {v:.1f} ms" for k, v in line["ms"].items())
-            add("bounds", f"{times}: {line['binds']} binds")
-            add("MFU at most", f"{100 * line['mfu_bound_overlapped']:.1f} % if all overlap, "
-                f"{100 * line['mfu_bound_serial']:.1f} % if compute and memory do not, "
-                f"{100 * line['mfu_bound_nothing_overlaps']:.1f} % if nothing does")  # fmt: skip
+            add("bounds", f"{times}: bound by {line['binds']}")
+            full, some, none = (
+                100 * line[f"mfu_bound_{n}"] for n in ("overlapped", "serial", "nothing_overlaps")
+            )
+            add("MFU upper bounds", f"{full:.1f} % with full overlap, {some:.1f} % without overlap "
+                f"of compute and memory, {none:.1f} % without any")  # fmt: skip
             add("images/s at most", f"{line['images_per_second_bound']:,.0f}")
     if not answer["fits"]:
         over = "" if memory["peak"] is None else f", {memory['peak'] - chip:.2f} GiB too much"
@@ -90,7 +92,7 @@ def table(answer: dict[str, Any]) -> str:
     elif "tried" in answer:
         line = answer["roofline"]
         bound = 100 * line["mfu_bound_overlapped"]
-        lines.append(f"POOR: {line['binds']} binds, MFU at most {bound:.0f} %.")
+        lines.append(f"POOR: bound by {line['binds']}, MFU at most {bound:.0f} %.")
     if "tried" in answer:
         lines += ["Tried:"] + [f"  {_line(row)}" for row in answer["tried"]]
     return "\n".join(lines)

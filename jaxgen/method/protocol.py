@@ -1,8 +1,8 @@
 """Method: what a family of models gives the training loop.
 
 A `Method` is a frozen dataclass of pure functions. The loop, the checkpoints, the sharding, the
-evaluator and the command line know nothing else about a family. Most families differ only in their
-losses, which `jaxgen.method.learning` turns into `init` and `update`.
+evaluator and the command line use a family through these functions alone. Most families differ only
+in their losses, which `jaxgen.method.learning` turns into `init` and `update`.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ def _abstract(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDty
 def _roofline(chip: Chip, counted: Costs, useful: float, images: int) -> dict[str, Any]:
     """Times by what each part of the chip has to do, and the bounds that follow.
 
-    MFU at most: where all overlap; where compute and memory do not (serial); where nothing does.
+    Three upper bounds of the MFU: everything overlaps; compute and memory traffic do not overlap
+    each other (serial); nothing overlaps.
     """
     times = {
         "compute": 1e3 * counted.flops / chip.flops,

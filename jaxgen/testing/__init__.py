@@ -1,4 +1,4 @@
-"""A property-test kit for one's own pieces, and exact answers to hold them against.
+"""A property-test kit for your own pieces, with exact answers to test them against.
 
 `check_*` functions raise AssertionError whose message begins with the name of the law that is
 broken. jaxgen's own tests run every piece of jaxgen through them. Start at `docs/testing.md`.

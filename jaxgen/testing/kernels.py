@@ -1,6 +1,6 @@
 """Laws of a kernel: values and derivatives of a plain reference in float64, nothing unwritten.
 
-Kernels of `jaxgen.ops` run on any platform within `jaxgen.ops.interpreted`, one's own with
+Kernels of `jaxgen.ops` run on any platform within `jaxgen.ops.interpreted`, your own with
 `pallas_call(..., interpret=True)`: either way, what nobody wrote is NaN.
 """
 

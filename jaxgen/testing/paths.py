@@ -101,7 +101,7 @@ def check_prediction(
 ) -> None:
     """Round trips (x0, eps) -> target -> Prediction at random times; finite at both ends.
 
-    kind: one of `prediction.KINDS`, or the name of one's own with target(kind, x0, eps, t, path)
+    kind: one of `prediction.KINDS`, or the name of your own with target(kind, x0, eps, t, path)
     and to_prediction(kind, output, x, t, path). Within 3e-3, what float32 leaves where the noise is
     a twentieth or twenty times the data.
     """

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.studies import classifiers, few_steps, guidance
+from experiments.studies import classifiers, few_steps, gallery, guidance
 from experiments.studies.guidance import STUDIED, study
 from experiments.studies.trained import write, written
 from tests import base_run
@@ -69,3 +69,14 @@ def test_studies_run_in_miniature(module, workdir, tmp_path, capsys):
     module.main(["--workdir", str(workdir), "--tiny", "--out", str(out)])
     assert out.stat().st_size > 1000 and out.with_suffix(".json").stat().st_size > 50
     assert "| " in capsys.readouterr().out
+
+
+def test_the_gallery_has_a_panel_for_each_solver_and_for_each_guidance_that_needs_no_network(
+    tmp_path, capsys
+):
+    gallery.main(["--tiny", "--out", str(tmp_path)])
+    assert "gallery_solvers.png: 1 panels" in capsys.readouterr().out
+    (points,) = gallery.guidance_panels(["no guidance"]).values()
+    np.testing.assert_allclose(points.mean(0), gallery.MEANS[0], atol=0.1)
+    x, t = np.array([[-1.5, 0.3], [0.4, -1.1]], np.float32), np.float32(0.0)
+    assert list(gallery.logits(x, t).argmax(-1)) == [0, 2]

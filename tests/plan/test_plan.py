@@ -242,7 +242,7 @@ def test_a_poor_step_is_said_with_what_helps(monkeypatch):
     ]  # fmt: skip
     assert not module.poor(tried[-1]) and all(map(module.poor, tried[:-1]))
     text = table({**first, "tried": tried})
-    assert "POOR: interconnect binds, MFU at most 30 %" in text
+    assert "POOR: bound by interconnect, MFU at most 30 %" in text
     assert "mesh.data=-1 mesh.fsdp=8 data.batch_size=32: fits" in text and "MFU 70 %" in text
 
 

@@ -1,6 +1,6 @@
 """Losses of GFlowNets: each squares how far a trajectory is from a balance of flows.
 
-A loss is a function's result with two fields, so that one's own can be named by its dotted path.
+A loss is a function's result with two fields, so that your own can be named by its dotted path.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def load(
     dtype: str = "float32",
     batch: int = 64,
 ) -> Extractor:
-    """The extractor of a name: one of `NETWORKS`, "identity", or "module:function" for one's own.
+    """The extractor of a name: one of `NETWORKS`, "identity", or "module:function" for your own.
 
     weights: the published file (.pth, .safetensors), or None to look in the caches of PyTorch hub
     and Hugging Face, and among those converted before; for `NETWORKS` alone. dtype: "float32" (its
