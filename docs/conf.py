@@ -42,6 +42,8 @@ nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# Of cells that were not run (`.ci/run`), nobody knows the language.
+suppress_warnings = ["myst-nb.lexer"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

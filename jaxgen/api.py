@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,7 +240,10 @@ def export(
     options: of what is exported. Raises UsageError.
     """
     place = files.local("--out", out)
-    ways = {program.SUFFIX: program.export, onnx.SUFFIX: onnx.export}
+    ways: dict[str, Callable[..., Any]] = {
+        program.SUFFIX: program.export,
+        onnx.SUFFIX: onnx.export,
+    }
     if place.suffix.lstrip(".").lower() in _OTHERS:
         raise invalid("--out", str(out), f"a new folder, or NAME{' or NAME'.join(ways)}")
     own = inspect.signature(ways.get(place.suffix, folder.export)).parameters
