@@ -752,7 +752,83 @@ PARTS = (
     ),
 )
 
-MUTANTS = (*TRAINING, *NETWORKS, *FAMILIES, *SAMPLING, *SCORES, *PARTS)
+FOLDER, HUB = "tests/export/test_folder.py", "tests/export/test_hub.py"
+PROGRAM = "tests/export/test_program.py"
+DOORS = (
+    Mutant(
+        "export: parameters are constants",
+        "jaxgen/export/program.py",
+        "program.fn(jax.lax.optimization_barrier(held), *given)",
+        "program.fn(held, *given)",
+        (PROGRAM,),
+    ),
+    Mutant(
+        "export: bytes are rounded once",
+        "jaxgen/export/program.py",
+        "jax.lax.bitcast_convert_type(bits + none, jnp.float32)",
+        "x",
+        (PROGRAM, "-k", "bytes"),
+    ),
+    Mutant(
+        "export: an image's place is the batch's",
+        "jaxgen/export/program.py",
+        "jax.random.fold_in(root, i))(index)",
+        "jax.random.fold_in(root, i + 1))(index)",
+        (PROGRAM, "-k", "one_file"),
+    ),
+    Mutant(
+        "export: paths of the machine go along",
+        "jaxgen/export/folder.py",
+        "            bare(said),\n",
+        "            said,\n",
+        (FOLDER, "-k", "path_of_the_machine"),
+    ),
+    Mutant(
+        "export: the other average",
+        "jaxgen/export/folder.py",
+        "params = model.weights(ema)",
+        'params = model.weights("params")',
+        (FOLDER, "-k", "bit_for_bit"),
+    ),
+    Mutant(
+        "export: digests are not compared",
+        "jaxgen/run/portable.py",
+        "if hashlib.sha256((root / name).read_bytes()).hexdigest() != digest:",
+        "if not digest:",
+        (FOLDER, "-k", "flipped"),
+    ),
+    Mutant(
+        "pull: whatever is there is fetched",
+        "jaxgen/run/hub.py",
+        """                allow_patterns=list(portable.PATTERNS),
+                local_dir=folder,""",
+        """                local_dir=folder,""",
+        (HUB,),
+    ),
+    Mutant(
+        "export: v in the place of the velocity",
+        "jaxgen/export/onnx.py",
+        "prediction.velocity(denoiser.path, t)",
+        "prediction.v(denoiser.path, t)",
+        ("tests/export/test_onnx.py",),
+    ),
+    Mutant(
+        "launch k8s: all pods are the first",
+        "jaxgen/launch/k8s.py",
+        "job-completion-index'",
+        "job-completion'",
+        ("tests/launch/test_k8s.py",),
+    ),
+    Mutant(
+        "launch k8s: bad input starts again",
+        "jaxgen/launch/k8s.py",
+        '"values": [USAGE],',
+        '"values": [1],',
+        ("tests/launch/test_k8s.py",),
+    ),
+)
+
+MUTANTS = (*TRAINING, *NETWORKS, *FAMILIES, *SAMPLING, *SCORES, *PARTS, *DOORS)
 
 
 def run(mutants: tuple[Mutant, ...]) -> Iterator[tuple[Mutant, bool, float]]:

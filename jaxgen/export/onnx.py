@@ -63,7 +63,7 @@ def export(
         denoiser = of(params, labels)
         keys = jnp.zeros(x.shape[0])  # whoever draws noise of its own fails, and is refused
         prediction, _ = denoiser(keys, x, t, denoiser.init(x))
-        return prediction.x0, prediction.eps, prediction.v(denoiser.path, t)
+        return prediction.x0, prediction.eps, prediction.velocity(denoiser.path, t)
 
     shapes = [
         jax.ShapeDtypeStruct((batch, *setup.spec.shape), jnp.float32),

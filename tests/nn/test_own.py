@@ -12,17 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.export import symbolic_shape
 from jax.sharding import PartitionSpec
 
 from jaxgen import config as configs
 from jaxgen.data import batches, to_device
 from jaxgen.errors import UsageError
+from jaxgen.export.program import sampler_program
 from jaxgen.families.diffusion.core.denoiser import Network
 from jaxgen.families.diffusion.core.path import discrete
 from jaxgen.mesh import Layout
 from jaxgen.method import is_constant
 from jaxgen.nn import own, placement
 from jaxgen.run import start
+from jaxgen.run.model import of_state
 from jaxgen.run.setup import TOP, set_up, trace_own
 from jaxgen.testing import check_network
 from jaxgen.training.checkpoint import Checkpoints
@@ -212,6 +215,15 @@ def test_a_trained_network_is_sampled_and_guided(trained):
     # w = 1 of two calls is one call's, and sampling drops nothing: bit for bit.
     for other, w in ((parts, [dict(name="cfg", weight=1.0)]), (setup(kind), 1)):
         np.testing.assert_array_equal(one, quick_jit(functools.partial(sampled, other, w))())
+
+
+def test_its_sampler_is_a_program_of_any_batch(trained):
+    _, parts, _, state, _ = trained
+    program = sampler_program(of_state(parts, state), None, {})
+    (rows,) = symbolic_shape("rows")
+    numbers = [jax.ShapeDtypeStruct((rows,), kind) for kind in (np.uint32, np.int32)]
+    images = jax.eval_shape(program.fn, program.params, np.uint32(0), *numbers)
+    assert images.dtype == np.uint8 and images.shape == (rows, *SHAPE)
 
 
 def test_guidance_that_reads_inside_of_a_network_is_refused():

@@ -100,7 +100,7 @@ class Own(nn.Module):
         with _outside():
             if self.per_example:
                 at = jax.vmap(at, in_axes=(0, None if key is None else 0))
-                key = None if key is None else _each(key, len(words["x"]))
+                key = None if key is None else _each(key, words["x"].shape[0])
             out = at(words, key)
         return _checked(out, words["x"], self.out_channels if len(inputs) == len(INPUTS) else None)
 
@@ -199,10 +199,10 @@ def _words(
     told: dict[str, Any] = (
         dict(condition) if isinstance(condition, Mapping) else {"label": condition}
     )
-    y = told.pop("label", jnp.full(len(words["x"]), -1))
+    y = told.pop("label", jnp.full(words["x"].shape[0], -1))
     words["y"] = y if null_label is None else jnp.where(y < 0, null_label, y)
     for name, kind, *sizes in conditions:
-        absent = none(kind, (len(y), *shape_of(name, kind, *sizes)))
+        absent = none(kind, (y.shape[0], *shape_of(name, kind, *sizes)))
         words[name] = told.pop(name, absent)
     for name in told:
         raise unknown("condition", name, ["label", *(own for own, *_ in conditions)])
