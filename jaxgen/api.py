@@ -307,17 +307,20 @@ def pull(repo: str, out: str | Path) -> dict[str, Any]:
 
 def evaluate(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
     """`scoring.evaluate`; a report that the run has is written again, unless `out` is given."""
+    workdir = files.local("--workdir", workdir)
     result = scoring.evaluate(model, workdir, **options)
     return result if options.get("out") is not None else _reported(model, workdir, result)
 
 
 def classify(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
     """`scoring.classify`; a report that the run has is written again."""
+    workdir = files.local("--workdir", workdir)
     return _reported(model, workdir, scoring.classify(model, workdir, **options))
 
 
 def likelihood(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
     """`scoring.likelihood`; a report that the run has is written again."""
+    workdir = files.local("--workdir", workdir)
     return _reported(model, workdir, scoring.likelihood(model, workdir, **options))
 
 

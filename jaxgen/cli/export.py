@@ -1,6 +1,6 @@
 """Hand a trained model on: a folder that every command takes, or a program that needs JAX alone.
 
---out NAME.jaxexport: the sampler as one program for CPU, GPU and TPU, and NAME.py, which runs it.
+--out NAME.jaxexport: the sampler as one program for CPU, GPU and TPU, and a script that runs it.
 --out NAME.onnx: one call of a diffusion model's denoiser, for ONNX runtimes.
 Any other --out: a new folder with parameters, config, class names, scores, grids and a card.
 """
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside",
         action="store_true",
-        help="parameters in NAME.safetensors beside the program (default: from 1 GiB)",
+        help="parameters in a file beside the program (default: from 1 GiB)",
     )
 
 

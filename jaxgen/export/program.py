@@ -36,17 +36,17 @@ SUFFIX = ".jaxexport"
 MOST_INSIDE = 1 << 30
 """Bytes of parameters that go inside a program where nothing is said; more go beside it."""
 
-READER = '''"""Images from {program}: needs `pip install jax flatbuffers` and nothing else.
+READER = '''"""Images by the program beside this script: needs `pip install jax flatbuffers`, nothing else.
 
-    python {script} 0 3 3 8    # seed 0, labels 3, 3, 8 -> images.npy, uint8 [3, {shape}]
+    python THIS_SCRIPT 0 1 1 0    # seed 0, labels 1, 1, 0 -> images.npy, uint8 [3, {shape}]
 """
 import json, sys, pathlib
 import numpy as np
 from jax import export
 
 CLASSES = {classes}
-here = pathlib.Path(__file__)
-program = export.deserialize(bytearray(here.with_suffix(".jaxexport").read_bytes()))
+place = pathlib.Path(__file__).with_suffix("")
+program = export.deserialize(bytearray(place.read_bytes()))
 seed, *labels = map(int, sys.argv[1:])
 assert labels and all(0 <= y <= len(CLASSES) for y in labels), f"labels: 0 to {{len(CLASSES)}}"
 inputs = [np.uint32(seed), np.arange(len(labels), dtype=np.uint32), np.array(labels, np.int32)]
@@ -56,9 +56,9 @@ print("images.npy", images.shape, [(CLASSES + ["no label"])[y] for y in labels])
 '''
 """A script beside the program."""
 
-BESIDE = """raw = here.with_suffix(".safetensors").read_bytes()  # a header in JSON, then numbers
+BESIDE = """raw = place.with_name(place.name + ".safetensors").read_bytes()
 size = int.from_bytes(raw[:8], "little")
-parameters = {}
+parameters = {}  # a header in JSON, then the numbers
 for name, v in json.loads(raw[8:8 + size]).items():
     kind = v["dtype"][0].lower() + str(int(v["dtype"][1:]) // 8)  # F32 is numpy's f4
     data = raw[8 + size + v["data_offsets"][0] : 8 + size + v["data_offsets"][1]]
@@ -88,9 +88,9 @@ def export(
 ) -> list[Path]:
     """Write the program and its reader; returns their paths.
 
-    ema: whose parameters. beside: whether these lie in NAME.safetensors, so that the program is
-    small (None: where they take more than a GiB). changes: options of the sampler that are not the
-    config's. Raises UsageError for a model without a sampler and for platforms that are none.
+    ema: whose parameters. beside: whether these lie in NAME.jaxexport.safetensors, so that the
+    program is small (None: where they take more than a GiB). changes: options of the sampler that
+    are not the config's. Raises UsageError for a model without a sampler and for platforms that are none.
     """
     path = files.local("--out", out)
     if path.suffix != SUFFIX:
@@ -118,12 +118,10 @@ def export(
         files.write(path, bytes(lowered.serialize()))
     written = [path]
     if apart:
-        files.write(path.with_suffix(".safetensors"), save(dict(program.params)))
-        written.append(path.with_suffix(".safetensors"))
-    script = path.with_suffix(".py")
+        written.append(path.with_name(f"{path.name}.safetensors"))
+        files.write(written[-1], save(dict(program.params)))
+    script = path.with_name(f"{path.name}.py")  # no name that somebody's own file may have
     text = READER.format(
-        program=path.name,
-        script=script.name,
         shape=", ".join(map(str, program.shape)),
         classes=list(model.setup.spec.class_names),
         read=BESIDE if apart else "",

@@ -72,7 +72,7 @@ def test_one_file_makes_the_images_of_the_command_line_on_every_platform(model, 
 def test_its_reader_imports_nothing_but_jax_and_numpy(beside, model, tmp_path, monkeypatch):
     path = tmp_path / "digits.v1.jaxexport"
     export(model, base_run.base(), path, beside=beside, platforms=["cpu"])
-    script = path.with_suffix(".py")
+    script = path.with_name(path.name + ".py")
     text = script.read_text()
     names = {
         (node.module if isinstance(node, ast.ImportFrom) else alias.name)
@@ -81,14 +81,17 @@ def test_its_reader_imports_nothing_but_jax_and_numpy(beside, model, tmp_path, m
         for alias in node.names
     }
     assert names == {"json", "sys", "pathlib", "numpy", "jax"}
-    assert len(text.splitlines()) <= 26 and path.with_suffix(".safetensors").exists() == beside
+    assert (
+        len(text.splitlines()) <= 26
+        and path.with_name(path.name + ".safetensors").exists() == beside
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(script), "5", "3", "8", "10"])
     runpy.run_path(str(script))
     expected = bytes_of(model, [3, 8, 10], seed=5)
     np.testing.assert_array_equal(np.load("images.npy"), expected)
     if beside:
-        assert path.stat().st_size < path.with_suffix(".safetensors").stat().st_size
+        assert path.stat().st_size < path.with_name(path.name + ".safetensors").stat().st_size
     monkeypatch.setattr(sys, "argv", [str(script), "5", "11"])
     with pytest.raises(AssertionError, match="0 to 10"):
         runpy.run_path(str(script))
