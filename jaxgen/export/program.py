@@ -36,7 +36,7 @@ SUFFIX = ".jaxexport"
 MOST_INSIDE = 1 << 30
 """Bytes of parameters that go inside a program where nothing is said; more go beside it."""
 
-READER = '''"""Images by the program beside this script: needs `pip install jax flatbuffers`, nothing else.
+READER = '''"""Images by the program beside this script; needs `pip install jax flatbuffers` alone.
 
     python THIS_SCRIPT 0 1 1 0    # seed 0, labels 1, 1, 0 -> images.npy, uint8 [3, {shape}]
 """
@@ -90,7 +90,8 @@ def export(
 
     ema: whose parameters. beside: whether these lie in NAME.jaxexport.safetensors, so that the
     program is small (None: where they take more than a GiB). changes: options of the sampler that
-    are not the config's. Raises UsageError for a model without a sampler and for platforms that are none.
+    are not the config's. Raises UsageError for a model without a sampler and for platforms that
+    are none.
     """
     path = files.local("--out", out)
     if path.suffix != SUFFIX:
