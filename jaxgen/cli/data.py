@@ -22,7 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(), or file:ARG"
     )
-    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument(
+        "--split", choices=("train", "test"), default="train", help="which half is written"
+    )
     parser.add_argument(
         "--out",
         default=None,

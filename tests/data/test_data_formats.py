@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -35,6 +36,10 @@ def offline(tmp_path_factory):
     """No network is asked, and what `datasets` keeps goes with the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # Read when the library was imported, which other tests may have done.
+        with contextlib.suppress(ImportError, AttributeError):
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
         yield
 

@@ -156,6 +156,7 @@ def hub(monkeypatch, tmp_path):
                         server.address + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # this network is here
     monkeypatch.setattr(hf_api.api, "endpoint", server.address)
     yield Hub.repos
     server.shutdown()
