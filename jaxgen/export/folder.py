@@ -65,7 +65,7 @@ def export(
     said = json.loads((workdir / record.FILE).read_text())
     exported = {"ema": shown, "images": model.images_seen, "step": model.step, "licence": licence}
     with tempfile.TemporaryDirectory() as home:
-        tokenizer = _tokenizer(model, workdir, Path(home) / portable.TOKENIZER)
+        tokenizer = _tokenizer(model, Path(home) / portable.TOKENIZER)
         portable.write(
             out,
             bare(said),
@@ -91,12 +91,12 @@ def bare(value: Any) -> Any:
     return value
 
 
-def _tokenizer(model: Model, workdir: Path, out: Path) -> Path | None:
+def _tokenizer(model: Model, out: Path) -> Path | None:
     """The folder of what decodes the model's samples; None where they are images."""
     if model.setup.coding is None or model.tokenizer is None:
         return None
-    place = record.tokenizer_of(model.setup, workdir)
-    assert place is not None
+    place = model.tokenizer.workdir
+    assert place is not None  # it was loaded
     return export(model.tokenizer, place, out, ema=model.tokenizer.ema, name=portable.TOKENIZER)
 
 

@@ -66,7 +66,7 @@ class Model:
     """A trained model.
 
     `params` maps a name ("params", or an average's such as "half_life_50000") to parameters; `ema`
-    is the name used where none is asked for.
+    is the name used where none is asked for. `workdir`: where it was loaded from, if it was.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Model:
         usual = (*setup.ema.names, "params", *self.params)
         self.ema = next(name for name in usual if name in self.params)
         self.images_seen = images
+        self.workdir: Path | None = None
         self.step = step
         self._programs: dict[str, tuple[Sampler, Callable[..., jax.Array]]] = {}
         self._others: dict[str, Model] = {}
@@ -354,11 +355,13 @@ def load(
     """
     workdir = hub.cached(str(workdir)) if hub.names(workdir) else local("--workdir", workdir)
     setup = _setup(workdir, record.recorded(workdir), data, (*configs.trusted(), *trust))
+    decoder = lambda: load_tokenizer(setup, workdir, tokenizer)
     if portable.is_one(workdir):
         params, about = portable.parameters(workdir)
-        found = {about["ema"]: params}
-        decoder = lambda: load_tokenizer(setup, workdir, tokenizer)
-        return Model(setup, found, images=about["images"], step=about["step"], tokenizer=decoder)
+        found, seen = {about["ema"]: params}, dict(images=about["images"], step=about["step"])
+        model = Model(setup, found, **seen, tokenizer=decoder)
+        model.workdir = workdir
+        return model
     if not (workdir / "checkpoints").is_dir():
         raise invalid("--workdir", str(workdir), "a folder with checkpoints")
     abstract = jax.eval_shape(setup.method.init, jax.random.key(0))
@@ -366,7 +369,8 @@ def load(
         restored = checkpoints.restore(abstract, state_sharding(setup.mesh, abstract))
     if restored is None:
         raise invalid("--workdir", str(workdir), "a folder with a whole checkpoint")
-    model = of_state(setup, restored[1], lambda: load_tokenizer(setup, workdir, tokenizer))
+    model = of_state(setup, restored[1], decoder)
+    model.workdir = workdir
     for path in sorted((workdir / "ema").glob("*.safetensors")):
         average, about = read(path)
         images = int(about["images"]) if about.get("images", "").isdigit() else None

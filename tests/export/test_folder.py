@@ -147,8 +147,11 @@ def test_codes_travel_with_what_decodes_them(tmp_path):
     train(config(second_stage(tokenizer / "codes")), run)
     model = load(run)
     expected = model.sample(LABELS).images
+    # Wherever the tokenizer was said to be.
+    place = shutil.move(tokenizer, tmp_path / "moved")
+    model = load(run, tokenizer=place)
     export(model, run, tmp_path / "out")
-    shutil.rmtree(tokenizer)
+    shutil.rmtree(place)
     shutil.rmtree(run)
     moved = shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     np.testing.assert_array_equal(load(moved).sample(LABELS).images, expected)
