@@ -140,6 +140,7 @@ def train(
         if not timings:  # nothing was left to do: what is known of the training is of before
             timings = report.timings(workdir)
         model = of_state(setup, state, lambda: load_tokenizer(setup, workdir))
+        model.workdir = workdir
         results: dict[str, Any] = {}
         if setup.evaluate.at_end:
             clock = time.monotonic()
@@ -226,7 +227,6 @@ def _run_of(workdir: Path) -> tuple[int | None, Sequence[str]]:
 
 def export(
     model: Model,
-    workdir: str | Path,
     out: str | Path,
     *,
     ema: str | None = None,
@@ -235,9 +235,9 @@ def export(
 ) -> dict[str, Any]:
     """A model as a program (`export.program`), an ONNX graph (`export.onnx`) or a folder.
 
-    By the ending of `out`: .jaxexport, .onnx, or none of these (`export.folder`). workdir: where it
-    was loaded from. ema: whose parameters (None: the default average). licence: of a folder.
-    options: of what is exported. Raises UsageError.
+    By the ending of `out`: .jaxexport, .onnx, or none of these (`export.folder`). ema: whose
+    parameters (None: the default average). licence: of a folder. options: of what is exported.
+    Raises UsageError.
     """
     place = files.local("--out", out)
     ways: dict[str, Callable[..., Any]] = {
@@ -258,7 +258,7 @@ def export(
         written = made if isinstance(made, list) else [made]
         say("Wrote " + ", ".join(f"{p} ({p.stat().st_size:,} bytes)" for p in written))
         return {"out": [str(p) for p in written], "ema": ema or model.ema}
-    folder.export(model, workdir, place, ema=ema, licence=licence)
+    folder.export(model, place, ema=ema, licence=licence)
     size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
     say(f"Wrote {place} ({size:,} bytes)")
     return {"out": str(place), **portable.about(place)}
@@ -287,7 +287,6 @@ def push(
         if not said or licence is not None or ema is not None:
             sent = folder.export(
                 load(place),
-                place,
                 Path(home) / "model",
                 ema=ema,
                 licence=licence or said["licence"],

@@ -12,7 +12,6 @@ import ast
 import collections.abc
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -33,7 +32,7 @@ from typing import Any
 import flax.linen as nn
 import ml_collections
 
-from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.errors import UsageError, closest, invalid, unknown
 
 ROOMS = {
     "source": "jaxgen.data",
@@ -138,10 +137,8 @@ def load(path: str) -> ml_collections.ConfigDict:
         known = sorted(
             {p.stem for home in (Path(), SHIPPED) for p in (home / "configs").glob("*.py")}
         )
-        close = difflib.get_close_matches(Path(file).stem, known, n=1, cutoff=0.6)
-        fix = f"Did you mean {close[0]!r}?" if close else None
         allowed = f"an existing Python file with get_config(), or a name: {', '.join(known)}"
-        raise invalid("--config", path, allowed, fix)
+        raise invalid("--config", path, allowed, closest(Path(file).stem, known))
     spec = importlib.util.spec_from_file_location("jaxgen_user_config", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

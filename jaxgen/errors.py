@@ -49,12 +49,16 @@ MOST = 60
 """Names that a message lists; of more, the closest half."""
 
 
+def closest(given: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Did you mean the name that is nearly the given one, as a question; None where none is."""
+    near = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
+    return f"Did you mean {near[0]!r}?" if near else None
+
+
 def unknown(option: str, given: str, allowed: Iterable[str]) -> UsageError:
     """A `UsageError` for a name that does not exist; names the closest one that does."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    fix = f"Did you mean {close[0]!r}?" if close else None
-    shown = names
+    fix, shown = closest(given, names, cutoff=0.5), names
     if len(names) > MOST:
         shown = difflib.get_close_matches(given, names, n=MOST // 2, cutoff=0.0)
         shown = [*sorted(shown), f"... ({len(names)} in all)"]

@@ -8,7 +8,6 @@ after which the same command resumes. With `--json` stdout holds one JSON object
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import importlib
 import logging
@@ -41,24 +40,15 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, no abbreviations, and the closest word for one that is none.
-
-    options: every option of this command, for those messages.
-    """
-
-    options: tuple[str, ...] = ()
+    """argparse with one-line errors, no abbreviations, and the closest command for one misspelt."""
 
     def error(self, message: str) -> NoReturn:
+        from jaxgen.errors import closest
+
         wrong = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
         if wrong:
-            message += closest(wrong[1], COMMANDS)
+            message += " " + (closest(wrong[1], COMMANDS) or "")
         self.exit(2, f"jaxgen: error: {message} (see {self.prog} --help)\n")
-
-
-def closest(word: str, names: Sequence[str]) -> str:
-    """Says "Did you mean ...?" of what is nearly one of the names, else nothing."""
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,15 +165,15 @@ def _overrides(
 
     options: those of the command, one of which may have been meant.
     """
-    from jaxgen.errors import invalid
+    from jaxgen.errors import closest, invalid
 
     out: list[str] = []
     words = list(rest)
     while words:
         word = words.pop(0)
         if not word.startswith(tuple(prefixes)) or not prefixes:
-            hint = closest(word.partition("=")[0], options).strip()
-            raise invalid("command line", word, "the options that --help lists", hint or None)
+            meant = closest(word.partition("=")[0], options)
+            raise invalid("command line", word, "the options that --help lists", meant)
         if "=" not in word:
             if not words or words[0].startswith("--"):
                 raise invalid("command line", word, f"{word}=VALUE")
@@ -241,6 +231,19 @@ def model_arguments(parser: argparse.ArgumentParser, workdir: bool = True) -> No
     trust_argument(parser)
 
 
+def image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that writes images: --npz, --image_size."""
+    parser.add_argument(
+        "--npz",
+        choices=("jaxgen", "adm"),
+        default="jaxgen",
+        help="what x.npz holds; adm: uint8 arr_0 and labels arr_1, which ADM's evaluator reads",
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=None, help="pixels a side that images are resized to"
+    )
+
+
 def trust_argument(parser: argparse.ArgumentParser) -> None:
     """--trust."""
     parser.add_argument(
@@ -260,10 +263,11 @@ def loaded(args: argparse.Namespace) -> Model:
 
 
 def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked of the sampler: --solver, --steps and every --sample.KEY=VALUE."""
+    """What was asked of the sampler: --solver, --steps where they are, every --sample.KEY=VALUE."""
     from jaxgen.config import literal
 
-    options = {k: getattr(args, k) for k in ("solver", "steps") if getattr(args, k) is not None}
+    named = {k: getattr(args, k, None) for k in ("solver", "steps")}
+    options = {k: value for k, value in named.items() if value is not None}
     for assignment in args.sampling:
         key, _, text = assignment.partition("=")
         options[key] = literal(text)

@@ -12,6 +12,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from jaxgen.cli import image_arguments
+
 PREFIXES = ("--config.",)
 """Free options: `--config.KEY=VALUE`."""
 _MOST = 20
@@ -36,15 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="where --out does not say: OUT/SPLIT.npz, OUT/SPLIT.array_record",
     )
-    parser.add_argument(
-        "--npz",
-        choices=("jaxgen", "adm"),
-        default="jaxgen",
-        help="what x.npz holds; adm: uint8 arr_0 and labels arr_1, which ADM's evaluator reads",
-    )
-    parser.add_argument(
-        "--image_size", type=int, default=None, help="pixels a side that images are resized to"
-    )
+    image_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jaxgen.cli import loaded, model_arguments
+from jaxgen.cli import loaded, model_arguments, sampler_options
 
 PREFIXES = ("--sample.",)
 """Free options: of the sampler in a program or a graph."""
@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export; returns the files, or the folder, that were written."""
     from jaxgen.api import export
 
-    args.overrides = []
     options: dict[str, Any] = {"ema": args.ema, "licence": args.license}
     if args.platforms is not None:
         options["platforms"] = args.platforms.split(",")
@@ -49,8 +48,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.batch_size is not None:
         options["batch"] = args.batch_size
     if args.sampling:
-        from jaxgen.cli import sampler_options
-
-        args.solver = args.steps = None
         options["changes"] = sampler_options(args)
-    return export(loaded(args), args.workdir, args.out, **options)
+    return export(loaded(args), args.out, **options)

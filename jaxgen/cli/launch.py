@@ -147,9 +147,23 @@ def _tpu(args: argparse.Namespace) -> dict[str, Any]:
     return {**told, **drive(job, attempts=args.attempts, poll=args.poll, logs=logs, say=say)}
 
 
-def _slurm(args: argparse.Namespace) -> dict[str, Any]:
+def _submitted(text: str, command: list[str], page: str) -> str:
+    """What a program says that was given a job's text. Raises Failure where it refuses it.
+
+    page: where to get the program.
+    """
     from jaxgen.errors import Failure
     from jaxgen.launch.drive import need
+
+    need(command[0], page)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = f"{command[0]} ended with {done.returncode}: {done.stderr.strip()}"
+        raise Failure(f"launch: {why}")
+    return done.stdout.strip()
+
+
+def _slurm(args: argparse.Namespace) -> dict[str, Any]:
     from jaxgen.launch.slurm import Batch, script
     from jaxgen.training.log import say
 
@@ -163,20 +177,14 @@ def _slurm(args: argparse.Namespace) -> dict[str, Any]:
         if not args.json:
             print(text, end="")
         return found
-    need("sbatch", SLURM)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Failure(f"launch: sbatch ended with {done.returncode}: {done.stderr.strip()}")
-    job = done.stdout.strip().partition(";")[0]
+    job = _submitted(text, command, SLURM).partition(";")[0]
     if not args.json:
         print(f"Job {job}; its log is {batch.name}-{job}.log")
     return {**found, "job": job}
 
 
 def _k8s(args: argparse.Namespace) -> dict[str, Any]:
-    from jaxgen.errors import Failure
     from jaxgen.launch import accelerator
-    from jaxgen.launch.drive import need
     from jaxgen.launch.k8s import Work, manifest
     from jaxgen.training.log import say
 
@@ -194,14 +202,11 @@ def _k8s(args: argparse.Namespace) -> dict[str, Any]:
         if not args.json:
             print(text, end="")
         return found
-    need("kubectl", KUBECTL)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Failure(f"launch: kubectl ended with {done.returncode}: {done.stderr.strip()}")
+    said = _submitted(text, command, KUBECTL)
     where = [] if work.namespace is None else ["-n", work.namespace]
     follow = shlex.join(["kubectl", *where, "logs", "-f", f"job/{work.name}-workers-0"])
     if not args.json:
-        print(f"{done.stdout.strip()}; its log: {follow}")
+        print(f"{said}; its log: {follow}")
     return found
 
 

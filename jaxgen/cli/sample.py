@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import loaded, model_arguments, number, seed
+from jaxgen.cli import image_arguments, loaded, model_arguments, number, seed
 
 PREFIXES = ("--sample.", "--config.data.")
 """Free options: of the sampler; where the data are now."""
@@ -48,15 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="x.png: grid; x.npz: arrays; else a new or an empty folder for PNGs",
     )
-    parser.add_argument(
-        "--npz",
-        choices=("jaxgen", "adm"),
-        default="jaxgen",
-        help="what x.npz holds; adm: uint8 arr_0 and labels arr_1, which ADM's evaluator reads",
-    )
-    parser.add_argument(
-        "--image_size", type=int, default=None, help="pixels a side that images are resized to"
-    )
+    image_arguments(parser)
     parser.add_argument(
         "--replace", action="store_true", help="samples in the folder --out make place"
     )

@@ -23,7 +23,6 @@ from jaxgen.training.log import say
 
 def export(
     model: Model,
-    workdir: str | Path,
     out: str | Path,
     *,
     ema: str | None = None,
@@ -32,11 +31,13 @@ def export(
 ) -> Path:
     """Write a trained model as a folder; `out` is new or empty.
 
-    workdir: where the model was loaded from. ema: whose parameters (None: the default average).
-    licence: an identifier, for the card. name: the model's on its card (None: the folder's). Of
-    paths in its config and receipts the last word alone is kept. Raises UsageError.
+    The model has a workdir, whose receipts and grids come along. ema: whose parameters (None: the
+    default average). licence: an identifier, for the card. name: the model's on its card (None: the
+    folder's). Of paths in its config and receipts the last word alone is kept. Raises UsageError.
     """
-    workdir, out = Path(workdir), files.local("--out", out)
+    workdir, out = model.workdir, files.local("--out", out)
+    if workdir is None:
+        raise invalid("export", "a model that was not loaded", "jaxgen.load(workdir)")
     check_licence(licence)
     portable.check_new("--out", out)
     if model.setup.method.reads:
@@ -95,9 +96,7 @@ def _tokenizer(model: Model, out: Path) -> Path | None:
     """The folder of what decodes the model's samples; None where they are images."""
     if model.setup.coding is None or model.tokenizer is None:
         return None
-    place = model.tokenizer.workdir
-    assert place is not None  # it was loaded
-    return export(model.tokenizer, place, out, ema=model.tokenizer.ema, name=portable.TOKENIZER)
+    return export(model.tokenizer, out, ema=model.tokenizer.ema, name=portable.TOKENIZER)
 
 
 def _receipts(workdir: Path) -> dict[str, bytes]:

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jaxgen import files
 from jaxgen.data import to_host
 from jaxgen.errors import UsageError, invalid
+from jaxgen.export.program import plain
 from jaxgen.mesh import within
 from jaxgen.method import denoiser_factory
 from jaxgen.run.model import Model
 from jaxgen.run.setup import sample_options
-from jaxgen.training.sharding import make_layout
 
 SUFFIX = ".onnx"
 INPUTS, OUTPUTS = ("x", "t", "labels"), ("x0", "eps", "velocity")
@@ -70,9 +70,8 @@ def export(
         jax.ShapeDtypeStruct((batch,), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
     ]
-    layout = make_layout(devices=jax.devices("cpu")[:1])
     try:
-        with jax.default_device(jax.devices("cpu")[0]):
+        with plain() as layout:
             graph = to_onnx(
                 within(layout, call),
                 shapes,

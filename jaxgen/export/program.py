@@ -100,7 +100,7 @@ def export(
     for platform in platforms:
         if platform not in PLATFORMS:
             raise unknown("--platforms", platform, PLATFORMS)
-    with _plain():
+    with plain():
         program = sampler_program(model, ema, changes or {})
         size = sum(a.nbytes for a in program.params.values())
         apart = size > MOST_INSIDE if beside is None else beside
@@ -141,7 +141,7 @@ def sampler_program(model: Model, ema: str | None, changes: Mapping[str, Any]) -
         raise invalid("--workdir", "a model that makes no images", "one with a sampler of images")
     if "models" in changes:
         raise invalid("--sample.models", changes["models"], "one model: others cannot come along")
-    layout = _layout()
+    layout = one_device()
     sampler = make_sampler(setup, sample_options(setup, changes))
     draw = within(layout, sampler.fn)
     trees = {"model": model.weights(ema)}
@@ -212,17 +212,18 @@ def _bytes(images: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.clip(jnp.floor(scaled + 0.5), 0, 255).astype(jnp.uint8)
 
 
-def _layout() -> Layout:
-    """One device."""
+def one_device() -> Layout:
+    """Of a CPU, whose programs have no kernel of one platform."""
     return make_layout(devices=jax.devices("cpu")[:1])
 
 
 @contextlib.contextmanager
-def _plain() -> Iterator[None]:
-    """Traced as for a CPU: no kernel of one platform in a program for several."""
+def plain() -> Iterator[Layout]:
+    """What is traced within is for `one_device`."""
+    layout = one_device()
     try:
-        with jax.default_device(jax.devices("cpu")[0]):
-            yield
+        with jax.default_device(layout.mesh.devices.flat[0]):
+            yield layout
     except ImportError as error:
         if "flatbuffers" not in str(error):
             raise

@@ -166,7 +166,7 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("hub") / "model"
-    export(load(base_run.base()), base_run.base(), out, licence="mit")
+    export(load(base_run.base()), out, licence="mit")
     return out
 
 

@@ -37,7 +37,7 @@ def test_the_graph_says_what_the_guided_denoiser_says(name, tmp_path):
         live = jax.tree.map(lambda a: a + 0.1, state.params)  # an untrained one says 0
         model = of_state(parts, state.replace(params=live, ema=dict.fromkeys(state.ema, live)))
     path, changes = tmp_path / "a.onnx", {"guidance": 2.5}
-    export(model, tmp_path, path, batch=4, changes=changes)
+    export(model, path, batch=4, changes=changes)
     x = np.random.default_rng(0).standard_normal((4, 8, 8, 1)).astype(np.float32)
     make = denoiser_factory(model.setup.method)
     denoiser = make(**sample_options(model.setup, changes))(model.weights(None), jnp.array(LABELS))
@@ -52,7 +52,7 @@ def test_the_graph_says_what_the_guided_denoiser_says(name, tmp_path):
         # Two runtimes' sums of some hundred products.
         np.testing.assert_allclose(output, wanted, atol=2e-4 * float(jnp.abs(wanted).max()))
     # The guidance is in it: another says something else.
-    export(model, tmp_path, tmp_path / "b.onnx", batch=4, changes={"guidance": 1.0})
+    export(model, tmp_path / "b.onnx", batch=4, changes={"guidance": 1.0})
     assert np.abs(run(tmp_path / "b.onnx", x)[0] - np.asarray(said.x0)).max() > 1e-3
 
 
@@ -68,8 +68,8 @@ def test_what_onnx_does_not_carry_is_said(tmp_path, monkeypatch):
         (load(base), {"changes": {"guidance": [{"name": "cads.cads"}]}}, "--out|guidance"),
     ):
         with pytest.raises(UsageError, match=message):
-            export(model, base, path, **options)
+            export(model, path, **options)
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UsageError, match="jaxgen.onnx"):
-        export(load(base), base, path)
+        export(load(base), path)
     assert not path.exists()

@@ -71,7 +71,7 @@ def test_one_file_makes_the_images_of_the_command_line_on_every_platform(model, 
 @pytest.mark.parametrize("beside", [False, True])
 def test_its_reader_imports_nothing_but_jax_and_numpy(beside, model, tmp_path, monkeypatch):
     path = tmp_path / "digits.v1.jaxexport"
-    export(model, base_run.base(), path, beside=beside, platforms=["cpu"])
+    export(model, path, beside=beside, platforms=["cpu"])
     script = path.with_name(path.name + ".py")
     text = script.read_text()
     names = {
@@ -100,7 +100,7 @@ def test_its_reader_imports_nothing_but_jax_and_numpy(beside, model, tmp_path, m
 def test_options_of_the_sampler_and_the_average_are_those_asked_for(model, tmp_path):
     changes = dict(guidance=3.0, steps=2)
     path = tmp_path / "a.jaxexport"
-    export(model, base_run.base(), path, ema="params", changes=changes, platforms=["cpu"])
+    export(model, path, ema="params", changes=changes, platforms=["cpu"])
     expected = bytes_of(model, LABELS, ema="params", **changes)
     np.testing.assert_array_equal(called(path, LABELS), expected)
 
@@ -110,7 +110,7 @@ def test_other_families_make_the_same(name, tmp_path):
     parts = built(name)
     model = alone(of_state(parts, quick_jit(parts.method.init)(jax.random.key(0))))
     path = tmp_path / "a.jaxexport"
-    export(model, tmp_path, path, platforms=["cpu"])
+    export(model, path, platforms=["cpu"])
     labels = LABELS[:64] % parts.spec.num_classes
     np.testing.assert_array_equal(called(path, labels), bytes_of(model, labels))
 
@@ -133,9 +133,9 @@ def test_what_is_no_program_is_refused(model, tmp_path):
         (dict(ema="none"), "--ema"),
     ):
         with pytest.raises(UsageError, match=message):
-            export(model, base, path, **options)
+            export(model, path, **options)
     parts = built("kl")
     tokenizer = of_state(parts, quick_jit(parts.method.init)(jax.random.key(0)))
     with pytest.raises(UsageError, match="a sampler of images"):
-        export(tokenizer, tmp_path, path)
+        export(tokenizer, path)
     assert not list(tmp_path.iterdir())
