@@ -17,7 +17,7 @@ from jaxgen.export.folder import bare
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.run import portable
 from tests import base_run
-from tests.running import run_here
+from tests.running import assert_same_bits, run_here
 
 LABELS = np.arange(6) % 3
 
@@ -46,10 +46,14 @@ def test_it_makes_the_same_images_bit_for_bit(model, folder):
     np.testing.assert_array_equal(theirs.sample(LABELS).images, model.sample(LABELS).images)
 
 
-def test_an_average_is_chosen_and_no_other_is_there(model, tmp_path):
-    export(model, tmp_path / "m", ema="params")
-    theirs = load(tmp_path / "m")
-    assert list(theirs.params) == ["params"] and theirs.ema == "params"
+def test_an_average_is_chosen_and_no_other_is_there(tmp_path):
+    model = load(base_run.base())
+    model.params["params"] = jax.tree.map(lambda a: a + 1, model.params["params"])
+    for asked, name in ((None, "half_life_500"), ("params", "params")):
+        export(model, tmp_path / name, ema=asked)
+        theirs = load(tmp_path / name)
+        assert list(theirs.params) == [name] and theirs.ema == name
+        assert_same_bits(theirs.params[name], jax.device_get(model.params[name]))
     with pytest.raises(UsageError, match="--ema"):
         theirs.weights("half_life_500")
     with pytest.raises(UsageError, match="--ema: got 'other'"):
