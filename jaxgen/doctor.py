@@ -25,7 +25,6 @@ from jaxgen.run.model import load
 
 REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "chex", "numpy")
 OPTIONAL = {
-    "export": "flatbuffers",
     "hub": "huggingface_hub",
     "parity": "torch",
     "plan": "libtpu",

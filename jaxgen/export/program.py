@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from jaxgen import files
 from jaxgen.data import to_host
-from jaxgen.errors import UsageError, invalid, unknown
+from jaxgen.errors import invalid, unknown
 from jaxgen.mesh import Layout, within
 from jaxgen.run.model import Model
 from jaxgen.run.setup import make_sampler, sample_options
@@ -221,10 +221,5 @@ def one_device() -> Layout:
 def plain() -> Iterator[Layout]:
     """What is traced within is for `one_device`."""
     layout = one_device()
-    try:
-        with jax.default_device(layout.mesh.devices.flat[0]):
-            yield layout
-    except ImportError as error:
-        if "flatbuffers" not in str(error):
-            raise
-        raise UsageError('jaxgen export: programs need pip install "jaxgen[export]".') from error
+    with jax.default_device(layout.mesh.devices.flat[0]):
+        yield layout
