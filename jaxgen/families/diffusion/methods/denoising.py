@@ -98,9 +98,7 @@ def denoising(
     chosen: list[Term] = [
         part(t, TERMS, f"method.terms[{n}]", spec=spec) for n, t in enumerate(terms)
     ]
-    names = [term.name for term in chosen]
-    if len(set(names)) < len(names):
-        raise invalid("method.terms", names, "each name once: it is that of the term's parameters")
+    _check_names(chosen)
     sampled: Times = part(times, ROOMS["times"], "method.times")
     model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
     columns = tuple(name for name, *_ in getattr(model, "conditions", ()))
@@ -132,9 +130,7 @@ def denoising(
             "times": sampled.init()
         }
 
-    frozen = {term.name: term.frozen for term in chosen if term.frozen is not None}
-    if description is not None and description.frozen is not None:
-        frozen["describe"] = description.frozen
+    frozen = _frozen(chosen, description)
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project)
     more = _likelihoods(network, spec) if distribution.gaussian and description is None else {}
     if description is None and not chosen:
@@ -208,6 +204,21 @@ def _check(
         raise invalid("method.coherence", coherence, f"a divisor of the {spec.num_classes} classes")
     if coherence > 1 and describe is not None:
         raise invalid("method.coherence", coherence, "1 with describe")
+
+
+def _check_names(terms: Sequence[Term]) -> None:
+    """Refuse two terms of one name."""
+    names = [term.name for term in terms]
+    if len(set(names)) < len(names):
+        raise invalid("method.terms", names, "each name once: it is that of the term's parameters")
+
+
+def _frozen(terms: Sequence[Term], description: Description | None) -> dict[str, Any]:
+    """What terms and description need and nobody trains, by name."""
+    frozen = {term.name: term.frozen for term in terms if term.frozen is not None}
+    if description is not None and description.frozen is not None:
+        frozen["describe"] = description.frozen
+    return frozen
 
 
 def _told_more(
