@@ -16,6 +16,7 @@ ALIGNED = dict(name="alignment", layer=1, encoder="flat", width=16)
 
 MLP = "model=" + repr(dict(name="mlp.MLP", width=24, depth=1))
 TOLD = MLP.replace("'depth': 1", "'depth': 1, 'conditions': (('w', 'number'),)")
+MATCHING = dict(name="distill.matching", divergence="jensen_shannon", calls=2, adversarial=0.1)
 TEACHER = "networks={'teacher': BASE}"
 """BASE: the workdir of `tests.base_run`."""
 
@@ -34,6 +35,10 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     "progressive": (
         "tests/tiny.py",
         [MLP, "wrap=" + repr([dict(name="distill.guidance.progressive", steps=4, images=64)])],
+    ),
+    "matching": (
+        "tests/tiny.py",
+        [MLP, TEACHER, "sample={}", "wrap=" + repr([MATCHING])],
     ),
     "forget": (
         "tests/tiny.py",

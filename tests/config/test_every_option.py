@@ -19,6 +19,7 @@ import pytest
 from jaxgen import config as configs
 from jaxgen import families, tokenizers
 from jaxgen.distill.guidance import guided, progressive
+from jaxgen.distill.matching import matching
 from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
@@ -476,6 +477,20 @@ WRAPS = (
     Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
     Sweep("guided", "wrap.0", programs=UPDATE),
     Sweep(
+        "matching",
+        "wrap.0",
+        values=dict(by="ratio", divergence="jeffreys", fake_steps=2),
+        skip=dict(teacher="names a network", huber=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "matching",
+        "wrap.0",
+        ("wrap=" + repr([dict(name="distill.matching", by="implicit")]),),
+        only=("huber",),
+        programs=UPDATE,
+    ),
+    Sweep(
         "forget",
         "wrap.0",
         values=dict(classes=(3,), target="negative", substitute=2),
@@ -497,16 +512,15 @@ SWEEPS = (*METHODS, *SAMPLES, *OPTIMIZERS, *MODELS, *WRAPS)
 @functools.cache
 def base(case: str, *overrides: str) -> Setup:
     """A case's setup, in batches of 16."""
-    config = loaded(case, *overrides)
-    if "BASE" in str(config.get("networks", "")):
-        config.networks = {"teacher": base_run.base()}
-    return set_up(config, data=False)
+    return set_up(loaded(case, *overrides), data=False)
 
 
 def loaded(case: str, *overrides: str) -> Any:
     """A case's config."""
     config, narrow = CASES[case]
     config = configs.load(config)
+    if any("BASE" in text for text in narrow):
+        narrow = [text.replace("BASE", repr(base_run.base())) for text in narrow]
     configs.override(config, [*narrow, "data.batch_size=16", *overrides], TOP)
     return config
 
@@ -609,5 +623,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, guided, progressive, forget}
+    wraps = {lora, guided, progressive, matching, forget}
     assert wraps <= wanted.keys()
