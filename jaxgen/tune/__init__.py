@@ -1,1 +1,1 @@
-"""Tuning a trained model: adapters."""
+"""Tuning a trained model: adapters, contrasts with a frozen copy."""

@@ -23,10 +23,11 @@ from jaxgen.distill.matching import matching
 from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
+from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
 from tests import base_run
-from tests.every_family import FAMILIES
+from tests.every_family import FAMILIES, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
 
 MLP = dict(name="mlp.MLP", width=8, depth=2)
@@ -57,6 +58,8 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "masked": _tiny(MASKED, "method=diffusion.masked_denoising"),
     "mean_flow": _tiny(MLP, "method=diffusion.mean_flow", "sample={}"),
     "shortcut": _tiny(MLP, "method=diffusion.shortcut", "sample={}"),
+    "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
+    "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -476,6 +479,16 @@ WRAPS = (
     ),
     Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
     Sweep("guided", "wrap.0", programs=UPDATE),
+    *(
+        Sweep(
+            name,
+            "wrap.0",
+            values=dict(sample=dict(steps=3)),
+            skip=dict(teacher="names a network"),
+            programs=UPDATE,
+        )
+        for name in ("cca", "ddo")
+    ),
     Sweep(
         "matching",
         "wrap.0",
@@ -623,5 +636,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, guided, progressive, matching, forget}
+    wraps = {lora, cca, ddo, guided, progressive, matching, forget}
     assert wraps <= wanted.keys()

@@ -1,0 +1,77 @@
+"""A model that is a table: logits of ten values for each of three classes, trained by wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.method import Method, Sampler, Spec, exact_label_error, method_of
+from jaxgen.method.learning import single
+from jaxgen.training.ema import Averages
+
+CLASSES, VALUES, BATCH = 3, 10, 2048
+SPEC = Spec((1,), CLASSES, levels=VALUES, tokens=True)
+_RNG = np.random.default_rng(0)
+DATA = _RNG.dirichlet(np.full(VALUES, 2.0), CLASSES)
+REFERENCE = 0.6 * _RNG.dirichlet(np.full(VALUES, 2.0), CLASSES) + 0.4 / VALUES
+"""p(x | c) of the data and of the model as it was trained, which has full support."""
+
+
+def table(rate: Any, *, normalised: bool = True) -> Method:
+    """The method; not normalised: a free log-density for each value, as some optima ask for."""
+
+    def log_prob(params: Any, x: jax.Array, labels: jax.Array, keys: Any = None) -> jax.Array:
+        logits = params["net"]["logits"]
+        return (jax.nn.log_softmax(logits) if normalised else logits)[labels, x[:, 0]]
+
+    def loss(params: Any, batch: Any, key: jax.Array, extra: Any) -> Any:
+        return -log_prob(params, batch["image"], batch["label"]).mean(), ({}, extra)
+
+    def fresh(key: jax.Array) -> Any:
+        return {"net": {"logits": jnp.log(jnp.asarray(REFERENCE, jnp.float32))}}, ()
+
+    def sampler() -> Sampler:
+        def fn(params: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
+            draw = jax.vmap(jax.random.categorical)
+            return draw(keys, params["net"]["logits"][labels])[:, None].astype(jnp.int32)
+
+        return Sampler(fn, calls=1)
+
+    training = single(loss, fresh, optax.adam(rate), Averages((1000,)))
+    error = exact_label_error(log_prob)
+    return method_of(SPEC, training, sampler=sampler, label_error=error)
+
+
+class Trained:
+    """The method with the reference's parameters, as a config's `networks` gives them."""
+
+    def __init__(self, method: Method) -> None:
+        """method: whose first parameters are the reference."""
+        self.method, self.params = method, method.init(jax.random.key(0)).params
+
+    def fitting(self, spec: Spec) -> Any:
+        """The parameters."""
+        return self.params
+
+
+def tuned(wrap: Callable[..., Method], *, normalised: bool, steps: int = 1500) -> np.ndarray:
+    """The logits [classes, values] after a wrap's training on data; it starts at the reference."""
+    rate = optax.cosine_decay_schedule(3e-2, steps)
+    base = table(rate, normalised=normalised)
+    method = wrap(base, spec=SPEC, networks={"teacher": Trained(base)}, label_dropout=0.0)
+    log_data = jnp.log(jnp.asarray(DATA, jnp.float32))
+
+    def body(state: Any, number: jax.Array) -> tuple[Any, None]:
+        key = jax.random.fold_in(jax.random.key(1), number)
+        labels = jnp.arange(BATCH) % CLASSES
+        image = jax.random.categorical(key, log_data[labels])[:, None]
+        step_key = jax.random.fold_in(key, number)
+        return method.update(state, {"image": image, "label": labels}, step_key)[0], None
+
+    fit = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])
+    return np.asarray(fit(method.init(jax.random.key(0))).params["net"]["logits"])

@@ -1,0 +1,34 @@
+"""Direct discriminative optimization: from any model of full support to the data's law."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from experiments.shared.check import Check, below, control
+from experiments.shared.tabular import DATA, REFERENCE, tuned
+from jaxgen.tune.contrast import ddo
+
+PAPER = (
+    "Direct Discriminative Optimization: Your Likelihood-Based Visual Generative Model is Secretly "
+    "a GAN Discriminator"
+)
+ENTRY = "jaxgen.tune.contrast.ddo"
+
+
+def distance(logits: np.ndarray) -> float:
+    """Largest total variation of a class's law from the data's."""
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return float(np.abs(p / p.sum(1, keepdims=True) - DATA).sum(1).max() / 2)
+
+
+def checks() -> list[Check]:
+    """A table's total variation from the data: before, after, and without the copy's samples."""
+    check = "total variation from the data"
+    results = [control(below(f"{check}, before", distance(np.log(REFERENCE)), 0.02))]
+    whole = tuned(functools.partial(ddo, beta=1.0, weight=1.0), normalised=True)
+    results.append(below(check, distance(whole), 0.02))
+    alone = tuned(functools.partial(ddo, beta=1.0, weight=0.0), normalised=True)
+    results.append(control(below(f"{check}, without samples of the copy", distance(alone), 0.02)))
+    return results
