@@ -61,6 +61,7 @@ def matching(
     label_dropout: float = 0.1,
     low: float = 0.02,
     high: float = 0.98,
+    instead: Mapping[str, int | str] | None = None,
     teacher: str = "teacher",
 ) -> Method:
     """Train the model to draw in `calls` network calls what networks[teacher] draws.
@@ -77,7 +78,9 @@ def matching(
     there for what needs it. fake_steps: of fake score and critic for each of the student, each on
     its share of the batch; with 1 they lag behind, and samples swing about the teacher's law.
     label_dropout: share of the student's samples without a label. Times of the comparison are
-    uniform from `low` to `high`.
+    uniform from `low` to `high`. instead: classes (by name, or number) for which the teacher is
+    asked for another, so that the student forgets them, without data if by="implicit" (Chen et
+    al., "Score Forgetting Distillation", 2024).
 
     Raises UsageError: no teacher; a divergence that there is not, or that "implicit" does not have;
     a network that cannot say an x0 of pure noise (prediction "eps" or "score").
@@ -91,7 +94,10 @@ def matching(
     if needs and not tap:
         name = type(network.model).__name__
         raise invalid("config.model", name, "a stack of blocks (DiT, MLP), which a critic can read")
-    critic = Critic()
+    critic, asked = Critic(), jnp.arange(spec.num_classes + 1)
+    for word, other_class in (instead or {}).items():
+        gone, kept = (spec.label(c, "distill.matching.instead") for c in (word, other_class))
+        asked = asked.at[gone].set(kept)
 
     def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
         """x0 [B, ...] of the student at one of its times; differentiable in its last call."""
@@ -138,7 +144,7 @@ def matching(
             pull = expand(path.sigma(t) ** 2 / path.alpha(t), x) * ascent
             value = matched(x0, pull, jnp.ones_like(t), weight(divergence, log_ratio)).mean()
         else:
-            theirs = says(guided(fixed["frozen"][teacher], labels), x, t).x0
+            theirs = says(guided(fixed["frozen"][teacher], asked[labels]), x, t).x0
             scale = _mean(jnp.abs(jax.lax.stop_gradient(x0 - theirs))) + 1e-6
             if by == "implicit":
                 value = implicit(x0, ours, theirs, scale, huber).mean()

@@ -1,0 +1,90 @@
+"""One-call students of a teacher that is exact: four Gaussians in the plane, a class each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.distill.matching import matching
+from jaxgen.families.diffusion import denoising
+from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import linear
+from jaxgen.method import Method, Sampler, Spec, TrainState, with_frozen
+from jaxgen.nn.mlp import MLP
+from jaxgen.testing import gaussian_denoiser, mixture_denoiser
+from jaxgen.training.ema import Averages
+
+MEANS = np.array([[1.5, 0.0], [0.0, 1.5], [-1.5, 0.0], [0.0, -1.5]], np.float32)
+STD, CLASSES, COUNT = 0.3, 4, 500
+SPEC, PATH = Spec((2,), CLASSES, levels=None), linear()
+
+
+def exact(labels: jax.Array) -> Denoiser:
+    """Of the class of each of labels [B]; of all classes where there is none."""
+    alone = gaussian_denoiser(PATH, jnp.asarray(MEANS)[jnp.minimum(labels, CLASSES - 1)], STD)
+    shares = jnp.ones(CLASSES) / CLASSES
+    every = mixture_denoiser(PATH, jnp.asarray(MEANS), jnp.full(CLASSES, STD), shares)
+
+    def call(keys: Any, x: jax.Array, t: jax.Array, memory: Any) -> Any:
+        (one, _), (both, _) = (d(keys, x, t, ()) for d in (alone, every))
+        told = (labels < CLASSES)[:, None]
+        return jax.tree.map(lambda a, b: jnp.where(told, a, b), one, both), memory
+
+    return Denoiser(call, path=PATH)
+
+
+class Teacher:
+    """The exact denoiser as a method with a sampler, as a config's `networks` gives one."""
+
+    params: Any = jnp.zeros(1)
+
+    @property
+    def method(self) -> Any:
+        """Itself: its sampler is all that is asked."""
+        return self
+
+    def sampler(self, *, guidance: float = 1.0) -> Sampler:
+        """Whose denoiser is exact."""
+        assert guidance == 1
+        return Sampler(lambda *_: None, calls=1, denoiser=lambda _, labels: exact(labels))
+
+    def fitting(self, spec: Spec) -> Any:
+        """Nothing is frozen."""
+        return self.params
+
+
+def trained(method: Method, state: TrainState, steps: int) -> TrainState:
+    """After steps on fresh data of all classes."""
+
+    def body(state: Any, number: jax.Array) -> tuple[Any, None]:
+        key = jax.random.fold_in(jax.random.key(1), number)
+        label_key, noise_key = jax.random.split(key)
+        labels = jax.random.randint(label_key, (128,), 0, CLASSES)
+        image = jnp.asarray(MEANS)[labels] + STD * jax.random.normal(noise_key, (128, 2))
+        batch = {"image": image, "label": labels}
+        return method.update(state, batch, jax.random.fold_in(key, number), method.frozen)[0], None
+
+    return jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
+
+
+def drawn(steps: int = 1500, **options: Any) -> np.ndarray:
+    """Samples [classes, COUNT, 2] of a student that was taught so, begun as a denoiser."""
+    rate = optax.cosine_decay_schedule(1e-3, steps)
+    base = denoising(
+        SPEC, MLP(CLASSES, 2, 64, 2), optax.adam(rate), Averages((3000,)), label_dropout=0.1
+    )
+    net = trained(base, base.init(jax.random.key(0)), steps).params
+    method = matching(base, spec=SPEC, networks={"teacher": Teacher()}, **options)
+    state = method.init(jax.random.key(0))
+    assert method.training.started is not None
+    state = method.training.started(state.replace(params={**state.params, **net}))
+    state = trained(method, state, steps)
+    params = with_frozen(method, {**state.params, **state.ema["half_life_3000"]})
+    assert method.sampler is not None
+    labels = jnp.repeat(jnp.arange(CLASSES), COUNT)
+    keys = jax.random.split(jax.random.key(2), len(labels))
+    return np.asarray(method.sampler().fn(params, keys, labels)).reshape(CLASSES, COUNT, 2)
