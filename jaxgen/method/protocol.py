@@ -168,7 +168,9 @@ class Sampler:
     chain(params, label ()) -> Chain: the same sampler, for images of one label, taken apart into
     steps that steering may repeat; None where it does not go in steps. denoiser(params, labels[B])
     -> what its solver asks, guidance included; None where labels alone do not say it. Another model
-    may be guided by it or stitched to it.
+    may be guided by it or stitched to it. by_weight(params, keys[B], labels[B], weights[B]): the
+    same sampler with a weight of classifier-free guidance for each image, so that one program does
+    for all weights; None where guidance is no single weight.
     """
 
     fn: Callable[[PyTree, jax.Array, jax.Array], Any]
@@ -176,6 +178,7 @@ class Sampler:
     steps: int = 0
     chain: Callable[[PyTree, jax.Array], Chain] | None = None
     denoiser: Callable[[PyTree, Any], Any] | None = None
+    by_weight: Callable[[PyTree, jax.Array, jax.Array, jax.Array], Any] | None = None
 
     def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""
