@@ -204,7 +204,8 @@ class Method:
     so that one draw is all there is.
     encode(params, x[B, *shape]) -> code and decode(params, code) -> x: tokenizers; `code` is the
     Spec of a code, its levels None for latents.
-    scores(params, key) -> name -> value: what the family alone knows to measure.
+    scores(params, key) -> name -> value: what the family alone knows to measure; meanings: name ->
+    (which is better, "lower", "higher", "zero" or None; what the value tells, in a sentence).
     train_flops() -> floating-point operations to train on one example; None: counted from `update`.
     separable: the gradient of a batch is the mean over its parts, whatever the cut, so that
     `update` may see one device's part (`mesh.Layout.via`).
@@ -227,6 +228,7 @@ class Method:
     decode: Callable[[PyTree, jax.Array], jax.Array] | None = None
     code: Spec | None = None
     scores: Callable[[PyTree, jax.Array], dict[str, Any]] | None = None
+    meanings: Mapping[str, tuple[str | None, str]] = FrozenDict()
     train_flops: Callable[[], float] | None = None
     separable: bool = False
     plain: Callable[[PyTree], PyTree] = lambda params: params
