@@ -173,7 +173,7 @@ def trajectory(model: Model) -> Exhibit | str:
     both = [found.expected]
     if setup.coding is None:
         both.insert(0, found.states)
-        names = [each for name in names for each in (f"{name}: state", "expected")]
+        names = [f"{name}: {what}" for name in names for what in ("so far", "expected")]
     rows = np.stack(both, 1).reshape(-1, *found.expected.shape[2:])
     picture = grid(_reduced(rows), len(found.steps))
     return Exhibit(picture, {"rows": names, "columns": [str(step) for step in found.steps]})

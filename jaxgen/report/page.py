@@ -59,7 +59,7 @@ text-overflow:ellipsis; padding:1px 0 }
 .framed .heads { grid-column:2; display:grid; grid-auto-flow:column;
 grid-auto-columns:minmax(0,1fr);
 font-size:12px; text-align:center; color:var(--soft); margin-bottom:3px }
-.framed .crop { grid-column:2; min-width:0 }
+.framed .crop { grid-column:2; min-width:0 } figure.narrow { max-width:680px }
 .framed .crop img { background:repeating-conic-gradient(#b8bdc3 0 25%,#dfe2e5 0 50%) 0 0/16px 16px }
 """
 
@@ -86,10 +86,11 @@ border-left:2px dashed var(--mark); margin-left:-1px }
 .row.floor .at { background:var(--mark) }
 .warn { background:var(--warn); border:1px solid var(--edge); border-radius:10px;
 padding:10px 14px; font-size:14px; margin:0 0 8px; overflow-wrap:anywhere }
-table.confusion { width:auto; font-size:13px } .confusion th,.confusion td { padding:4px;
-text-align:center; min-width:30px; border:1px solid var(--line);
+table.confusion { width:auto; font-size:12.5px } .confusion th,.confusion td {
+overflow-wrap:normal } .confusion th,.confusion td { padding:4px 2px;
+text-align:center; min-width:27px; border:1px solid var(--line);
 font-variant-numeric:tabular-nums } .confusion th { font-weight:500; color:var(--soft) }
-.confusion tr > th:first-child { text-align:left; white-space:nowrap; max-width:110px;
+.confusion tbody th { text-align:left; white-space:nowrap; max-width:110px;
 overflow:hidden; text-overflow:ellipsis }
 """
 
@@ -98,11 +99,15 @@ SLIDERS = """
 gap:8px 24px; margin:8px 0 12px } .controls[hidden] { display:none }
 .controls input { width:100%; accent-color:var(--accent); margin:2px 0 }
 .controls output { font-weight:650 }
-.live .heads,.live .names,.live .still { display:none }
-.live .framed { display:block; max-width:560px } .live .crop { overflow:hidden }
+.sliders { overflow-x:auto } .sliders:not(.live) .framed { min-width:640px }
+.live .heads,.live .names { display:none }
+.live .framed { display:block } .live .crop { overflow:hidden; aspect-ratio:var(--shape) }
 .live .crop img { width:calc(100% * var(--columns)); max-width:none;
 transform:translate(calc(-100% / var(--columns) * var(--x,0)),
 calc(-100% / var(--rows) * var(--y,0))) }
+@media (min-width:760px) { .live { display:grid; gap:4px 24px; align-items:start;
+grid-template-columns:minmax(0,1fr) minmax(0,1.6fr); grid-template-rows:auto 1fr }
+.live .controls { grid-template-columns:1fr; margin-top:0 } .live .framed { grid-area:1/2/3/3 } }
 """
 
 SCRIPT = """
@@ -147,9 +152,17 @@ def image(data: bytes, caption: str, kind: str = "") -> str:
     )
 
 
-def framed(data: bytes, caption: str, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> str:
+def framed(
+    data: bytes,
+    caption: str,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    kind: str = "",
+) -> str:
     """As `image`, of a grid whose rows have names at their left and whose columns have heads."""
-    return f"<figure>{_frame(data, caption, rows, columns)}{_below(caption)}</figure>"
+    return (
+        f'<figure class="{kind}">{_frame(data, caption, rows, columns)}{_below(caption)}</figure>'
+    )
 
 
 def _below(caption: str) -> str:
@@ -160,11 +173,16 @@ def _frame(data: bytes, alt: str, rows: Sequence[str], columns: Sequence[str]) -
     def spans(names: Sequence[str]) -> str:
         return "".join(f'<span title="{html.escape(n)}">{html.escape(n)}</span>' for n in names)
 
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+    down, across = max(1, len(rows)), max(1, len(columns))
+    # Of one cell: width over height.
+    shape = f"--columns:{across};--rows:{down};--shape:{width * down}/{height * across}"
     heads = f'<div class="heads">{spans(columns)}</div>' if columns else ""
     names = f'<div class="names">{spans(rows)}</div>' if rows else ""
     return (
-        f'<div class="framed">{heads}{names}<div class="crop" style="--columns:{len(columns)};'
-        f'--rows:{len(rows)}"><img alt="{html.escape(alt)}" src="{inline(data)}"></div></div>'
+        f'<div class="framed">{heads}{names}<div class="crop" style="{shape}">'
+        f'<img alt="{html.escape(alt)}" src="{inline(data)}"></div></div>'
     )
 
 
@@ -213,19 +231,19 @@ def folded(title: str, inside: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{inside}</details>"
 
 
-def number(value: Any) -> str:
-    """Four significant digits; whole numbers whole."""
+def number(value: Any, digits: int = 4) -> str:
+    """A number to so many significant digits; whole numbers whole; words as they are."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "" if value is None else str(value)
-    return f"{value:,d}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,d}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def spread(score: Mapping[str, Any]) -> str:
+def spread(score: Mapping[str, Any], digits: int = 4) -> str:
     """The interval of a score, else its standard error, else nothing."""
     if score.get("interval"):
         low, high = score["interval"]
-        return f"{number(low)} to {number(high)}"
-    return f"± {number(score['error'])}" if score.get("error") is not None else ""
+        return f"{number(low, digits)} to {number(high, digits)}"
+    return f"± {number(score['error'], digits)}" if score.get("error") is not None else ""
 
 
 def score(name: str, values: Mapping[str, Mapping[str, Any]]) -> str:
@@ -262,7 +280,7 @@ def score(name: str, values: Mapping[str, Mapping[str, Any]]) -> str:
     body = "".join(
         f'<div class="row{kind}"><span class="who">{html.escape(title)}</span>'
         f"<span><b>{html.escape(number(each['value']))}</b>"
-        f"<small>{html.escape(spread(each))}</small></span>"
+        f"<small>{html.escape(spread(each, 3))}</small></span>"
         f'<span class="axis" aria-hidden="true">{axis(each)}</span></div>'
         for title, each, kind in rows
     )
@@ -289,15 +307,16 @@ def confusion(pairs: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         total = max(1, sum(counts.get((y, z), 0) for z in range(len(names))))
         cells = "".join(
             f'<td style="background:color-mix(in srgb,var(--{"accent" if y == z else "bad"}) '
-            f'{100 * counts.get((y, z), 0) / total:.0f}%,transparent)">'
+            f'{55 * counts.get((y, z), 0) / total:.0f}%,transparent)">'
             f"{counts.get((y, z), 0) or ''}</td>"
             for z in range(len(names))
         )
         title = name if name == numbered[y] else f"{numbered[y]} {name}"
         rows.append(f'<tr><th scope="row">{html.escape(title)}</th>{cells}</tr>')
     return (
-        '<div class="wide"><table class="confusion"><thead><tr><th>asked for \\ taken for</th>'
-        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<div class="wide"><table class="confusion"><thead><tr><th rowspan="2">asked for</th>'
+        f'<th colspan="{len(names)}">taken for</th></tr>'
+        f"<tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from jaxgen import __version__
 from jaxgen import config as configs
@@ -124,38 +125,45 @@ def _write(workdir: Path, content: dict[str, Any]) -> None:
     write_atomic(workdir / "report.html", _page(workdir, content, curves, exhibits.read(workdir)))
 
 
-def _curves(rows: list[dict[str, Any]]) -> list[bytes]:
-    """Loss, gradient norm and throughput against images seen, a PNG file's bytes each."""
-    shown = [("loss", "training loss"), ("grad_norm", "gradient norm")]
-    shown.append(("images_per_second", "images per second"))
-    plots = []
-    for key, heading in shown:
+def _curves(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """Loss, gradient norm and throughput against images seen: PNG files' bytes, by what it is."""
+    shown = {
+        "loss": "training loss",
+        "grad_norm": "gradient norm",
+        "images_per_second": "training images a second",
+    }
+    plots = {}
+    for key, heading in shown.items():
         points = [(r["images"], r[key]) for r in rows if key in r and "images" in r]
         if not points:
             continue
         figure = plot(4.2, 2.8)
         axis = figure.subplots()
         axis.plot(*zip(*points, strict=True), color="#2457d6", linewidth=1.6)
-        axis.set_title(heading, fontsize=11, loc="left")
         axis.set_xlabel("images seen", fontsize=10)
-        axis.tick_params(labelsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.tick_params(labelsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         if key == "images_per_second":
             axis.set_ylim(bottom=0)
-        plots.append(drawn(figure))
+        plots[heading] = drawn(figure)
     return plots
 
 
 def _page(
-    workdir: Path, content: Mapping[str, Any], curves: Sequence[bytes], shown: Mapping[str, Exhibit]
+    workdir: Path,
+    content: Mapping[str, Any],
+    curves: Mapping[str, bytes],
+    shown: Mapping[str, Exhibit],
 ) -> str:
     """The whole page. shown: pictures by the names of their files in `samples/`."""
     body = [*_head(workdir, content), *_samples(content, shown), *_scores(content, shown)]
     body += [*_likelihood(content), *_classifier(content)]
-    captions = "Means over each logging period; compilation and pauses are left out."
-    plots = "".join(image(data, captions, "plot") for data in curves)
+    plots = "".join(image(data, heading, "plot") for heading, data in curves.items())
     if plots:
-        body.append(f'<h2>Training</h2><div class="grids">{plots}</div>')
+        how = "Means over each logging period; compilation and pauses are left out."
+        body += ["<h2>Training</h2>", *_note(how), f'<div class="grids">{plots}</div>']
     body += _settings(content)
     style = FRAMED + SCORES + SLIDERS
     return page(f"jaxgen: {workdir.name}", body, style, SCRIPT if "guidance" in shown else "")
@@ -218,11 +226,11 @@ def _samples(content: Mapping[str, Any], shown: Mapping[str, Exhibit]) -> list[s
     if "trajectory" in shown:
         picture, about = shown["trajectory"]
         caption = (
-            "From noise to a sample: the columns are the steps done. Rows called state show what "
-            "the sampler holds, the others the image that it expects at that moment."
+            "From noise to a sample, column by column: the steps done. So far: what the sampler "
+            "holds; expected: the image that it expects to come of it."
         )
         body.append("<h2>How a sample comes about</h2>")
-        body.append(framed(png(picture), caption, about["rows"], about["columns"]))
+        body.append(framed(png(picture), caption, about["rows"], about["columns"], "narrow"))
     return body + _note(missing.get("trajectory"))
 
 
