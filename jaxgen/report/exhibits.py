@@ -90,7 +90,7 @@ def real(model: Model) -> Exhibit | str:
     """Training images in the rows and columns of the final grids; or why there are none."""
     setup, spec = model.setup, model.setup.spec
     if spec.target is not None:
-        return "There are no real images: the model is trained by a reward."
+        return "No real images are shown: the model is trained by a reward."
     if setup.method.sampler is None:
         return "Real images stand above their reconstructions."
     source = _images(model)
@@ -108,7 +108,7 @@ def real(model: Model) -> Exhibit | str:
             rows.append(quantise(source.images(spread)) / 127.5 - 1)
             titles.append(name)
     if not rows:
-        return "No real image bears a label of the model's."
+        return "No real images are shown: none bears a label of the model's."
     return Exhibit(grid(_reduced(np.concatenate(rows)), per), {"rows": titles})
 
 
@@ -117,12 +117,12 @@ def _images(model: Model) -> Source | str:
     try:
         if model.setup.coding is not None:
             if model.tokenizer is None:
-                return "The data are codes, and their tokenizer is not known."
+                return "No real images are shown: the data are codes of an unknown tokenizer."
             return model.tokenizer.setup.source
         source = model.setup.source
     except UsageError as error:
-        return f"The data cannot be opened: {error}"
-    return source if len(source.shape) == 3 else "The data are no images."
+        return f"No real images are shown, as the data cannot be opened: {error}"
+    return source if len(source.shape) == 3 else "No real images are shown: the data are tokens."
 
 
 def guidance(model: Model) -> Exhibit | str:
@@ -131,10 +131,10 @@ def guidance(model: Model) -> Exhibit | str:
     All of a row's images start from the same `EACH` draws of noise.
     """
     setup, spec = model.setup, model.setup.spec
-    if spec.target is not None or setup.method.sampler is None:
-        return "There is nothing to guide."
+    if setup.method.sampler is None:
+        return "No guidance is shown: a tokenizer draws no samples."
     if spec.num_classes < 2:
-        return "There is no guidance to show: the data have one class."
+        return "No guidance is shown: there is one class."
     scales = [*setup.evaluate.guidance, setup.config.get("sample", {}).get("guidance")]
     used = [float(w) for w in scales if isinstance(w, (int, float)) and not isinstance(w, bool)]
     weights, labels = np.array(sorted({*WEIGHTS, *used})), chosen(spec.num_classes, LABELS)
@@ -142,7 +142,7 @@ def guidance(model: Model) -> Exhibit | str:
     try:
         images = model.by_weight(y, w, n, batch_size=setup.evaluate.batch_size)
     except UsageError:
-        return "There is no slider of guidance: this sampler has no weight of guidance to move."
+        return "No guidance is shown: this model has no weight of guidance to move."
     picture = grid(_reduced(images), len(weights) * EACH)
     # Without the last line, every cell is as large as any.
     return Exhibit(
@@ -162,13 +162,13 @@ def trajectory(model: Model) -> Exhibit | str:
     Above each row of what the sampler expects, one of what it holds, where that is an image.
     """
     setup, spec = model.setup, model.setup.spec
-    if spec.target is not None or setup.method.sampler is None:
-        return "There is no way of a sample to show."
+    if setup.method.sampler is None:
+        return "No way from noise to an image is shown: a tokenizer draws no samples."
     labels = chosen(spec.num_classes, PATHS)
     try:
         found = model.trajectory(labels, frames=MOMENTS)
     except UsageError:
-        return "There is no way of a sample to show: this sampler does not go from noise in steps."
+        return "No way from noise to an image is shown: this sampler does not go in such steps."
     names = [spec.class_names[label] for label in labels]
     both = [found.expected]
     if setup.coding is None:

@@ -199,7 +199,7 @@ def _name(section: Any) -> str:
 
 def _samples(content: Mapping[str, Any], shown: Mapping[str, Exhibit]) -> list[str]:
     """Samples beside real images, guidance, and samples on their way."""
-    missing, body = content.get("missing", {}), []
+    missing, body = content.get("missing", {}), list[str]()
     final = {k.removeprefix(FINAL): e for k, e in shown.items() if k.startswith(FINAL)}
     if final:
         how = f"seed 0, parameters {content['ema']}"
@@ -212,7 +212,6 @@ def _samples(content: Mapping[str, Any], shown: Mapping[str, Exhibit]) -> list[s
             picture, about = shown["real"]
             figures.append(framed(png(picture), "real images, for comparison", about["rows"]))
         body.append(f'<h2>Samples</h2><div class="grids">{"".join(figures)}</div>')
-        body += _note(missing.get("real"))
     if "guidance" in shown:
         picture, about = shown["guidance"]
         caption = (
@@ -222,7 +221,6 @@ def _samples(content: Mapping[str, Any], shown: Mapping[str, Exhibit]) -> list[s
         )
         body.append("<h2>Guidance, class by class</h2>")
         body.append(sliders(png(picture), caption, about["rows"], about["columns"], about["first"]))
-    body += _note(missing.get("guidance"))
     if "trajectory" in shown:
         picture, about = shown["trajectory"]
         caption = (
@@ -231,7 +229,7 @@ def _samples(content: Mapping[str, Any], shown: Mapping[str, Exhibit]) -> list[s
         )
         body.append("<h2>How a sample comes about</h2>")
         body.append(framed(png(picture), caption, about["rows"], about["columns"], "narrow"))
-    return body + _note(missing.get("trajectory"))
+    return body + _note(" ".join(missing[name] for name in exhibits.NAMES if name in missing))
 
 
 def _note(text: str | None) -> list[str]:
