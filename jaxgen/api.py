@@ -159,6 +159,8 @@ def train(
         grids = report_grids(model, interrupts)
         for name, picture in grids.items():
             _save_picture(setup, workdir, f"{pictures.FINAL}{name}", picture)
+        # All that is known so far, whatever becomes of the further pictures.
+        report.write(workdir, model, results, timings, {}, useful)
         made, missing = exhibits.exhibits(model, interrupts.check)
         if hosts.first():
             exhibits.save(workdir, made)

@@ -70,6 +70,7 @@ def write(
     content = {
         "config": json.loads(configs.to_json(model.setup.config)),
         "classes": list(model.setup.spec.class_names),
+        "shape": list(model.setup.spec.shape),
         "images_seen": model.images_seen,
         "steps": model.step,
         "parameters": sum(int(np.prod(a.shape)) for a in jax.tree.leaves(model.params["params"])),
@@ -182,7 +183,9 @@ def _head(workdir: Path, content: Mapping[str, Any]) -> list[str]:
     source = _name(config.get("data", {}).get("source"))
     count = len(content["classes"])
     classes = f"{count} classes" if count > 1 else "one class"
-    what = f"{_name(config.get('method'))}, trained on {source} ({classes}); {content['device']}"
+    shape = " x ".join(map(str, content.get("shape", ())))
+    data = f"{source} ({', '.join(filter(None, (shape, classes)))})"
+    what = f"{_name(config.get('method'))}, trained on {data}; {content['device']}"
     return [
         f"<h1>{html.escape(workdir.name)}</h1>",
         f'<p class="sub">{html.escape(what)}</p>',
