@@ -515,14 +515,14 @@ def _preview(setup: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
 def _save_picture(setup: Setup, workdir: Path, name: str, picture: np.ndarray) -> None:
     """A grid of `_preview_labels`, or of reconstructions, with the names of its rows' classes."""
     text: dict[str, str] = {}
-    about: dict[str, Any] = {"what": "samples"}
+    about: dict[str, Any] = {"what": "seed 0"}
     if setup.method.sampler is None:
         about = {"what": "test images, each above its reconstruction"}
     elif setup.spec.target is None:
         per, labels = setup.train.preview_per_label, _preview_labels(setup)
         names = setup.spec.class_names
         picture, text = pictures.named(picture, names, labels, per)
-        about = {"what": "a row a class", "rows": [names[label] for label in labels[::per]]}
+        about = {"what": "a row a class, seed 0", "rows": [names[label] for label in labels[::per]]}
     text |= pictures.told(about) if name.startswith(pictures.FINAL) else {}
     if hosts.first():
         pictures.save_png(workdir / "samples" / f"{name}.png", picture, text)

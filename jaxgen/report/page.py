@@ -28,7 +28,8 @@ main { max-width:1080px; margin:0 auto; padding:28px 16px 64px }
 h1 { font-size:28px; line-height:1.25; margin:0 0 4px; overflow-wrap:anywhere }
 h2 { font-size:20px; margin:44px 0 4px } h3 { font-size:15px; margin:0; overflow-wrap:anywhere }
 p { margin:0 0 12px } p.sub,.note,figcaption { color:var(--soft) }
-.note,figcaption { font-size:13px } figcaption { margin-top:8px }
+.note,figcaption { font-size:13px }
+.grids + .note,figure + .note { margin-top:12px } figcaption { margin-top:8px }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(140px,1fr)); gap:12px }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px;
 padding:12px 14px }
@@ -59,7 +60,9 @@ text-overflow:ellipsis; padding:1px 0 }
 .framed .heads { grid-column:2; display:grid; grid-auto-flow:column;
 grid-auto-columns:minmax(0,1fr);
 font-size:12px; text-align:center; color:var(--soft); margin-bottom:3px }
-.framed .crop { grid-column:2; min-width:0 } figure.narrow { max-width:680px }
+.framed .crop { grid-column:2; min-width:0 } .framed .crop:first-child { grid-column:1/3 }
+.framed .crop img,.framed .heads { max-width:calc(3px * var(--wide)) }
+figure.narrow { max-width:680px }
 .framed .crop img { background:repeating-conic-gradient(#b8bdc3 0 25%,#dfe2e5 0 50%) 0 0/16px 16px }
 """
 
@@ -72,9 +75,10 @@ padding:12px 14px; min-width:0 }
 .score h3 { font-family:ui-monospace,monospace } .score header span { color:var(--accent);
 font-size:13px; white-space:nowrap }
 .score p { color:var(--soft); font-size:13.5px; margin:2px 0 8px }
-.row { display:grid; grid-template-columns:minmax(0,6.5em) minmax(0,8.2em) minmax(0,1fr);
+.row { display:grid; grid-template-columns:minmax(0,7.6em) minmax(0,8em) minmax(0,1fr);
 gap:0 10px; align-items:center; padding:4px 0; border-top:1px solid var(--line); font-size:14px }
-.row .who { overflow-wrap:anywhere; line-height:1.25 } .row b,.row small { display:block;
+.row .who { overflow-wrap:anywhere; line-height:1.25; font-size:13px }
+.row b,.row small { display:block;
 font-variant-numeric:tabular-nums; line-height:1.3; white-space:nowrap }
 .row small { color:var(--soft); font-size:12px } .row.floor .who,.row.floor b { color:var(--soft);
 font-weight:400 }
@@ -178,10 +182,12 @@ def _frame(data: bytes, alt: str, rows: Sequence[str], columns: Sequence[str]) -
     down, across = max(1, len(rows)), max(1, len(columns))
     # Of one cell: width over height.
     shape = f"--columns:{across};--rows:{down};--shape:{width * down}/{height * across}"
+    # Few small images are not shown as large as the page.
+    shape += f";--wide:{width}"
     heads = f'<div class="heads">{spans(columns)}</div>' if columns else ""
     names = f'<div class="names">{spans(rows)}</div>' if rows else ""
     return (
-        f'<div class="framed">{heads}{names}<div class="crop" style="{shape}">'
+        f'<div class="framed" style="{shape}">{heads}{names}<div class="crop">'
         f'<img alt="{html.escape(alt)}" src="{inline(data)}"></div></div>'
     )
 

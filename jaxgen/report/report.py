@@ -172,17 +172,17 @@ def _page(
 
 def _head(workdir: Path, content: Mapping[str, Any]) -> list[str]:
     """What was trained, in a sentence and in numbers."""
-    timings, config = content["timings"], content["config"]
+    timings, config, count = content["timings"], content["config"], content["parameters"]
     cards = [
-        (f"{content['parameters'] / 1e6:.2f} M", "parameters"),
+        (f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}", "parameters"),
         (f"{content['images_seen']:,}", "training images seen"),
         (f"{timings.get('total', 0):,.0f} s", "whole command"),
     ]
     if "images_per_second" in timings:
         cards.insert(2, (f"{timings['images_per_second']:,.0f}", "training images a second"))
     source = _name(config.get("data", {}).get("source"))
-    count = len(content["classes"])
-    classes = f"{count} classes" if count > 1 else "one class"
+    several = len(content["classes"]) > 1
+    classes = f"{len(content['classes'])} classes" if several else "one class"
     shape = " x ".join(map(str, content.get("shape", ())))
     data = f"{source} ({', '.join(filter(None, (shape, classes)))})"
     what = f"{_name(config.get('method'))}, trained on {data}; {content['device']}"
@@ -205,7 +205,7 @@ def _samples(content: Mapping[str, Any], shown: Mapping[str, Exhibit]) -> list[s
     missing, body = content.get("missing", {}), list[str]()
     final = {k.removeprefix(FINAL): e for k, e in shown.items() if k.startswith(FINAL)}
     if final:
-        how = f"seed 0, parameters {content['ema']}"
+        how = f"parameters {content['ema']}"
         figures = [
             framed(png(each.picture), f"{name.replace('_', ' ')}: {each.about['what']}, {how}",
                    each.about.get("rows", ()))
