@@ -275,7 +275,10 @@ def test_every_family_has_a_page_that_says_what_it_cannot_show(name, tmp_path, m
     assert [int(s["max"]) for s in sliders] == [len(weights) - 1, len(labels) - 1]
 
 
-@pytest.mark.parametrize("name", [name for name, what in WHAT.items() if "guidance" in what])
+GUIDED = [name for name, what in WHAT.items() if "guidance" in what]
+
+
+@pytest.mark.parametrize("name", [*GUIDED, "lora"])
 def test_weights_in_an_array_are_weights_in_turn(name):
     labels, count = np.array([1, 5, 7, 2] * 4), 16
     weights = np.repeat([2.0, 3.0], count // 2)
