@@ -24,7 +24,7 @@ from jaxgen.errors import UsageError, check_seed, invalid
 from jaxgen.export import folder, onnx, program
 from jaxgen.method import Spec, TrainState
 from jaxgen.metrics.sets.quantise import adm, quantise
-from jaxgen.report import pictures, report
+from jaxgen.report import exhibits, pictures, report
 from jaxgen.report.compare import compare
 from jaxgen.run import hub, networks, portable, record, start
 from jaxgen.run.data import write_data
@@ -158,10 +158,15 @@ def train(
         clock = time.monotonic()
         grids = report_grids(model, interrupts)
         for name, picture in grids.items():
-            _save_picture(setup, workdir, f"final_{name}", picture)
+            _save_picture(setup, workdir, f"{pictures.FINAL}{name}", picture)
+        # All that is known so far, whatever becomes of the further pictures.
+        report.write(workdir, model, results, timings, {}, useful)
+        made, missing = exhibits.exhibits(model, interrupts.check)
+        if hosts.first():
+            exhibits.save(workdir, made)
         timings["report"] = time.monotonic() - clock
         timings["total"] = time.monotonic() - begin
-        written = report.write(workdir, model, results, timings, grids, useful)
+        written = report.write(workdir, model, results, timings, missing, useful)
         times = [f"{k} {v:.1f}" for k, v in timings.items() if k != "images_per_second"]
         say(f"Seconds: {', '.join(times)}")
         say(f"Report: {workdir / 'report.html'}")
@@ -308,23 +313,23 @@ def evaluate(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any
     """`scoring.evaluate`; a report that the run has is written again, unless `out` is given."""
     workdir = files.local("--workdir", workdir)
     result = scoring.evaluate(model, workdir, **options)
-    return result if options.get("out") is not None else _reported(model, workdir, result)
+    return result if options.get("out") is not None else _reported(workdir, result)
 
 
 def classify(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
     """`scoring.classify`; a report that the run has is written again."""
     workdir = files.local("--workdir", workdir)
-    return _reported(model, workdir, scoring.classify(model, workdir, **options))
+    return _reported(workdir, scoring.classify(model, workdir, **options))
 
 
 def likelihood(model: Model, workdir: str | Path, **options: Any) -> dict[str, Any]:
     """`scoring.likelihood`; a report that the run has is written again."""
     workdir = files.local("--workdir", workdir)
-    return _reported(model, workdir, scoring.likelihood(model, workdir, **options))
+    return _reported(workdir, scoring.likelihood(model, workdir, **options))
 
 
-def _reported(model: Model, workdir: str | Path, result: dict[str, Any]) -> dict[str, Any]:
-    report.rewrite(Path(workdir), model)
+def _reported(workdir: str | Path, result: dict[str, Any]) -> dict[str, Any]:
+    report.rewrite(Path(workdir))
     return result
 
 
@@ -509,11 +514,16 @@ def _preview(setup: Setup, state: TrainState, step: int, workdir: Path) -> np.nd
 
 def _save_picture(setup: Setup, workdir: Path, name: str, picture: np.ndarray) -> None:
     """A grid of `_preview_labels`, or of reconstructions, with the names of its rows' classes."""
-    text = None
-    if setup.method.sampler is not None and setup.spec.target is None:
-        per = setup.train.preview_per_label
+    text: dict[str, str] = {}
+    about: dict[str, Any] = {"what": "seed 0"}
+    if setup.method.sampler is None:
+        about = {"what": "test images, each above its reconstruction"}
+    elif setup.spec.target is None:
+        per, labels = setup.train.preview_per_label, _preview_labels(setup)
         names = setup.spec.class_names
-        picture, text = pictures.named(picture, names, _preview_labels(setup), per)
+        picture, text = pictures.named(picture, names, labels, per)
+        about = {"what": "a row a class, seed 0", "rows": [names[label] for label in labels[::per]]}
+    text |= pictures.told(about) if name.startswith(pictures.FINAL) else {}
     if hosts.first():
         pictures.save_png(workdir / "samples" / f"{name}.png", picture, text)
 

@@ -83,6 +83,7 @@ UNOPTIMISED = {
     "test_own_folder.py",
     "test_own.py",
     "test_own_page.py",
+    "test_page.py",
     "test_recipes_resume.py",
     "test_site.py",
     "test_record.py",

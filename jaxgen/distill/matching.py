@@ -277,7 +277,7 @@ def sampler_of(method: Method, calls: int) -> Callable[..., Sampler]:
                 allowed = f"{value!r}, as the student was taught"
                 raise invalid(f"sample.{name}", options[name], allowed)
         inner = known(**{**options, **taught, "guidance": ()})
-        return dataclasses.replace(inner, denoiser=None)
+        return dataclasses.replace(inner, denoiser=None, by_weight=None)
 
     return sampler
 

@@ -69,7 +69,7 @@ def student(
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
             return inner(params, keys, told(method, labels, guidance))
 
-        return dataclasses.replace(inner, fn=fn, chain=None, denoiser=None)
+        return dataclasses.replace(inner, fn=fn, chain=None, denoiser=None, by_weight=None)
 
     held = {**method.training.frozen, **(frozen or {})}
     learners = {"net": dataclasses.replace(base, loss=loss)}

@@ -48,7 +48,7 @@ def export(
     params = model.weights(ema)
     name = name or out.absolute().name
     contents = _grids(model, workdir, shown) | _receipts(workdir)
-    found = receipts(workdir)
+    found = list(receipts(workdir).values())
     others = {
         kind: files.read_json(path)
         for kind in ("classify", "likelihood")

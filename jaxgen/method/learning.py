@@ -451,7 +451,11 @@ def on_params(method: Method, change: Callable[[PyTree], PyTree]) -> Method:
         fn = first(inner.fn)
         assert fn is not None
         return dataclasses.replace(
-            inner, fn=fn, chain=first(inner.chain), denoiser=first(inner.denoiser)
+            inner,
+            fn=fn,
+            chain=first(inner.chain),
+            denoiser=first(inner.denoiser),
+            by_weight=first(inner.by_weight),
         )
 
     return dataclasses.replace(

@@ -168,7 +168,9 @@ class Sampler:
     chain(params, label ()) -> Chain: the same sampler, for images of one label, taken apart into
     steps that steering may repeat; None where it does not go in steps. denoiser(params, labels[B])
     -> what its solver asks, guidance included; None where labels alone do not say it. Another model
-    may be guided by it or stitched to it.
+    may be guided by it or stitched to it. by_weight(params, keys[B], labels[B], weights[B]): the
+    same sampler with a weight of classifier-free guidance for each image, so that one program does
+    for all weights; None where guidance is no single weight.
     """
 
     fn: Callable[[PyTree, jax.Array, jax.Array], Any]
@@ -176,6 +178,7 @@ class Sampler:
     steps: int = 0
     chain: Callable[[PyTree, jax.Array], Chain] | None = None
     denoiser: Callable[[PyTree, Any], Any] | None = None
+    by_weight: Callable[[PyTree, jax.Array, jax.Array, jax.Array], Any] | None = None
 
     def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""
@@ -201,7 +204,8 @@ class Method:
     so that one draw is all there is.
     encode(params, x[B, *shape]) -> code and decode(params, code) -> x: tokenizers; `code` is the
     Spec of a code, its levels None for latents.
-    scores(params, key) -> name -> value: what the family alone knows to measure.
+    scores(params, key) -> name -> value: what the family alone knows to measure; meanings: name ->
+    (which is better, "lower", "higher", "zero" or None; what the value tells, in a sentence).
     train_flops() -> floating-point operations to train on one example; None: counted from `update`.
     separable: the gradient of a batch is the mean over its parts, whatever the cut, so that
     `update` may see one device's part (`mesh.Layout.via`).
@@ -224,6 +228,7 @@ class Method:
     decode: Callable[[PyTree, jax.Array], jax.Array] | None = None
     code: Spec | None = None
     scores: Callable[[PyTree, jax.Array], dict[str, Any]] | None = None
+    meanings: Mapping[str, tuple[str | None, str]] = FrozenDict()
     train_flops: Callable[[], float] | None = None
     separable: bool = False
     plain: Callable[[PyTree], PyTree] = lambda params: params

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxgen.data import Streamed
 from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.scores import memorisation
+from jaxgen.metrics.scores.confusion import confusion
 from jaxgen.metrics.scores.manifold import KINDS
 from jaxgen.metrics.scores.table import Floor, Pair, Score, Side, check_names, chosen, compute
 from jaxgen.metrics.sets.quantise import finite, quantise
@@ -21,6 +23,10 @@ Scores = dict[str, dict[str, Any]]
 # These depend on the number of samples, and are also (or only) of as many as there are training
 # images, so that value and floor can be put side by side.
 MATCHED = tuple(KINDS)
+MATCHED_SAYS = (
+    "The Frechet distance of no more samples than there are training images, so that it can be put "
+    "beside its floor."
+)
 # Left out unless asked for: the width of CMMD's kernel is for CLIP's features, and Vendi's score
 # has no answer for features of length nought, which a rectified layer may give.
 ASKED = ("cmmd", "vendi")
@@ -40,6 +46,24 @@ class Seen:
     known: Set
     asked: int
     sides: Sequence[tuple[Extractor, tuple[Side, Side, Side]]]
+
+    @functools.cached_property
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distance [n] in pixels of each of `made` to the nearest of `learnt`, and where it is."""
+        return self._nearest[0]
+
+    @functools.cached_property
+    def fresh(self) -> np.ndarray:
+        """The same distance [m] of each of `known`."""
+        return self._nearest[1]
+
+    @functools.cached_property
+    def _nearest(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        made, learnt, known = self.made.images, self.learnt.images, self.known.images
+        assert made is not None and learnt is not None and known is not None
+        # Of both at once, so that the training half is read once.
+        distance, place = memorisation.nearest_training(np.concatenate([made, known[:]]), learnt)
+        return (distance[: len(made)], place[: len(made)]), distance[len(made) :]
 
     def describe(self) -> dict[str, Any]:
         """What was scored against what, for a receipt."""
@@ -101,7 +125,7 @@ def evaluate(
     cannot be had of so few images, with the reason; what was asked for by name is an error.
     """
     lost = seen.asked - len(seen.sides[0][1][0].features)
-    results: Scores = {"nan_samples": _score(lost, 0, "lower", samples=seen.asked)}
+    results: Scores = {}
     for extractor, sides in seen.sides:
         results |= feature_scores(
             extractor, *sides, scores=scores, intervals=intervals, seed=seed, left_out=left_out
@@ -111,15 +135,19 @@ def evaluate(
         _right(made) / seen.asked,
         _right(known) / len(known.features),
         "higher",
+        "How often an independent classifier finds the class that was asked for.",
         samples=seen.asked,
         floor_of="test half",
+        also={"confusion": _confusion(made)},
         **source(classifier),
     )
     try:
-        results["memorised_p1"] = _memorised(seen.made, seen.learnt, seen.known)
+        results["memorised_p1"] = _memorised(seen)
     except UsageError as error:
         if left_out is not None:
             left_out["memorised_p1"] = str(error)
+    says = "How many samples have values that are no numbers."
+    results["nan_samples"] = _score(lost, 0, "lower", says, samples=seen.asked)
     return results
 
 
@@ -178,6 +206,8 @@ def feature_scores(
 
     results = scored(whole, [k for k in names if k not in MATCHED])
     again = scored(few, [k for k in names if k in MATCHED or k == "fid"])
+    if "fid" in again:
+        again["fid"] |= {"says": MATCHED_SAYS}
     count = len(made.features)
     return {
         **{title(k, extractor, count): v for k, v in results.items()},
@@ -216,22 +246,20 @@ def _right(data: Side) -> int:
     return int((data.probabilities.argmax(1) == data.labels).sum())
 
 
-def _memorised(made: Set, learnt: Set, known: Set) -> dict[str, Any]:
-    assert made.images is not None and learnt.images is not None and known.images is not None
-    if isinstance(learnt.images, Streamed):
-        # Of both at once, so that the training half is read once.
-        both = np.concatenate([made.images, known.images[:]])
-        near, fresh = np.split(
-            memorisation.train_distances(both, learnt.images), [len(made.images)]
-        )
-    else:
-        fresh = memorisation.train_distances(known.images[:], learnt.images)
-        near = memorisation.train_distances(made.images, learnt.images)
+def _confusion(data: Side) -> list[list[int]]:
+    assert data.probabilities is not None and data.labels is not None
+    return confusion(data.labels, data.probabilities.argmax(1))
+
+
+def _memorised(seen: Seen) -> dict[str, Any]:
+    (near, _), fresh = seen.nearest, seen.fresh
     limit = memorisation.threshold(fresh)
     return _score(
         memorisation.memorised_share(near, limit),
         memorisation.memorised_share(fresh, limit),
         "lower",
+        "The share of samples nearer to a training image than all but 1 % of fresh images are: "
+        "about the floor where nothing is copied.",
         samples=len(near),
         threshold=limit,
         features="pixels in [-1, 1]",
@@ -239,5 +267,5 @@ def _memorised(made: Set, learnt: Set, known: Set) -> dict[str, Any]:
     )
 
 
-def _score(value: float, floor: float, better: str, **settings: Any) -> dict[str, Any]:
-    return {"value": value, "floor": floor, "better": better, **settings}
+def _score(value: float, floor: float, better: str, says: str, **settings: Any) -> dict[str, Any]:
+    return {"value": value, "floor": floor, "better": better, "says": says, **settings}

@@ -222,14 +222,15 @@ class TarFlow(nn.Module):
         params: PyTree,
         z: jax.Array,
         labels: jax.Array,
-        guidance: float = 1.0,
+        guidance: float | jax.Array = 1.0,
         *,
         annealed: bool = False,
     ) -> jax.Array:
         """z [B, H W C] -> x [B, H, W, C]: flows in turn, places in turn, keys and values cached.
 
         guidance w: alpha and mu of each place become those without a label plus w times the
-        difference to those with it (Zhai et al., eq. 8); at 1 the label's alone, in one branch.
+        difference to those with it (Zhai et al., eq. 8); at 1 the label's alone, in one branch. An
+        array [B] is one for each image.
         annealed: w - 1 grows in equal steps over a flow's places, from (w - 1) / (N - 1) for the
         first that is predicted to w - 1 for the last, as in the paper's code. A function of
         parameters, not a method to `apply`.
@@ -238,7 +239,8 @@ class TarFlow(nn.Module):
         flow = Flow(**{**settings, "scan": True}, parent=None)
         places, dim, head = settings["places"], settings["dim"], self.width // self.heads
         layer = Layer(places, self.width, self.heads, 0.0, False, settings["dtype"], parent=None)
-        branches = 1 if guidance == 1.0 else 2
+        weight = guidance[:, None] if isinstance(guidance, jax.Array) else guidance
+        branches = 2 if isinstance(guidance, jax.Array) or guidance != 1.0 else 1
         size = z.shape[0]
         if branches == 2:
             labels = jnp.concatenate([labels, jnp.full_like(labels, self.num_classes)])
@@ -264,7 +266,7 @@ class TarFlow(nn.Module):
                 out: Any = flow.apply({"params": p}, h, method="leave")
                 alpha, mu = out
                 if branches == 2:
-                    w = 1 + (guidance - 1) * ((number + 1) / (places - 1) if annealed else 1)
+                    w = 1 + (weight - 1) * ((number + 1) / (places - 1) if annealed else 1)
                     alpha, mu = (b + w * (a - b) for a, b in (_halves(alpha), _halves(mu)))
                 x = z * jnp.exp(alpha) + mu
                 return (x, caches), x

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxgen import files
 from jaxgen.data.pixels import MODES, png
+from jaxgen.data.pixels import text as keywords
 from jaxgen.data.walk import CLASS
 from jaxgen.errors import invalid
 from jaxgen.method import Spec
@@ -21,6 +24,15 @@ from jaxgen.metrics.sets.quantise import quantise
 _OURS = re.compile(r"\d{6,}(_.+)?_label\d+\.png")
 MARGIN = "Margin"
 """The keyword under which a grid's file says how many pixels at its left are names."""
+GREY = 160
+"""Between the images of a grid: seen beside white ones and beside black ones."""
+ABOUT = "About"
+"""The keyword under which a picture's file holds what a page says of it, as JSON."""
+FINAL, NEAREST = "final_", "nearest_"
+"""How the files of a run's last grids begin, and of samples beside training images, before the
+receipt's name."""
+BESIDE = 8
+"""Samples in a row beside the training images nearest to them."""
 _LETTERS = 24
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
@@ -28,7 +40,8 @@ FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
     """A picture [H', W', 3] uint8 of images [N, H, W, C] in [-1, 1], row by row.
 
-    [H', W', 4] of images with alpha: of 2 channels (grey, alpha) or 4 (RGB, alpha).
+    [H', W', 4] of images with alpha: of 2 channels (grey, alpha) or 4 (RGB, alpha). Lines `gap`
+    wide are between them, and places that are left empty are white.
     scale: whole-number magnification (None: so that an image is at least 32 pixels wide).
     """
     pixels = quantise(np.asarray(images, np.float32))
@@ -46,11 +59,40 @@ def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
         255,
         np.uint8,
     )
+    canvas[..., :3][_lines(canvas.shape[0], cell_h, gap)] = GREY
+    canvas[..., :3][:, _lines(canvas.shape[1], cell_w, gap)] = GREY
     for i, image in enumerate(pixels):
         top, left = gap + (i // columns) * (cell_h + gap), gap + (i % columns) * (cell_w + gap)
         big = image.repeat(scale, axis=0).repeat(scale, axis=1)
         canvas[top : top + cell_h, left : left + cell_w] = big
     return canvas
+
+
+def _lines(size: int, cell: int, gap: int) -> np.ndarray:
+    """Places along a side of a grid that lie between images."""
+    return np.flatnonzero(np.arange(size) % (cell + gap) < gap)
+
+
+def beside(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
+    """A grid in which each row of images uint8 [N, H, W, C] stands above a row of others."""
+    rows = []
+    for start in range(0, len(above), columns):
+        rows += [above[start : start + columns], below[start : start + columns]]
+    return grid(np.concatenate(rows) / 127.5 - 1, columns)
+
+
+def told(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a picture's file says (`save_png`), so that `heard` gives `about` back."""
+    return {ABOUT: json.dumps(about)}
+
+
+def heard(path: str | Path) -> dict[str, Any]:
+    """What was `told` with a picture; {} of any other file."""
+    try:
+        found = json.loads(keywords(path).get(ABOUT, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def cut(picture: np.ndarray, height: int, width: int, *, gap: int = 1) -> np.ndarray:

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,18 @@ class Samples:
     def images_per_second(self) -> float:
         """Throughput, compilation excluded."""
         return len(self.labels) / max(self.seconds, 1e-9)
+
+
+class Trajectory(NamedTuple):
+    """Samples on their way. steps [F]: how many are done at each of F moments, 0 at first.
+
+    states [N, F, *shape]: what the sampler holds then, codes where a tokenizer stands behind it.
+    expected [N, F, H, W, C]: the image that it makes one expect; at the end, the sample.
+    """
+
+    steps: np.ndarray
+    states: np.ndarray
+    expected: np.ndarray
 
 
 class Model:
@@ -211,6 +223,77 @@ class Model:
             steps=sampler.steps,
             seconds=seconds,
         )
+
+    @single
+    def by_weight(
+        self,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        noise: np.ndarray,
+        *,
+        seed: int = 0,
+        ema: str | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Images [N, H, W, C] of labels [N], each at its own weight [N] of guidance: one program.
+
+        noise: int [N]; images of one number start from the same noise, as image number `noise[i]`
+        of `sample` does. The rest as the config's `sample` says. Raises UsageError where guidance
+        is no single weight.
+        """
+        options = sample_options(self.setup, {"guidance": 1.0})
+        sampler, _ = self.program(options)
+        draw = sampler.by_weight
+        if draw is None:
+            allowed = "a model whose guidance is a weight, trained with labels dropped"
+            raise invalid("guidance", "a weight for each image", allowed)
+        fn = self._program(("by_weight", _key(options)), lambda: draw)
+        rows = (_noise(seed, noise), labels.astype(np.int32), weights.astype(np.float32))
+        return self._decoded(self._map(fn, rows, ema, batch_size))
+
+    @single
+    def trajectory(
+        self, labels: np.ndarray, *, frames: int, seed: int = 0, ema: str | None = None
+    ) -> Trajectory:
+        """How the first images of `sample` come about, one for each of labels [N].
+
+        frames: how many moments, at even steps from the start to the end, at most. Raises
+        UsageError for a sampler that does not go in steps.
+        """
+        options = sample_options(self.setup, {})
+        sampler, _ = self.program(options)
+        make = sampler.chain
+        if make is None:
+            raise invalid("trajectory", "a sampler that does not go in steps", "one that does")
+        stops = np.unique(np.linspace(0, sampler.steps, frames).round().astype(int))
+        spans = jnp.asarray(np.stack([np.append(0, stops[:-1]), stops], 1))
+
+        def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+            def image(key: jax.Array, label: jax.Array) -> jax.Array:
+                chain, keys = make(params, label), key[None]
+
+                def frame(state: Any, span: jax.Array) -> tuple[Any, jax.Array]:
+                    step = lambda number, state: chain.step(keys, state, number)
+                    state = jax.lax.fori_loop(span[0], span[1], step, state)
+                    expected = chain.estimate(keys, state, span[1])
+                    return state, jnp.stack([chain.sample(state)[0], expected[0]])
+
+                return jax.lax.scan(frame, chain.start(keys), spans)[1]
+
+            return jax.vmap(image)(keys, labels)
+
+        program = self._program(("trajectory", frames, _key(options)), lambda: fn)
+        rows = (_noise(seed, np.arange(len(labels))), labels.astype(np.int32))
+        found = self._map(program, rows, ema, None)
+        states, estimates = found[:, :, 0], found[:, :, 1]
+        # Nothing is left to expect of a sample.
+        estimates[:, -1] = states[:, -1]
+        flat = self._decoded(estimates.reshape(-1, *estimates.shape[2:]))
+        return Trajectory(stops, states, flat.reshape(*estimates.shape[:2], *flat.shape[1:]))
+
+    def _decoded(self, made: np.ndarray) -> np.ndarray:
+        """Samples as images, where a tokenizer stands behind them."""
+        return made if self.tokenizer is None else self.tokenizer.decode(self._raw(made))
 
     def _other(self, workdir: str) -> Model:
         """The model of another workdir, loaded once."""
@@ -478,6 +561,12 @@ def load_tokenizer(setup: Setup, workdir: Path, place: str | Path | None = None)
 def digest(params: PyTree) -> str:
     """sha256 of parameters, as their safetensors file has them."""
     return fingerprint(params)
+
+
+def _noise(seed: int, places: np.ndarray) -> jax.Array:
+    """The keys [N] of images number `places` [N], as `sample` has them."""
+    root = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(places))
 
 
 def _key(options: Mapping[str, Any]) -> str:

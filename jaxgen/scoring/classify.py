@@ -153,6 +153,19 @@ def judgement(
     return {**at(1.0), "tempered": at(calibration.alternating(temperatures, len(labels)))}
 
 
+def measures(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What a report shows of a classification: measure -> whose -> value, floor, meaning."""
+    shown: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, (better, says) in calibration.MEANINGS.items():
+        for whose, each in (("as it is", found), ("tempered", found.get("tempered") or {})):
+            if name in each:
+                about = {"value": each[name], "better": better, "says": says}
+                if name == "ece":
+                    about |= {"floor": each["ece_floor"], "floor_is": "if calibrated"}
+                shown.setdefault(name, {})[whose] = about
+    return shown
+
+
 def classification_line(found: Mapping[str, Any]) -> str:
     """A classification's result in one line."""
     cost = f"{found['calls_per_image']:.0f} network calls an image, {found['seconds']:.1f} s"

@@ -70,18 +70,19 @@ def other(value: Any, usual: Any) -> Any:
     return None if value == usual else value
 
 
-def receipts(workdir: str | Path) -> list[dict[str, Any]]:
-    """A run's receipts with scores; of those for one sampler, the one of the most samples.
+def receipts(workdir: str | Path) -> dict[str, dict[str, Any]]:
+    """A run's receipts with scores by name; of those for one sampler, that of the most samples.
 
     Smaller ones were quick looks; scores of different numbers of samples cannot be compared.
     """
-    found = []
+    found = {}
     for path in sorted((Path(workdir) / "receipts").glob("*.json")):
         with contextlib.suppress(UsageError):
             receipt = files.read_json(path)
             if isinstance(receipt.get("scores"), list):
-                found.append(receipt)
-    return [receipt for receipt in found if samples_of(receipt) == most(found)]
+                found[path.stem] = receipt
+    largest = most(found.values())
+    return {name: each for name, each in found.items() if samples_of(each) == largest}
 
 
 def samples_of(receipt: Mapping[str, Any]) -> int:

@@ -126,6 +126,28 @@ def likelihood(
     return result
 
 
+MEANING = (
+    "How many bits a pixel (or token) takes when the model is used to compress real images it "
+    "never saw."
+)
+
+
+def measures(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What a report shows of a likelihood: measure -> whose -> value, interval, meaning."""
+    about = {"value": found["bits_per_dim"], "better": "lower", "says": MEANING}
+    error = found.get("bits_per_dim_standard_error")
+    if error is not None:
+        about["interval"] = [about["value"] - 1.96 * error, about["value"] + 1.96 * error]
+    shown = {"model": about}
+    for whose, key in (
+        ("each pixel for itself, given the class", "independent_given_label_bits_per_dim"),
+        ("each pixel for itself", "independent_bits_per_dim"),
+    ):
+        if key in found:
+            shown[whose] = {"value": found[key]}
+    return {"bits_per_dim": shown}
+
+
 def likelihood_line(found: Mapping[str, Any]) -> str:
     """A likelihood's result in one line."""
     baseline = ""

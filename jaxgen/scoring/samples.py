@@ -18,13 +18,15 @@ from jaxgen.errors import check_seed, invalid
 from jaxgen.method import Method
 from jaxgen.metrics import Classifier, Extractor, Sampling, Training, cached, extractors
 from jaxgen.metrics.cautions import cautions
+from jaxgen.metrics.evaluate import Seen, look, spread
 from jaxgen.metrics.evaluate import evaluate as score
-from jaxgen.metrics.evaluate import look, spread
 from jaxgen.metrics.extractors import lpips
 from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.receipt import receipt
+from jaxgen.metrics.scores.memorisation import ranked
 from jaxgen.metrics.scores.reconstruction import reconstruction
 from jaxgen.metrics.scores.table import check_names
+from jaxgen.report.pictures import BESIDE, NEAREST, beside, save_png, told
 from jaxgen.run.model import Model, Samples, balanced_labels
 from jaxgen.run.precision import single
 from jaxgen.run.setup import Setup, make_sampler, sample_options
@@ -64,9 +66,12 @@ def evaluate(
     of the method's sampler. Of a tokenizer, its reconstructions of the test half are scored, and
     `lpips` is one of the names; of a target, what the family can measure. What cannot be had of so
     few images is left out, with the reason, unless it was asked for by name. Writes
-    `receipts/evaluate[_guidance_W].json`, whose name also says what the config does not; out: all
-    receipts into this file instead, and nothing into the workdir. Returns {"receipts": [...],
-    "classifier_test_accuracy": None where nothing was classified}.
+    `receipts/evaluate[_guidance_W].json`, whose name also says what the config does not, and of
+    samples `samples/nearest_NAME.png`, some above the training images nearest to them
+    (`report.pictures.beside`); out: all receipts into this file instead, and nothing into the
+    workdir.
+    Returns {"receipts": [...], "names": of the files, "classifier_test_accuracy": None where
+    nothing was classified}.
     Many processes sample together and look at a part of the images each; the first one compares.
     """
     setup, options = model.setup, model.setup.evaluate
@@ -92,11 +97,12 @@ def evaluate(
         "scores": None if scores is None else ",".join(scores),
     }
     judge = _judge(model, None if out else workdir, features, weights, check)
-    receipts = []
+    receipts: list[dict[str, Any]] = []
+    names: list[str] = []
     for scale in scales:
         check()
         asked = {**changes, **({} if scale is None else {"guidance": scale})}
-        found, how, about, left_out = _scored(
+        found, how, about, left_out, seen = _scored(
             model,
             judge,
             count,
@@ -128,9 +134,13 @@ def evaluate(
         receipts.append(result)
         if out is None:
             name = "evaluate" if scale is None else f"evaluate_guidance_{scale:g}"
-            write(workdir, receipt_name(name, differs), result)
+            names.append(receipt_name(name, differs))
+            write(workdir, names[-1], result)
+            if seen is not None and setup.method.sampler is not None and hosts.first():
+                path = Path(workdir) / "samples" / f"{NEAREST}{names[-1]}.png"
+                save_png(path, *_nearest(seen))
     accuracy = None if judge is None else judge.accuracy
-    evaluation = {"receipts": receipts, "classifier_test_accuracy": accuracy}
+    evaluation = {"receipts": receipts, "names": names, "classifier_test_accuracy": accuracy}
     if out is not None:
         write_atomic(Path(out), files.json_text(evaluation) + "\n")
     return evaluation
@@ -186,12 +196,16 @@ def _scored(
     scores: Sequence[str] | None,
     intervals: int | None,
     check: Check,
-) -> tuple[dict[str, Any], Sampling, dict[str, Any], dict[str, str]]:
-    """(scores by name, how the samples were made, what else is said of them, what is left out)."""
+) -> tuple[dict[str, Any], Sampling, dict[str, Any], dict[str, str], Seen | None]:
+    """Scores by name, how the samples were made, what else is said of them, what is left out.
+
+    And the samples beside the data, where there are data.
+    """
     method, how = model.setup.method, Sampling(seed=seed, ema=ema or model.ema)
     found: dict[str, Any] = {}
     about: dict[str, Any] = {}
     left_out: dict[str, str] = {}
+    seen = None
     if judge is not None:
         test = judge.test
         if method.sampler is None:
@@ -210,8 +224,28 @@ def _scored(
         about |= seen.describe()
     if method.scores is not None:
         measured = method.scores(local(model.weights(ema)), jax.random.key(seed))
-        found |= {k: {"value": float(v), "floor": None} for k, v in measured.items()}
-    return found, how, about, {_named(k, method): why for k, why in left_out.items()}
+        for name, value in measured.items():
+            better, says = method.meanings.get(name, (None, None))
+            about = {} if says is None else {"better": better, "says": says}
+            found[name] = {"value": float(value), "floor": None, **about}
+    return found, how, about, {_named(k, method): why for k, why in left_out.items()}, seen
+
+
+def _nearest(seen: Seen) -> tuple[np.ndarray, dict[str, str]]:
+    """A picture of samples above the nearest training images, and what its file says.
+
+    First the samples that are nearest of all, then some at even ranks.
+    """
+    distances, places = seen.nearest
+    chosen = ranked(distances, BESIDE)
+    about = {
+        "distances": distances[chosen].round(4).tolist(),
+        "fresh": round(float(np.median(seen.fresh)), 4),
+        "samples": len(distances),
+        "training": len(seen.learnt.images),
+    }
+    made, learnt = seen.made.images[chosen], seen.learnt.images[places[chosen]]
+    return beside(made, learnt, len(chosen) // 2), told(about)
 
 
 def _judge(

@@ -9,6 +9,8 @@ import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
 from jaxgen import testing
+from jaxgen.data import Streamed
+from jaxgen.data.source import in_memory
 from jaxgen.errors import UsageError
 from jaxgen.metrics import neighbours
 from jaxgen.metrics.neighbours import nearest, radii
@@ -28,7 +30,13 @@ from jaxgen.metrics.scores.kernel import (
     rbf_sums,
 )
 from jaxgen.metrics.scores.manifold import coverage, density, manifold, precision, recall, scores
-from jaxgen.metrics.scores.memorisation import memorised_share, threshold, train_distances
+from jaxgen.metrics.scores.memorisation import (
+    memorised_share,
+    nearest_training,
+    ranked,
+    threshold,
+    train_distances,
+)
 from jaxgen.metrics.sets.quantise import finite, quantise
 
 ROWS, COLUMNS = np.arange(1, 65)[:, None], np.arange(1, 5)[None]
@@ -290,6 +298,23 @@ def test_copies_are_memorised_and_fresh_images_are_not():
     assert 0.5 <= memorised_share(train_distances(half, train), limit) < 0.53
     with pytest.raises(UsageError, match="test images: got 50; allowed: 100 or more"):
         threshold(np.ones(50))
+
+
+def test_the_nearest_training_image_is_scikit_learns_whether_streamed_or_not():
+    chance = np.random.default_rng(3)
+    train, images = (chance.uniform(-1, 1, (n, 2, 2, 1)).astype(np.float32) for n in (2500, 40))
+    train[2000] = train[3] = images[5]
+    there = NearestNeighbors(n_neighbors=1).fit(train.reshape(2500, -1))
+    distances, places = (a[:, 0] for a in there.kneighbors(images.reshape(40, -1)))
+    source = in_memory(train, np.zeros(2500, int))
+    for given in (train, Streamed(source)):
+        found, where = nearest_training(images, given)
+        np.testing.assert_allclose(found, distances, atol=1e-5)
+        assert (where == places).sum() >= 39 and where[5] == 3 and found[5] == 0
+    chosen = ranked(found, 4)
+    assert found[chosen[:4]].tolist() == sorted(found)[:4]
+    assert found[chosen[4:]].tolist() == [sorted(found)[i] for i in (0, 13, 26, 39)]
+    assert ranked(found[:3], 4).shape == (6,)
 
 
 def test_quantise_rounds_half_up_is_unbiased_and_inverts_scaling():

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxgen.cli import main
 from jaxgen.data.digits import digits
+from jaxgen.data.pixels import png
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.report import page, report
@@ -22,6 +23,7 @@ from jaxgen.report.compare.figures import over_images, planes
 from jaxgen.report.compare.likeness import best, differences
 from jaxgen.report.compare.neighbours import nearest_training, pixels, search
 from jaxgen.report.compare.receipts import entries
+from jaxgen.report.exhibits import Exhibit
 from jaxgen.report.pictures import cut, grid, save_png
 
 DIGEST = "a" * 64
@@ -374,7 +376,8 @@ def test_names_of_classes_and_configs_are_no_html_in_a_report(tmp_path):
     workdir = tmp_path / "<b>$\\frac$"
     content = {
         "config": {"data": {"path": EVIL}, "model": {EVIL: EVIL}},
-        "images_seen": 10, "steps": 1, "parameters": 5, "ema": EVIL,
+        "images_seen": 10, "steps": 1, "parameters": 5, "ema": EVIL, "classes": [EVIL, "cat"],
+        "missing": {"guidance": EVIL},
         "gflop_per_training_image": 1.0, "timings": {"train": 1.0, EVIL: 2.0},
         "results": {
             "evaluate": {"receipts": [everywhere(made())]},
@@ -382,8 +385,9 @@ def test_names_of_classes_and_configs_are_no_html_in_a_report(tmp_path):
         },
         "device": EVIL, "versions": {"jaxgen": EVIL, "jax": EVIL}, "written": EVIL,
     }  # fmt: skip
-    grids = {f"samples{EVIL}": np.zeros((8, 8, 3), np.uint8)}
-    page = report._page(workdir, content, b"", grids, f"a row a class ({EVIL})")
+    about = {"what": EVIL, "rows": [EVIL]}
+    shown = {f"final_{EVIL}": Exhibit(np.zeros((8, 8, 3), np.uint8), about)}
+    page = report._page(workdir, content, {EVIL: png(np.zeros((8, 8, 3), np.uint8))}, shown)
     assert "&lt;script&gt;" in page and "<script" not in page and "<b>$" not in page
 
 

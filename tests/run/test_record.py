@@ -1,6 +1,7 @@
 """A model needs no data: what a workdir says of them, and what still asks for them."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -64,7 +65,12 @@ def test_samples_are_the_same_where_the_data_are_gone(moved, tmp_path):
 
 
 def test_the_report_names_the_rows_of_its_grid(moved):
-    assert "a row a class (cat, cow, dog), seed 0" in (moved[0] / "report.html").read_text()
+    page = (moved[0] / "report.html").read_text()
+    grids = page.split("<h2>Samples</h2>")[1].split("<h2>")[0].split("<figure")[1:]
+    # Of samples, and of real images beside them.
+    for grid in grids:
+        assert re.findall("<span[^>]*>(.*?)</span>", grid) == ["cat", "cow", "dog"]
+    assert len(grids) == 2 and "a row a class, seed 0" in grids[0] and "real images" in grids[1]
 
 
 def test_labels_are_asked_for_by_name(moved, tmp_path):

@@ -15,6 +15,7 @@ from jaxgen.data import whole
 from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.metrics.sets.side import parts
+from jaxgen.report.pictures import heard
 from jaxgen.run.setup import TOP
 from jaxgen.scoring.shared import Shared
 from tests.running import TINY
@@ -216,6 +217,21 @@ def test_the_report_follows_the_receipts_and_keeps_what_training_took(workdir):
     seeds = [r["sampling"]["seed"] for r in after["results"]["evaluate"]["receipts"]]
     assert 9 in seeds and "seed" in (workdir / "report.html").read_text()
     assert after["timings"] == before["timings"]
+    # Beside the training images that are nearest to them: the nearest samples, then of all ranks.
+    name = "evaluate_samples_900_seed_9"
+    assert after["results"]["evaluate"]["names"] == [name]
+    said = heard(workdir / "samples" / f"nearest_{name}.png")
+    first, ranks = np.split(np.array(said["distances"]), 2)
+    assert (np.diff(first) >= 0).all() and (np.diff(ranks) >= 0).all() and ranks[0] == first[0]
+    assert said["samples"] == 900 and ranks[-1] > first[-1]
+    assert "of 900 samples" in (workdir / "report.html").read_text()
+    scores = after["results"]["evaluate"]["receipts"][0]["scores"]
+    (accuracy,) = (s for s in scores if s["name"] == "accuracy_classifier")
+    pairs = np.array(accuracy["also"]["confusion"])
+    assert pairs[:, 2].sum() == 900
+    right = pairs[pairs[:, 0] == pairs[:, 1], 2].sum()
+    assert accuracy["value"] == pytest.approx(right / 900)
+    assert all(s["says"].endswith(".") for s in scores)
     config = load_config(TINY)
     override(config, ["train.images=320", "log.tensorboard=False"], TOP)
     train(config, workdir)  # finished already: nothing to do

@@ -59,8 +59,13 @@ def alone(source: Source) -> Guide:
     return Guide((source,), lambda logits, memory, place: logits[source])
 
 
-def build_guide(guidance: float | Sequence[Any]) -> Guide:
-    """Sections in order, from the model's own logits for the label; a number w is `cfg` of it."""
+def build_guide(guidance: float | Sequence[Any] | jax.Array) -> Guide:
+    """Sections in order, from the model's own logits for the label; a number w is `cfg` of it.
+
+    An array [B] is a number for each sample.
+    """
+    if isinstance(guidance, jax.Array):
+        return _extrapolated(alone(Source()), Source("net", "null"), guidance[:, None])
     if isinstance(guidance, (int, float)):
         guidance = [{"name": "cfg", "weight": guidance}]
     guided = alone(Source())
@@ -82,6 +87,11 @@ def cfg(guided: Guide, *, weight: float = 1.0, uncond: str = "net") -> Guide:
         return guided
     if weight == 0:
         return alone(null)
+    return _extrapolated(guided, null, weight)
+
+
+def _extrapolated(guided: Guide, null: Source, weight: float | jax.Array) -> Guide:
+    """null + weight (guided - null); weight: a number, or [B, 1]."""
 
     def rule(logits: NextLogits, memory: Memory, place: jax.Array) -> jax.Array:
         return logits[null] + weight * (guided.rule(logits, memory, place) - logits[null])

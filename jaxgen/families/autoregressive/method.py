@@ -166,7 +166,7 @@ def autoregressive(
         """
         if label_dropout == 0 and Source("net", "null") in build_guide(guidance).sources:
             raise never_dropped(guidance)
-        return build_sampler(
+        made = build_sampler(
             causal.net,
             distribution,
             spec,
@@ -177,6 +177,8 @@ def autoregressive(
             guidance=guidance,
             models={n: m.clone(outputs=distribution.outputs) for n, m in (models or {}).items()},
         )
+        weighed = label_dropout > 0 and isinstance(guidance, (int, float))
+        return made if weighed else dataclasses.replace(made, by_weight=None)
 
     def log_prob() -> Any:
         """fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B], exact."""

@@ -25,17 +25,17 @@ def build_sampler(
     top_k: int = 0,
     top_p: float = 1.0,
     typical: float = 1.0,
-    guidance: float | Sequence[Any] = 1.0,
+    guidance: float | Sequence[Any] | jax.Array = 1.0,
     models: Mapping[str, Any] | None = None,
     cached: bool = True,
 ) -> Sampler:
     """A sampler from a causal network and a head (see `method.autoregressive` and `heads`).
 
     Element n of sample i is drawn with fold_in(keys[i], n). guidance: a number or sections
-    (`autoregressive.guidance`); what it asks of one network is one batch. models: further networks
-    that it may name, with parameters of the same names. cached=False runs the whole network at each
-    step even where it can keep what it computed: the same samples, slower. calls: rows of the
-    output, times the sources of logits.
+    (`autoregressive.guidance`), or a number for each sample [B]; what it asks of one network is one
+    batch. models: further networks that it may name, with parameters of the same names.
+    cached=False runs the whole network at each step even where it can keep what it computed: the
+    same samples, slower. calls: rows of the output, times the sources of logits.
     """
     cut = truncation(
         spec.require_levels(), temperature=temperature, top_k=top_k, top_p=top_p, typical=typical
@@ -84,7 +84,15 @@ def build_sampler(
         (tokens, _, _), _ = jax.lax.scan(element, start, jnp.arange(size // group))
         return spec.from_tokens(tokens.reshape(count, *spec.shape))
 
-    return Sampler(sample, calls=size // group * len(guide.sources))
+    def by_weight(
+        params: PyTree, keys: jax.Array, labels: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        options |= dict(typical=typical, guidance=weights, cached=cached)
+        drawn: jax.Array = build_sampler(net, head, spec, **options).fn(params, keys, labels)
+        return drawn
+
+    return Sampler(sample, calls=size // group * len(guide.sources), by_weight=by_weight)
 
 
 def _labels(source: Source, labels: jax.Array, spec: Spec) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +39,11 @@ RAMPS: dict[str, Callable[[float], float]] = {
 class Steps:
     """A sampler of elements int32 [B, N], a step at a time, so that steering may take them apart.
 
-    rows: what changes from step to step, each [steps]: `t`, `temperature`, `weight` of guidance,
-    `choice` temperature, and `after`, how many stay masked ("confidence", "random"), or `chance`,
-    that an element is drawn ("ancestral", "euler"). Keys [B] are the sampler's, the same at each
-    step; number is the step's, 0 <= number < steps.
+    rows: what changes from step to step, each [steps]: `t`, `temperature`, `weight` of guidance and
+    `ramp`, the share of it in force, `choice` temperature, and `after`, how many stay masked
+    ("confidence", "random"), or `chance`, that an element is drawn ("ancestral", "euler"). weights
+    [B]: of guidance, each image's own, in the place of the rows'. Keys [B] are the sampler's, the
+    same at each step; number is the step's, 0 <= number < steps.
     """
 
     core: Core
@@ -49,6 +51,7 @@ class Steps:
     steps: int
     guided: bool
     rows: dict[str, jax.Array]
+    weights: jax.Array | None = None
 
     @property
     def calls(self) -> float:
@@ -71,7 +74,10 @@ class Steps:
             t = jnp.broadcast_to(row["t"], (2 * count,))
             out = core.logits(params["net"], jnp.tile(x, (2, 1)), both, t)
             cond, uncond = jnp.split(out, 2)
-            out = uncond + row["weight"] * (cond - uncond)
+            weight = row["weight"]
+            if self.weights is not None:
+                weight = 1 + (self.weights[:, None, None] - 1) * row["ramp"]
+            out = uncond + weight * (cond - uncond)
         return out / row["temperature"]
 
     def step(
@@ -109,18 +115,25 @@ def build_sampler(core: Core, **options: Any) -> Sampler:
     """The sampler that takes all of `build_steps`'s steps, in one scan."""
     steps = build_steps(core, **options)
 
-    def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def drawn(steps: Steps, params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
         def body(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
             return steps.step(params, keys, x, labels, number), None
 
         x, _ = jax.lax.scan(body, steps.start(keys), jnp.arange(steps.steps))
         return core.examples(x)
 
+    def by_weight(
+        params: PyTree, keys: jax.Array, labels: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        weighed = dataclasses.replace(steps, guided=True, weights=weights)
+        return drawn(weighed, params, keys, labels)
+
     return Sampler(
-        fn,
+        functools.partial(drawn, steps),
         calls=steps.steps * steps.calls,
         steps=steps.steps,
         chain=lambda params, label: as_chain(steps, params, label),
+        by_weight=by_weight if options["guided"] else None,
     )
 
 
@@ -183,9 +196,11 @@ def build_steps(
     if guidance != 1 and not guided:
         raise never_dropped(guidance)
     done = np.arange(steps) / steps
+    ramp = np.array([RAMPS[guidance_schedule](r) for r in done])
     rows = {
         "temperature": temperature + (final - temperature) * done,
-        "weight": 1 + (guidance - 1) * np.array([RAMPS[guidance_schedule](r) for r in done]),
+        "weight": 1 + (guidance - 1) * ramp,
+        "ramp": ramp,
         # Ends at 0: the last choice is by confidence alone (MaskGIT, appendix).
         "choice": choice_temperature * (1 - (np.arange(steps) + 1) / steps),
         **_revealed(core, solver, steps, schedule),

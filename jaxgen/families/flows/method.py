@@ -175,15 +175,21 @@ def flow(
 
         options = {"annealed": True} if annealed else {}
 
-        @jax.jit
-        def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        def by_weight(
+            params: PyTree, keys: jax.Array, labels: jax.Array, weights: float | jax.Array
+        ) -> jax.Array:
             z = temperature * normal(keys, (spec.size,))
-            x = model.inverse(params["net"], z, labels, guidance, **options)
+            x = model.inverse(params["net"], z, labels, weights, **options)
             if denoised:
                 x = denoise(model, params["net"], x, labels, noise_std)
             return x
 
-        return Sampler(draw, calls=model.calls(guidance) + denoised)
+        @jax.jit
+        def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
+            return by_weight(params, keys, labels, guidance)
+
+        calls, guided = model.calls(guidance) + denoised, model.guidable and label_dropout > 0
+        return Sampler(draw, calls, by_weight=by_weight if guided else None)
 
     def log_prob() -> Callable[..., jax.Array]:
         """The exact density; nothing is drawn for it."""

@@ -99,6 +99,26 @@ def terminating(tables: Graph, log_forward: jax.Array) -> jax.Array:
     return visits(tables, log_forward) * jnp.exp(log_forward[:, -1])
 
 
+MEANINGS: dict[str, tuple[str | None, str]] = {
+    "total_variation": (
+        "lower",
+        "The share of samples that would have to be others for their distribution to be the "
+        "target's: 0 to 1.",
+    ),
+    "kl": ("lower", "The divergence, in nats, of the samples' distribution from the target's."),
+    "elbo_gap": (
+        "lower",
+        "How far the lower bound on ln Z by the model's own trajectories is from it, in nats.",
+    ),
+    "eubo_gap": (
+        "lower",
+        "How far the upper bound on ln Z by trajectories to the target's samples is from it, in "
+        "nats; large where a mode is missed.",
+    ),
+}
+"""Of each of `scores`: which is better, and what it tells."""
+
+
 def scores(tables: Graph, log_forward: jax.Array, log_backward: jax.Array) -> dict[str, jax.Array]:
     """How far the policy is from the target, in nats where it is a log.
 

@@ -104,6 +104,17 @@ def rollouts(flows: Flows, past: Replay, *, epsilon: float, temperature: float) 
     return prepare
 
 
+MEANINGS: dict[str, tuple[str | None, str]] = {
+    **exact.MEANINGS,
+    "elbo": ("higher", "A lower bound on ln Z, the mean over the model's trajectories, in nats."),
+    "log_z_estimate": ("higher", "A tighter lower bound on ln Z, by importance sampling, in nats."),
+    "log_reward": ("higher", "The mean logarithm of the samples' rewards, in nats."),
+    "log_z_error": ("lower", "How far the ln Z that was learned is from the true one, in nats."),
+    "log_z": (None, "The logarithm of the sum of all rewards as the model learned it, in nats."),
+}
+"""Of each of `scores_of`: which is better, and what it tells."""
+
+
 def scores_of(flows: Flows, samples: int) -> Callable[[PyTree, jax.Array], dict[str, Any]]:
     """scores(params, key): distances to the target, exact where the environment is enumerable.
 

@@ -11,7 +11,7 @@ import optax
 from jaxgen.config import part
 from jaxgen.data.environment import Environment
 from jaxgen.errors import invalid
-from jaxgen.families.gflownet.flows import Flows, flow_loss, rollouts, scores_of
+from jaxgen.families.gflownet.flows import MEANINGS, Flows, flow_loss, rollouts, scores_of
 from jaxgen.families.gflownet.losses import Loss
 from jaxgen.families.gflownet.replay import Replay
 from jaxgen.families.gflownet.walk import NetworkHeads, rollout
@@ -118,7 +118,7 @@ def gflownet(
         prepare=rollouts(flows, past, epsilon=epsilon, temperature=temperature),
     )
     scores = scores_of(flows, estimate_samples)
-    return method_of(spec, training, sampler=sampler, scores=scores)
+    return method_of(spec, training, sampler=sampler, scores=scores, meanings=MEANINGS)
 
 
 def _check_ranges(

@@ -131,6 +131,24 @@ def alternating(temperatures: tuple[float, float], count: int) -> np.ndarray:
     return np.resize(temperatures, count)
 
 
+MEANINGS = {
+    "accuracy": ("higher", "The share of images whose class is found."),
+    "nll": (
+        "lower",
+        "How improbable, in nats, the true class seemed: sure mistakes cost most.",
+    ),
+    "brier": (
+        "lower",
+        "The squared distance of the probabilities from certainty of the true class: 0 to 2.",
+    ),
+    "ece": (
+        "lower",
+        "How far, on average, the probability of the answer is from how often it is right.",
+    ),
+}
+"""Of each of `summary`: which is better, and what it tells."""
+
+
 def summary(
     scores: np.ndarray,
     labels: np.ndarray,

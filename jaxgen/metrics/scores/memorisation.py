@@ -5,13 +5,11 @@ images -> `nearest` distances -> `threshold` (of the test half) and `memorised_s
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from jaxgen.data import Streamed
 from jaxgen.errors import invalid
-from jaxgen.metrics.neighbours import nearest
+from jaxgen.metrics.neighbours import smallest
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -22,12 +20,31 @@ def flat(images: np.ndarray) -> np.ndarray:
 
 def train_distances(images: np.ndarray, train: np.ndarray | Streamed) -> np.ndarray:
     """Euclidean distance [n] in pixels of each image [n, H, W, C] to the nearest of `train`."""
-    if isinstance(train, Streamed):
-        points = flat(images)
-        return functools.reduce(
-            np.minimum, (nearest(points, flat(chunk)) for chunk in train.chunks())
-        )
-    return nearest(flat(images), flat(train))
+    return nearest_training(images, train)[0]
+
+
+def nearest_training(
+    images: np.ndarray, train: np.ndarray | Streamed
+) -> tuple[np.ndarray, np.ndarray]:
+    """`train_distances` [n], and the place [n] in `train` of the nearest, the first of equals."""
+    points, first = flat(images), 0
+    least, place = np.full(len(points), np.inf), np.zeros(len(points), np.int64)
+    for chunk in train.chunks() if isinstance(train, Streamed) else (train,):
+        squared, index = (a[:, 0] for a in smallest(points, flat(chunk), 1))
+        place = np.where(squared < least, first + index, place)
+        least = np.minimum(squared, least)
+        first += len(chunk)
+    return np.sqrt(least), place
+
+
+def ranked(distances: np.ndarray, count: int) -> np.ndarray:
+    """Places [2 count] of the `count` smallest distances [n], then of `count` at even ranks.
+
+    The second ones go from the smallest to the largest. All n, twice, where there are fewer.
+    """
+    order = np.argsort(distances, kind="stable")
+    count = min(count, len(order))
+    return np.concatenate([order[:count], order[np.linspace(0, len(order) - 1, count).astype(int)]])
 
 
 def threshold(test_distances: np.ndarray, percentile: float = 1.0) -> float:

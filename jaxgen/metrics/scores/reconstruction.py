@@ -11,6 +11,7 @@ from jaxgen.metrics.extractors.lpips import LPIPS
 from jaxgen.metrics.sets.quantise import quantise
 
 RANGE = 255.0
+PERCEPTUAL = "How different images look to a network, in place, as people judged differences."
 
 
 def psnr(real: np.ndarray, made: np.ndarray) -> np.ndarray:
@@ -55,10 +56,22 @@ def reconstruction(
     results: dict[str, dict[str, Any]] = {}
     if perceptual is not None:
         apart = float(perceptual.distances(b, a).astype(np.float64).mean())
-        about = {"digest": perceptual.digest, "samples": len(a)}
+        about = {"digest": perceptual.digest, "samples": len(a), "says": PERCEPTUAL}
         results[perceptual.name] = {"value": apart, "floor": None, "better": "lower", **about}
-    return results | {
-        "psnr": {"value": mean, "floor": None, "better": "higher", "perfect": int((~whole).sum())},
-        "ssim": {"value": float(ssim(a, b).mean()), "floor": None, "better": "higher"},
-        "mse": {"value": float(error), "floor": None, "better": "lower"},
+    found: dict[str, tuple[float, str, str]] = {
+        "psnr": (
+            mean,
+            "higher",
+            "How small the error of a pixel is, in dB; 20 more: a tenth of it.",
+        ),
+        "ssim": (
+            float(ssim(a, b).mean()),
+            "higher",
+            "How alike images are in brightness, contrast and structure; 1 where they are equal.",
+        ),
+        "mse": (float(error), "lower", "The mean squared error of a pixel in [-1, 1]."),
     }
+    for name, (value, better, says) in found.items():
+        results[name] = {"value": value, "floor": None, "better": better, "says": says}
+    results["psnr"]["perfect"] = int((~whole).sum())
+    return results

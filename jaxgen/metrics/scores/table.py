@@ -152,12 +152,14 @@ SPLITS = 10
 class Score(NamedTuple):
     """value: Pair -> {"value", settings of its own, "also": what else it found}.
 
-    better: "lower", "higher" or "zero". settings: the convention. limits: the least and the largest
-    value there can be. core: computed unless others are asked for. needs: see `Pair.has`.
+    better: "lower", "higher" or "zero". says: what the value tells, a sentence for a reader who
+    does not know the score. settings: the convention. limits: the least and the largest value there
+    can be. core: computed unless others are asked for. needs: see `Pair.has`.
     """
 
     value: Callable[[Pair], Mapping[str, Any]]
     better: str
+    says: str
     settings: Mapping[str, Any]
     limits: tuple[float, float] = (-np.inf, np.inf)
     core: bool = True
@@ -183,17 +185,27 @@ def _cmmd(pair: Pair) -> Mapping[str, Any]:
     return {"value": rbf_mmd(pair.real.rbf, pair.made.rbf, cross)}
 
 
+_SAYS = {
+    "precision": "The share of samples that lie among real images: how good single samples are.",
+    "recall": "The share of real images that lie among samples: how much of the variety is there.",
+    "density": "In how many neighbourhoods of real images a sample lies, on average; about 1 for "
+    "real images.",
+    "coverage": "The share of real images with a sample in their neighbourhood.",
+}
+
+
 def _manifold(kind: str) -> Score:
     k, strict = KINDS[kind]
     most = np.inf if kind == "density" else 1.0
     value = lambda pair: {"value": pair.manifold[kind]}
-    return Score(value, "higher", {"k": k, "strict": strict}, (0.0, most))
+    return Score(value, "higher", _SAYS[kind], {"k": k, "strict": strict}, (0.0, most))
 
 
 def _symmetric(kind: str) -> Score:
     k, strict = KINDS[kind]
     value = lambda pair: {"value": min(pair.manifold[kind], pair.manifold[f"complement_{kind}"])}
-    return Score(value, "higher", {"k": k, "strict": strict}, (0.0, 1.0), core=False)
+    says = f"The lower of {kind} and of the same asked from the other set's side."
+    return Score(value, "higher", says, {"k": k, "strict": strict}, (0.0, 1.0), core=False)
 
 
 def _vendi(pair: Pair) -> Mapping[str, Any]:
@@ -261,38 +273,117 @@ def _divergence(pair: Pair) -> Mapping[str, Any]:
 
 _TRAIN = frozenset({"features", "train"})
 SCORES: dict[str, Score] = {
-    "fid": Score(_fid, "lower", {"ddof": 1}, (0.0, np.inf), needs=frozenset()),
-    "kid": Score(_kid, "lower", {"degree": 3}),
+    "fid": Score(
+        _fid,
+        "lower",
+        "The distance between samples and real images as a network sees them, means and spread: "
+        "quality and variety in one number.",
+        {"ddof": 1},
+        (0.0, np.inf),
+        needs=frozenset(),
+    ),
+    "kid": Score(
+        _kid,
+        "lower",
+        "A distance like the Frechet distance whose expectation does not depend on the number of "
+        "samples; about 0 for real images, by chance below.",
+        {"degree": 3},
+    ),
     **{f"{kind}_k{k}": _manifold(kind) for kind, (k, _) in KINDS.items()},
     "cmmd": Score(
-        _cmmd, "lower", {"sigma": CMMD_SIGMA, "scale": 1000, "estimator": "biased"}, (0.0, np.inf)
+        _cmmd,
+        "lower",
+        "A distance between samples and real images that supposes no shape of either set.",
+        {"sigma": CMMD_SIGMA, "scale": 1000, "estimator": "biased"},
+        (0.0, np.inf),
     ),
-    "vendi": Score(_vendi, "higher", {"kernel": "cosine", "order": 1}, (1.0, np.inf)),
+    "vendi": Score(
+        _vendi,
+        "higher",
+        "How many clearly different images the samples amount to.",
+        {"kernel": "cosine", "order": 1},
+        (1.0, np.inf),
+    ),
     "sfid": Score(
-        _sfid, "lower", {"ddof": 1}, (0.0, np.inf), needs=frozenset({"features", "spatial"})
+        _sfid,
+        "lower",
+        "The Frechet distance of features that keep places apart: whether parts are where they "
+        "belong.",
+        {"ddof": 1},
+        (0.0, np.inf),
+        needs=frozenset({"features", "spatial"}),
     ),
     "inception_score": Score(
         _inception_score,
         "higher",
+        "How sure a classifier is of single samples while the classes are even over all of them; "
+        "at most the number of classes.",
         {"splits": SPLITS, "order": "shuffled", "ddof": 0},
         (1.0, np.inf),
         needs=frozenset({"probabilities"}),
     ),
     **{f"symmetric_{kind}_k3": _symmetric(kind) for kind in ("precision", "recall")},
-    "fid_infinity": Score(_fid_infinity, "lower", {"ddof": 1}, core=False),
+    "fid_infinity": Score(
+        _fid_infinity,
+        "lower",
+        "The Frechet distance that infinitely many samples would have, by extrapolation.",
+        {"ddof": 1},
+        core=False,
+    ),
     "fid_classwise": Score(
         _classwise,
         "lower",
+        "The Frechet distance within each class, on average over classes.",
         {"ddof": 1},
         (0.0, np.inf),
         core=False,
         needs=frozenset({"features", "labels"}),
     ),
-    "sliced_wasserstein": Score(_sliced, "lower", {"p": 2}, (0.0, np.inf), core=False),
-    "mauve": Score(_mauve, "higher", {"scale": 5}, (0.0, 1.0), core=False),
-    "authenticity": Score(_authenticity, "higher", {}, (0.0, 1.0), core=False, needs=_TRAIN),
-    "copying": Score(_copying, "zero", {"cells": CELLS}, core=False, needs=_TRAIN),
-    "likelihood_divergence": Score(_divergence, "lower", {}, core=False, needs=_TRAIN),
+    "sliced_wasserstein": Score(
+        _sliced,
+        "lower",
+        "How far features have to be moved to turn samples into real images, along random "
+        "directions.",
+        {"p": 2},
+        (0.0, np.inf),
+        core=False,
+    ),
+    "mauve": Score(
+        _mauve,
+        "higher",
+        "How alike the shares of samples and of real images are in groups of alike images; 1 where "
+        "they are the same.",
+        {"scale": 5},
+        (0.0, 1.0),
+        core=False,
+    ),
+    "authenticity": Score(
+        _authenticity,
+        "higher",
+        "The share of samples that are no close copy of a training image, whatever their quality.",
+        {},
+        (0.0, 1.0),
+        core=False,
+        needs=_TRAIN,
+    ),
+    "copying": Score(
+        _copying,
+        "zero",
+        "Below 0 where samples are nearer to the training images than fresh images are, so copies; "
+        "above 0 where they are farther away.",
+        {"cells": CELLS},
+        core=False,
+        needs=_TRAIN,
+    ),
+    "likelihood_divergence": Score(
+        _divergence,
+        "lower",
+        "How much less likely test images are under a density around the samples than training "
+        "images under theirs: quality, variety and copying in one number.",
+        {},
+        core=False,
+        needs=_TRAIN,
+    ),
 }
 
 
@@ -342,7 +433,7 @@ def compute(
     intervals: int = 0,
     left_out: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Scores by name: {"value", "better", settings..., "floor", "floor_of", "interval", ...}.
+    """Scores by name: {"value", "better", "says", settings..., "floor", "floor_of", "interval"}.
 
     left_out: where scores that cannot be had (too few images) are said, with the reason; None: they
     are an error. floor: of each score; None where it has none.
@@ -357,7 +448,8 @@ def compute(
     for name in names:
         score = SCORES[name]
         try:
-            results[name] = {**score.settings, "better": score.better, **score.value(pair)}
+            about = {"better": score.better, "says": score.says}
+            results[name] = {**score.settings, **about, **score.value(pair)}
         except UsageError as error:
             if left_out is None:
                 raise

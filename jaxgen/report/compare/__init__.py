@@ -18,9 +18,10 @@ from jaxgen.errors import UsageError, invalid
 from jaxgen.report.compare.figures import Picture, over_images, planes
 from jaxgen.report.compare.likeness import Difference, differences, shared
 from jaxgen.report.compare.neighbours import Neighbours, grid_of, nearest_training, pixels
-from jaxgen.report.compare.page import made, marked, number, render
+from jaxgen.report.compare.page import made, marked, render
 from jaxgen.report.compare.receipts import Entry, entries
 from jaxgen.report.compare.tables import comma_separated, latex, portable
+from jaxgen.report.page import number
 from jaxgen.training.checkpoint import write_atomic
 from jaxgen.training.log import read_jsonl, say
 

@@ -11,7 +11,7 @@ from jaxgen.report.compare.receipts import Entry
 
 # What a score found, and by which draws. Everything else that it says is how it was measured: a
 # setting that is not known here is compared, not passed over.
-FOUND = ("name", "value", "error", "also", "threshold", "seed", "seconds")
+FOUND = ("name", "value", "says", "error", "also", "threshold", "seed", "seconds")
 # Of the scored samples: how they were read and turned into bytes. Whose they are may differ.
 READ = ("shape", "dtype", "resizer", "resize", "quantiser", "quantise")
 # Only known of samples that a receipt says the making of.

@@ -15,7 +15,7 @@ from jaxgen.errors import UsageError, invalid
 from jaxgen.metrics.neighbours import smallest
 from jaxgen.metrics.scores.memorisation import flat
 from jaxgen.metrics.sets.quantise import quantise
-from jaxgen.report.pictures import bare, cut, grid
+from jaxgen.report.pictures import bare, beside, cut
 from jaxgen.run.data import halves as opened
 from jaxgen.run.record import saved_config
 from jaxgen.run.setup import DataOptions
@@ -88,11 +88,8 @@ def nearest_training(workdir: Path, picture: np.ndarray, *, columns: int = 8) ->
     fresh = quantise(test.images(np.arange(min(count, len(test)))))
     where, distances = search(np.concatenate([samples, fresh]), train, most)
     near = quantise(train.images(where[:count]))
-    rows = []
-    for start in range(0, count, columns):
-        rows += [samples[start : start + columns], near[start : start + columns]]
     return Neighbours(
-        grid(np.concatenate(rows) / 127.5 - 1, columns),
+        beside(samples, near, columns),
         float(np.median(distances[:count])),
         float(np.median(distances[count:])),
         most,

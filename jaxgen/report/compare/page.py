@@ -11,21 +11,24 @@ from jaxgen.report import page
 from jaxgen.report.compare.figures import Picture, colours, over_images, planes
 from jaxgen.report.compare.likeness import Difference, best
 from jaxgen.report.compare.receipts import Entry
+from jaxgen.report.page import number, spread
 
 STYLE = """
 main { padding:20px 14px 48px } h1 { font-size:24px; line-height:1.25; overflow-wrap:anywhere }
-.wide { overflow-x:auto; border:1px solid var(--line); border-radius:10px; background:#fff }
+.wide { overflow-x:auto; border:1px solid var(--line); border-radius:10px; background:var(--card) }
 .wide table { font-size:13.5px } .wide tr:last-child td { border-bottom:0 }
 .wide th { font-weight:600; vertical-align:bottom; min-width:84px; max-width:150px;
 overflow-wrap:anywhere }
-.wide td:first-child,.wide th:first-child { position:sticky; left:0; background:#fff;
+.wide td:first-child,.wide th:first-child { position:sticky; left:0; background:var(--card);
 min-width:112px; max-width:150px; overflow-wrap:anywhere; box-shadow:1px 0 0 var(--line) }
 td small { display:block; color:var(--soft); white-space:nowrap }
-td.best { background:#e8f0ff } td.best b { color:var(--accent) } td.tied { background:#f4f7fd }
+td.best { background:var(--pale) } td.best b { color:var(--accent) } td.tied {
+background:color-mix(in srgb,var(--pale) 50%,transparent) }
 td b { font-weight:650 }
 th i.c { display:inline-block; width:10px; height:10px; border-radius:10px; margin-right:5px }
-tr.differs td:not(:first-child) { background:#fdf8ec }
-.warn { background:#fff5f2; border:1px solid #f0c4b8; border-radius:10px; padding:12px 14px }
+tr.differs td:not(:first-child) { background:var(--warn) }
+.warn { background:var(--warn); border:1px solid var(--edge); border-radius:10px;
+padding:12px 14px }
 .warn h2 { margin:0 0 6px; font-size:16px } .warn ul { margin:6px 0 0; padding-left:18px }
 .note { color:var(--soft); font-size:13px; margin:8px 0 0 }
 .grids { grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr)) }
@@ -76,21 +79,6 @@ def render(
             f"<details><summary>{html.escape(entry.label)}</summary><pre>{text}</pre></details>"
         )
     return page.page(f"jaxgen: {', '.join(runs)}", sections, STYLE)
-
-
-def number(value: Any) -> str:
-    """Four significant digits; whole numbers whole."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "" if value is None else str(value)
-    return f"{value:,d}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def spread(score: Mapping[str, Any]) -> str:
-    """The interval of a score, else its standard error, else nothing."""
-    if score.get("interval"):
-        low, high = score["interval"]
-        return f"{number(low)} to {number(high)}"
-    return f"± {number(score['error'])}" if score.get("error") is not None else ""
 
 
 def marked(entries: Sequence[Entry], name: str, unlike: Sequence[Difference]) -> dict[str, str]:

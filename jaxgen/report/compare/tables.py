@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgen.report import page
 from jaxgen.report.compare.figures import Plot
-from jaxgen.report.compare.page import number
+from jaxgen.report.page import number
 
 COLUMNS = ("score", "better", "receipt", "value", "low", "high", "floor", "mark")
 _SPECIAL = {

@@ -20,6 +20,7 @@ from jaxgen.errors import UsageError, invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.noise import GAUSSIAN, Noise
 from jaxgen.families.diffusion.core.path import Path
+from jaxgen.families.diffusion.guidance.pair import extrapolate
 from jaxgen.families.diffusion.guidance.threshold import dynamic, static
 from jaxgen.families.diffusion.solvers.base import Solver
 from jaxgen.method import Sampler, fold, normal
@@ -190,6 +191,7 @@ def build_sampler(
         raise invalid("sample.clip", clip, "'none', 'static', 'dynamic'")
     with jax.ensure_compile_time_eval():  # also where a loss builds a teacher's sampler
         times = build(grid, ROOMS["grid"], "sample.grid", steps=steps, path=path)
+    plain = isinstance(guidance, (int, float)) and _has(branches, "uncond")
     if isinstance(guidance, (int, float)):
         guidance = [{"name": "cfg.cfg", "weight": guidance}]
     sections = list(guidance)
@@ -197,7 +199,9 @@ def build_sampler(
 
     def denoiser(params: PyTree, labels: Any) -> Denoiser:
         held = {name: branch(params, labels) for name, branch in branches.items()}
-        guided = build_guidance(sections, held, path, times)
+        return clipped(build_guidance(sections, held, path, times))
+
+    def clipped(guided: Denoiser) -> Denoiser:
         if clip == "static":
             return static(guided, path)
         return dynamic(guided, path) if clip == "dynamic" else guided
@@ -206,6 +210,12 @@ def build_sampler(
     def draw(params: PyTree, keys: jax.Array, labels: Any) -> Any:
         x = prior(path, keys, shape, noise)
         return integrate(chosen, denoiser(params, labels), x, times, keys, preview)
+
+    def by_weight(params: PyTree, keys: jax.Array, labels: Any, weights: jax.Array) -> Any:
+        held = {name: branches[name](params, labels) for name in ("cond", "uncond")}
+        guided = extrapolate(held["cond"], held["uncond"], weights.reshape(-1, *(1 for _ in shape)))
+        x = prior(path, keys, shape, noise)
+        return integrate(chosen, clipped(guided), x, times, keys)
 
     counted = denoiser(None, None)
 
@@ -229,7 +239,17 @@ def build_sampler(
         )
         return as_chain(chosen, staged, times, shape, path, noise)
 
-    return Sampler(draw, chosen.calls(counted, np.asarray(times)), steps, chain, denoiser)
+    calls = chosen.calls(counted, np.asarray(times))
+    return Sampler(draw, calls, steps, chain, denoiser, by_weight if plain else None)
+
+
+def _has(branches: Mapping[str, Branch], name: str) -> bool:
+    """Whether the model has this denoiser: what it has not raises where it is counted."""
+    try:
+        branches[name](None, None).calls(1.0)
+    except (KeyError, UsageError):
+        return False
+    return True
 
 
 def _build_solver(section: Any, path: Path, steps: int) -> Solver:

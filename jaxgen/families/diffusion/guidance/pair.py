@@ -43,7 +43,7 @@ class Guided(Denoiser):
 
     good: Denoiser
     bad: Denoiser
-    weight: float
+    weight: float | jax.Array
     rule: Rule
     start: Callable[[jax.Array], Memory] = _nothing
     channels: int | None = None
@@ -52,7 +52,7 @@ class Guided(Denoiser):
 def pair(
     good: Denoiser,
     bad: Denoiser,
-    weight: float,
+    weight: float | jax.Array,
     rule: Rule,
     start: Callable[[jax.Array], Memory] = _nothing,
     channels: int | None = None,
@@ -90,8 +90,8 @@ def ruled(
     old: Guided, rule: Rule, start: Callable[[jax.Array], Memory], *, weight: float | None = None
 ) -> Guided:
     """The same pair, and channels, under another rule (and weight)."""
-    weight = old.weight if weight is None else weight
-    return pair(old.good, old.bad, weight, rule, start, old.channels)
+    chosen = old.weight if weight is None else weight
+    return pair(old.good, old.bad, chosen, rule, start, old.channels)
 
 
 def _on_channels(rule: Rule, channels: int) -> Rule:
@@ -114,10 +114,11 @@ def _on_channels(rule: Rule, channels: int) -> Rule:
 
 
 def extrapolate(
-    good: Denoiser, bad: Denoiser, weight: float, channels: int | None = None
+    good: Denoiser, bad: Denoiser, weight: float | jax.Array, channels: int | None = None
 ) -> Guided:
     """bad + weight (good - bad); at weight 1 and 0 only the one that is used is called.
 
+    weight: a number; or an array that goes with the images, whatever is in it, and calls both.
     channels: how many of the first are guided (`Guided`); with such, weight 0 needs both.
     """
 
@@ -127,7 +128,11 @@ def extrapolate(
         return Prediction(x0, eps, p.variance), memory
 
     both = pair(good, bad, weight, rule, channels=channels)
-    if weight not in (0, 1) or (weight == 0 and channels is not None):
+    if (
+        isinstance(weight, jax.Array)
+        or weight not in (0, 1)
+        or (weight == 0 and channels is not None)
+    ):
         return both
     branch = good if weight == 1 else bad
     return dataclasses.replace(both, call=branch.call, init=branch.init, calls=branch.calls)
