@@ -1,6 +1,6 @@
 """Attention on this machine: every implementation that it has, forward and with gradients.
 
-    python -m experiments.benchmarks.attention [--write] [--json]
+    python -m experiments.benchmarks.attention [--write] [--json] [--out FOLDER]
     python -m experiments.benchmarks.attention --tiny    # a check of the script, on any machine
 
 On a GPU or TPU: (batch 32, heads 16, tokens 256, head 72), (8, 16, 1024, 72), (4, 16, 4096, 64), in
@@ -9,6 +9,9 @@ is a matrix product of 8192 on the same device. PyTorch's `scaled_dot_product_at
 them where it is installed and finds the GPU. Elsewhere small sizes in float32. The sides alternate;
 medians over rounds; compilation is not timed. "tokens" rows start from one projection and include
 what it takes to get heads out of it (`fused_attention`).
+
+An implementation that refuses a shape or fails at it is left out, and stderr says why. --out: the
+rows as JSON and the table, written again after every shape.
 
 --write puts the fastest of jaxgen's implementations with gradients into jaxgen/ops/measured.json,
 for this kind of device and these classes of shapes; "auto" chooses by it.
@@ -22,7 +25,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from experiments.benchmarks import machine  # noqa: E402
-from jaxgen.errors import UsageError  # noqa: E402
+from jaxgen import files  # noqa: E402
 from jaxgen.ops import attention, choice, fused_attention  # noqa: E402
 
 SHAPES = [(32, 16, 256, 72), (8, 16, 1024, 72), (4, 16, 4096, 64)]
@@ -42,6 +45,10 @@ CANDIDATES = {
     "tpu": ("xla", "xla_narrow", "pallas_tpu"),
     "cpu": ("reference", "xla", "xla_narrow"),
 }
+HEAD = [
+    "| shape | form | implementation | task | ms | TFLOP/s | of a matrix product |",
+    "|-|-|-|-|-:|-:|-:|",
+]
 TABLE = Path(choice.__file__).with_name("measured.json")
 
 
@@ -53,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=20, help="calls a round")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for attention.json and attention.md")
     return parser.parse_args()
 
 
@@ -95,7 +103,7 @@ def with_gradients(fn: Callable[..., jax.Array], g: jax.Array) -> Callable[..., 
 def jax_sides(
     shape: tuple[int, ...], dtype: Any, names: tuple[str, ...], form: str
 ) -> dict[tuple[str, str], Callable[[bool], Any]]:
-    """(implementation, "forward" or "both") -> a call. What refuses the shape is left out."""
+    """(implementation, "forward" or "both") -> a call. What fails at the shape is left out."""
     b, h, n, d = shape
     keys = jax.random.split(jax.random.key(0), 4)
     if form == "heads":
@@ -113,10 +121,17 @@ def jax_sides(
             return fused_attention(*xs, heads=h, scale=d**-0.5, implementation=name)
 
         try:
-            sides[name, "forward"] = queued(fn, *xs)
-            sides[name, "both"] = queued(with_gradients(fn, g), *xs, g)
-        except UsageError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            mine = {
+                (name, "forward"): queued(fn, *xs),
+                (name, "both"): queued(with_gradients(fn, g), *xs, g),
+            }
+            for call in mine.values():
+                call(True)
+        except Exception as error:  # whatever a kernel's compiler says, the others are measured
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            print(f"{name} is left out at {shape}, {form}: {said[0][:300]}", file=sys.stderr)
+        else:
+            sides.update(mine)
     return sides
 
 
@@ -160,18 +175,18 @@ def ceiling(small: bool, rounds: int) -> float:
     return 2 * size**3 / medians({"product": queued(jnp.matmul, a, a)}, rounds, 5)["product"]
 
 
-def measure(arguments: argparse.Namespace, platform: str) -> list[dict[str, Any]]:
-    """A row for each shape, form and implementation."""
+def measure(arguments: argparse.Namespace, platform: str) -> Iterator[list[dict[str, Any]]]:
+    """For each shape and form, a row for each implementation and task."""
     small = arguments.tiny or platform == "cpu"
     dtype = jnp.float32 if small else jnp.bfloat16
-    top, rows = ceiling(small, arguments.rounds), []
+    top = ceiling(small, arguments.rounds)
     for shape in SMALL if small else SHAPES:
         b, h, n, d = shape
         for form in ("heads", "tokens"):
             sides = jax_sides(shape, dtype, CANDIDATES[platform], form)
             if form == "heads":
                 sides |= torch_sides(shape, small)
-            timings = medians(sides, arguments.rounds, arguments.repeat)
+            timings, rows = medians(sides, arguments.rounds, arguments.repeat), []
             for (name, task), seconds in timings.items():
                 flops = 2 * b * h * n * n * d * (2 if task == "forward" else 7)
                 key = choice.shape_class(form, jnp.dtype(dtype), n, n, d, None)
@@ -179,7 +194,7 @@ def measure(arguments: argparse.Namespace, platform: str) -> list[dict[str, Any]
                     dict(shape=shape, form=form, implementation=name, task=task, seconds=seconds,
                          flops_per_s=flops / seconds, of_ceiling=flops / seconds / top, key=key)
                 )  # fmt: skip
-    return rows
+            yield rows
 
 
 def write(rows: list[dict[str, Any]], kind: str) -> None:
@@ -195,6 +210,14 @@ def write(rows: list[dict[str, Any]], kind: str) -> None:
     TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    return (
+        f"| {row['shape']} | {row['form']} | {row['implementation']} | {row['task']} | "
+        f"{1e3 * row['seconds']:.3f} | {row['flops_per_s'] / 1e12:.2f} | {row['of_ceiling']:.0%} |"
+    )
+
+
 def main() -> None:
     """Run the benchmark that the command line asks for."""
     arguments = parse()
@@ -203,22 +226,21 @@ def main() -> None:
     platform, kind = choice.device()
     if arguments.write and (platform == "cpu" or arguments.tiny):
         raise SystemExit("--write: got a CPU or --tiny; allowed: on a GPU or TPU, whole.")
-    rows = measure(arguments, platform)
     print(machine.line(), file=sys.stderr)
     out = sys.stderr if arguments.json else sys.stdout
-    print("| shape | form | implementation | task | ms | TFLOP/s | of a matrix product |", file=out)
-    print("|-|-|-|-|-:|-:|-:|", file=out)
-    for row in rows:
-        print(
-            f"| {row['shape']} | {row['form']} | {row['implementation']} | {row['task']} | "
-            f"{1e3 * row['seconds']:.3f} | {row['flops_per_s'] / 1e12:.2f} | "
-            f"{row['of_ceiling']:.0%} |",
-            file=out,
-        )
+    print("\n".join(HEAD), file=out)
+    report: dict[str, Any] = {"device": kind, "machine": machine.machine(), "rows": []}
+    for fresh in measure(arguments, platform):
+        report["rows"] += fresh
+        print("\n".join(map(line, fresh)), file=out, flush=True)
+        if arguments.out is not None:
+            lines = [f"{kind}; {machine.line()}", "", *HEAD, *map(line, report["rows"])]
+            files.write(arguments.out / "attention.json", json.dumps(report) + "\n")
+            files.write(arguments.out / "attention.md", "\n".join(lines) + "\n")
     if arguments.write:
-        write(rows, kind)
+        write(report["rows"], kind)
     if arguments.json:
-        print(json.dumps({"device": kind, "machine": machine.machine(), "rows": rows}))
+        print(json.dumps(report))
 
 
 if __name__ == "__main__":

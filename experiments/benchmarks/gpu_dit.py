@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.gpu_dit --out /tmp/gpu_dit  # all of it: JSON, Markdown
     python -m experiments.benchmarks.gpu_dit --tiny --eager      # a check of it, anywhere
+    bash experiments/benchmarks/gpu_all.sh                       # in parts, each with a time limit
 
 32x32x4 latents, 1000 classes. Training (B/2, L/2, XL/2): forward, backward and AdamW on float32
 parameters with bfloat16 compute (autocast in PyTorch), images per second and model FLOPs
@@ -13,7 +14,8 @@ in float32 on a small network. A profile of XL/2's training step says what the t
 Targets: MFU of at least 55 % and 1.2 x PyTorch in training XL/2; 1.3 x PyTorch in sampling. The
 sides alternate; medians over rounds; compilation is not timed. A part that fails (no memory left)
 is a row that says so. The two libraries share the card, so that JAX does not take its memory in
-advance. The JSON is written again after every part.
+advance. The JSON is written again after every part; with --add, what it held before stays beside
+what is measured now, so that several commands make one report.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from experiments.benchmarks import dit_peers, dit_samplers, traces  # noqa: E402
+from jaxgen import files  # noqa: E402
 from jaxgen.nn.dit import SIZES  # noqa: E402
 from jaxgen.nn.flops import multiply_adds  # noqa: E402
 from jaxgen.training.peak import peak_flops  # noqa: E402
@@ -64,6 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jaxgen_only", action="store_true", help="leave PyTorch out")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for gpu_dit.json and gpu_dit.md")
+    parser.add_argument("--add", action="store_true", help="to what --out has already")
+    parser.add_argument("--trace", type=Path, help="file for the profile as JAX wrote it (.pb)")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -104,6 +109,17 @@ def network(size: dit_peers.Size, arguments: argparse.Namespace, **fields: Any) 
     return size.jaxgen(**{**given, **fields})
 
 
+def begin(
+    size: dit_peers.Size, net: Any, data: dict[str, np.ndarray], arguments: argparse.Namespace
+) -> tuple[Any, Any]:
+    """(PyTorch's network or None, our parameters: the same, or fresh ones without PyTorch)."""
+    if arguments.jaxgen_only:
+        given = (data["image"], data["time"] / 1000, data["label"])
+        return None, net.init(jax.random.key(0), *given)["params"]
+    peer = size.torch()
+    return peer, dit_peers.weights(size, peer)
+
+
 def torch_side(arguments: argparse.Namespace) -> tuple[str, str, Callable[[Any], Any]]:
     """(name of the side, device, what makes a model fast)."""
     import torch
@@ -129,9 +145,10 @@ def rows(task: str, name: str, images: int, seconds: dict[str, float]) -> list[d
 def train(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of training at one size."""
     size = size_of(name, arguments)
-    net, peer, data = network(size, arguments), size.torch(), dit_peers.batch(size)
-    sides: Sides = {"jaxgen": dit_peers.jaxgen_training(net, dit_peers.weights(size, peer), data)}
-    if not arguments.jaxgen_only:
+    net, data = network(size, arguments), dit_peers.batch(size)
+    peer, params = begin(size, net, data, arguments)
+    sides: Sides = {"jaxgen": dit_peers.jaxgen_training(net, params, data)}
+    if peer is not None:
         label, place, fast = torch_side(arguments)
         model = fast(peer.to(place).train())
         sides[label] = dit_peers.torch_training(model, data, device=place, bfloat16=True)
@@ -160,21 +177,27 @@ def check_same_images(arguments: argparse.Namespace) -> float:
     return gap
 
 
-def sample(solver: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def steps_of(solver: str, arguments: argparse.Namespace) -> int:
+    """Steps of a solver in this run."""
+    return 4 if arguments.tiny else dit_samplers.SOLVERS[solver]
+
+
+def sample(task: str, solver: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of sampling by one solver."""
     name = arguments.sample_size
     size = size_of(name, arguments)
-    peer, labels = size.torch().eval(), dit_peers.batch(size)["label"]
-    steps = 4 if arguments.tiny else dit_samplers.SOLVERS[solver]
+    net, data = network(size, arguments, remat="none"), dit_peers.batch(size)
+    peer, params = begin(size, net, data, arguments)
+    steps, labels = steps_of(solver, arguments), data["label"]
     options: dict[str, Any] = {"solver": solver, "steps": steps, "scale": 1.5}
-    net, params = network(size, arguments, remat="none"), dit_peers.weights(size, peer)
     sides: Sides = {"jaxgen": dit_samplers.jaxgen_sampling(net, size, params, labels, **options)}
-    if not arguments.jaxgen_only:
+    if peer is not None:
         label, place, fast = torch_side(arguments)
         common = {**options, "device": place, "bfloat16": True}
-        sides[label] = dit_samplers.torch_sampling(fast(peer.to(place)), size, labels, **common)
+        model = fast(peer.eval().to(place))
+        sides[label] = dit_samplers.torch_sampling(model, size, labels, **common)
     seconds = alternate(sides, arguments.sample_rounds, 1, 1)
-    return rows(f"sample, {solver}, {steps} steps", name, size.batch, seconds)
+    return rows(task, name, size.batch, seconds)
 
 
 def profile(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -185,7 +208,7 @@ def profile(arguments: argparse.Namespace) -> dict[str, Any]:
     step = dit_peers.jaxgen_training(net, params["params"], data)
     for _ in range(3):
         step()
-    return traces.profile(step, arguments.repeat)
+    return traces.profile(step, arguments.repeat, arguments.trace)
 
 
 def versions() -> dict[str, str]:
@@ -202,7 +225,8 @@ def versions() -> dict[str, str]:
 def markdown(report: dict[str, Any]) -> str:
     """The results as tables."""
     about = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    lines = [f"{report['device']}; {about}.", "", f"    {report['command']}", ""]
+    commands = [f"    {command}" for command in report["commands"]]
+    lines = [f"{report['device']}; {about}.", "", *commands, ""]
     lines += ["| task | network | side | batch | images/s | MFU | jaxgen is faster by |"]
     lines += ["|-|-|-|-:|-:|-:|-:|"]
     for row in report["rows"]:
@@ -234,20 +258,51 @@ def attempt(task: str, name: str, work: Callable[[], list[dict[str, Any]]]) -> l
             sys.modules["torch"].cuda.empty_cache()
 
 
-def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All the parts; `note` gets what there is after each."""
+def merged(known: list[dict[str, Any]], fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Old rows and new ones, which replace what was known of the same task and size."""
+    anew = {(row["task"], row["size"]) for row in fresh if "error" not in row}
+    said = {(row["task"], row["size"]) for row in fresh}
+
+    def stays(row: dict[str, Any]) -> bool:
+        here = (row["task"], row["size"])
+        return here not in anew and not ("error" in row and here in said)
+
+    return [row for row in known if stays(row)] + fresh
+
+
+def beginning(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A report without rows, or with --add the one that is there. SystemExit: of another device."""
     command = f"python -m experiments.benchmarks.gpu_dit {shlex.join(sys.argv[1:])}".strip()
     report: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
-        "command": command,
+        "commands": [command],
         "rows": [],
     }
+    file = arguments.out and arguments.out / "gpu_dit.json"
+    if not arguments.add or not file or not file.exists():
+        return report
+    known: dict[str, Any] = json.loads(file.read_text())
+    for key in ("device", "versions"):
+        if known[key] != report[key]:
+            raise SystemExit(f"--add: {file} is of {known[key]}; here is {report[key]}")
+    if command not in known["commands"]:
+        known["commands"].append(command)
+    return known
+
+
+def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All the parts; `note` gets what there is after each."""
+    report = beginning(arguments)
     tasks, name = arguments.tasks.split(","), arguments.sample_size
+
+    def add(task: str, size: str, work: Callable[[], list[dict[str, Any]]]) -> None:
+        report["rows"] = merged(report["rows"], attempt(task, size, work))
+        note(report)
+
     if "train" in tasks:
         for size in arguments.sizes.split(","):
-            report["rows"] += attempt("train", size, lambda size=size: train(size, arguments))
-            note(report)
+            add("train", size, lambda size=size: train(size, arguments))
     if "profile" in tasks:
         report["profile_size"] = name
         report["profile"] = profile(arguments)
@@ -256,9 +311,8 @@ def run(arguments: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -
         if not arguments.jaxgen_only:
             report["samplers_differ_by"] = check_same_images(arguments)
         for solver in arguments.solvers.split(","):
-            work = lambda solver=solver: sample(solver, arguments)
-            report["rows"] += attempt(f"sample, {solver}", name, work)
-            note(report)
+            task = f"sample, {solver}, {steps_of(solver, arguments)} steps"
+            add(task, name, lambda task=task, solver=solver: sample(task, solver, arguments))
     return report
 
 
@@ -271,9 +325,8 @@ def main() -> None:
 
     def note(report: dict[str, Any]) -> None:
         if arguments.out is not None:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "gpu_dit.json").write_text(json.dumps(report, indent=2))
-            (arguments.out / "gpu_dit.md").write_text(markdown(report))
+            files.write(arguments.out / "gpu_dit.json", json.dumps(report, indent=2) + "\n")
+            files.write(arguments.out / "gpu_dit.md", markdown(report))
         rows = len(report["rows"])
         print(f"{rows} rows, profile: {'profile' in report}", file=sys.stderr, flush=True)
 

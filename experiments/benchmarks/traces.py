@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from jaxgen import files
+
 # The first that fits an operation's and its kernel's name, in lower case. A fusion is called after
 # what is in it, so that the dearest thing comes first.
 KINDS = {
@@ -81,13 +83,17 @@ def summarise(lines: Iterable[list[Event]]) -> dict[str, Any]:
     return {"wall": wall, "idle": wall - covered(events), "kinds": kinds, "dearest": dict(dearest)}
 
 
+def newest(folder: Path) -> Path:
+    """The file of the last profile below a folder."""
+    return max(folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+
+
 def read(folder: Path) -> list[list[Event]]:
     """The timelines of compiled operations in the last profile below a folder.
 
     A card's streams, a TPU's "XLA Ops", or a CPU's threads as far as they run such operations.
     """
-    path = max(folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
-    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    planes = list(jax.profiler.ProfileData.from_file(str(newest(folder))).planes)
     cards = [p for p in planes if p.name.startswith("/device:")]
     streams = re.compile(r"Stream|XLA Ops")
     if any(streams.match(line.name) for plane in cards for line in plane.lines):
@@ -103,14 +109,19 @@ def _event(event: Any) -> Event:
     return name, event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9
 
 
-def profile(step: Callable[[], Any], repeat: int) -> dict[str, Any]:
-    """Trace `repeat` calls of a function that has been compiled; see `summarise`."""
+def profile(step: Callable[[], Any], repeat: int, keep: Path | None = None) -> dict[str, Any]:
+    """Trace `repeat` calls of a function that has been compiled; see `summarise`.
+
+    keep: a file for what JAX wrote (.xplane.pb), which XProf and TensorBoard show.
+    """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # only what the devices did is read
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(repeat):
                 step()
+        if keep is not None:
+            files.write(keep, newest(Path(folder)).read_bytes())
         return {"steps": repeat, **summarise(read(Path(folder)))}
 
 

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import machine, traces
+from experiments.benchmarks import gpu_dit, machine, traces
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +125,54 @@ def test_benchmarks_run_in_miniature(name, tmp_path):
     assert len(done.stdout.splitlines()) >= 3, done.stdout
     if name in ("ar_decode", "cpu_dit", "data", "families", "gflownet", "scores"):
         assert machine.machine()["processor"] in done.stdout
+
+
+def gpu_all(out, *arguments, **environment):
+    return subprocess.run(
+        ["bash", "experiments/benchmarks/gpu_all.sh", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "OUT": str(out), "CACHE": str(out.parent / "cache"),
+             "PYTHON": sys.executable, **environment},
+    )  # fmt: skip
+
+
+def test_all_of_a_gpu_is_written_as_it_is_made_and_goes_on_where_it_was_cut(tmp_path):
+    out = tmp_path / "out"
+    late = gpu_all(out, "--tiny", MINUTES="0")
+    assert late.returncode == 1, late.stderr[-2000:]
+    summary = (out / "summary.md").read_text()
+    assert "| attention | no time left |" in summary and "| done |" not in summary
+    whole = gpu_all(out, "--tiny", MINUTES="14")
+    assert whole.returncode == 0, (out / "log.txt").read_text()[-3000:]
+    summary = (out / "summary.md").read_text()
+    assert summary.count("| done |") >= 6 and "| reference | both |" in summary
+    found = json.loads((out / "gpu_dit.json").read_text())
+    tasks = {row["task"] for row in found["rows"] if row["images_per_s"] > 0}
+    assert tasks == {"train", "sample, dpmpp_2m, 4 steps", "sample, ddpm, 4 steps"}
+    assert found["profile"]["wall"] > 0 and (out / "train_xl.xplane.pb").stat().st_size > 1000
+    assert json.loads((out / "attention.json").read_text())["rows"]
+    with tarfile.open(out / "cache.tar") as packed:
+        assert any("jax/" in name for name in packed.getnames())
+    before = found["rows"]
+    again = gpu_all(out, "--tiny", MINUTES="0")
+    assert again.returncode == 0 and "attention: done before" in again.stdout
+    assert json.loads((out / "gpu_dit.json").read_text())["rows"] == before
+
+
+def test_all_of_a_gpu_takes_one_option(tmp_path):
+    done = gpu_all(tmp_path / "out", "--small")
+    assert done.returncode == 2 and "allowed: --tiny" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_measured_anew_replace_those_of_their_task_and_failures_do_not():
+    ours, theirs = (dict(task="train", size="B/2", side=s) for s in ("jaxgen", "torch.compile"))
+    failed = dict(task="train", size="B/2", error="no memory")
+    other = dict(task="train", size="L/2", side="jaxgen")
+    assert gpu_dit.merged([ours, other], [ours, theirs]) == [other, ours, theirs]
+    assert gpu_dit.merged([ours, other], [failed]) == [ours, other, failed]
+    assert gpu_dit.merged([ours, failed], [failed]) == [ours, failed]
+    assert gpu_dit.merged([failed], [ours]) == [ours]
 
 
 X86 = """processor\t: 0
