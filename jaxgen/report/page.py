@@ -327,8 +327,7 @@ def confusion(pairs: Sequence[Sequence[int]], names: Sequence[str]) -> str:
 
 
 def plot(width: float, height: float) -> Figure:
-    """An empty matplotlib figure of inches x inches, drawn without a display."""
-    matplotlib.use("Agg", force=False)
+    """An empty matplotlib figure of inches x inches, which needs no display and no backend."""
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -310,3 +311,14 @@ def test_a_trajectory_ends_at_the_sample(name):
         sampler, _ = model(name).program(model(name).sample(labels).options)
         start = sampler.chain(model(name).weights(None), np.int32(0)).start(keys)[0]
         np.testing.assert_allclose(found.states[:, 0], start, atol=1e-6)
+
+
+def test_a_figure_leaves_the_readers_backend():
+    """A notebook's plots show nothing once something has switched it."""
+    before = matplotlib.get_backend()
+    try:
+        matplotlib.use("svg")
+        assert page.png(page.plot(1, 1))[:4] == b"\x89PNG"
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.use(before)
