@@ -135,6 +135,12 @@ def _answered(args: argparse.Namespace, rest: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"{hosts.prefix()}jaxgen: stopped by SIGINT", file=sys.stderr)
         return 130
+    except Exception as error:
+        # Of a network, reward or features that the user wrote, wherever it was called from.
+        if configs.own_line(error) is None:
+            raise
+        print(f"{hosts.prefix()}jaxgen: error: {configs.told(error)}", file=sys.stderr)
+        return 2
     if args.json and hosts.first():
         print(json_text(result, indent=None))
     return 0

@@ -1,8 +1,10 @@
 """What cannot end well is refused before the work, and what there is is kept."""
 
 import contextlib
+import functools
 import io
 import json
+import operator
 import os
 import shutil
 import socket
@@ -313,6 +315,40 @@ def test_ones_own_code_is_answered_in_one_message(kind, tmp_path, monkeypatch):
         sys.modules.pop("own_code", None)
     assert said in err, err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise KeyError('oops')", "KeyError: 'oops' ("),
+        ("return images.reshape(3)", "ValueError: cannot reshape"),
+        ("return {}.x", "AttributeError: 'dict' object has no attribute 'x' ("),
+    ],
+)
+def test_ones_own_features_that_fail_are_one_message(body, said, tmp_path, monkeypatch):
+    """Found only where it is called, in the middle of the work."""
+    (tmp_path / "own_features.py").write_text(f"def f(images):\n    {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("own_features", None)
+    images = np.zeros((80, 8, 8, 1), np.uint8) + np.arange(80, dtype=np.uint8)[:, None, None, None]
+    np.savez(tmp_path / "a.npz", images=images)
+    words = ["evaluate", "--samples", tmp_path / "a.npz", "--reference", tmp_path / "a.npz"]
+    words += ["--features", "own_features:f", "--scores", "fid", "--intervals", 0]
+    try:
+        code, _, err = run_here(*map(str, words))
+    finally:
+        sys.modules.pop("own_features", None)
+    assert code == 2 and "Traceback" not in err
+    assert said in err and f"{tmp_path / 'own_features.py'}:2)" in err, err
+
+
+def test_a_fault_of_jaxgen_itself_is_a_traceback(monkeypatch):
+    """Whoever reports it needs all of it."""
+    from jaxgen.cli import doctor
+
+    monkeypatch.setattr(doctor, "run", functools.partial(operator.getitem, {}))
+    with pytest.raises(TypeError, match="unhashable"):
+        run_main(["doctor"])
 
 
 @pytest.mark.parametrize(
