@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.method import Method, Sampler, Spec, exact_label_error, method_of
+from jaxgen.method import Likelihood, Method, Sampler, Spec, exact_label_error, method_of
 from jaxgen.method.learning import single
 from jaxgen.training.ema import Averages
 
@@ -43,8 +43,14 @@ def table(rate: Any, *, normalised: bool = True) -> Method:
         return Sampler(fn, calls=1)
 
     training = single(loss, fresh, optax.adam(rate), Averages((1000,)))
-    error = exact_label_error(log_prob)
-    return method_of(SPEC, training, sampler=sampler, label_error=error)
+    return method_of(
+        SPEC,
+        training,
+        sampler=sampler,
+        label_error=exact_label_error(log_prob),
+        log_prob=lambda: log_prob,
+        likelihood=Likelihood(exact=normalised, mass=True),
+    )
 
 
 class Trained:

@@ -26,6 +26,7 @@ from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
+from jaxgen.unlearn.near_access import near_access
 from tests import base_run
 from tests.every_family import FAMILIES, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
@@ -59,6 +60,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "mean_flow": _tiny(MLP, "method=diffusion.mean_flow", "sample={}"),
     "shortcut": _tiny(MLP, "method=diffusion.shortcut", "sample={}"),
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
+    "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
@@ -479,6 +481,7 @@ WRAPS = (
     ),
     Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
     Sweep("guided", "wrap.0", programs=UPDATE),
+    Sweep("near", "wrap.0", programs=SAMPLER),
     *(
         Sweep(
             name,
@@ -636,5 +639,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget}
+    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access}
     assert wraps <= wanted.keys()

@@ -17,7 +17,14 @@ from experiments.shared.tables import (
 )
 from jaxgen.errors import UsageError
 from jaxgen.families.autoregressive import autoregressive
-from jaxgen.families.autoregressive.guidance import Source, alone, build_guide, cfg, gedi
+from jaxgen.families.autoregressive.guidance import (
+    Source,
+    alone,
+    build_guide,
+    cfg,
+    gedi,
+    near_access,
+)
 from jaxgen.families.autoregressive.heads import Softmax
 from jaxgen.families.autoregressive.sampler import build_sampler
 from jaxgen.method import Spec
@@ -60,6 +67,27 @@ def test_identities_change_no_bit_and_ask_for_nothing_more():
     assert both.sources == (OWN, NULL, ANTI)
     for acting in (cfg(plain, weight=3.0), gedi(plain, anti=1), both):
         assert jnp.abs(jax.nn.softmax(logits(acting)) - jax.nn.softmax(FOUND[OWN])).max() > 0.05
+
+
+@pytest.mark.parametrize("divergence", ["max", "kl"])
+def test_what_two_networks_agree_on_is_what_each_says_where_they_are_one(divergence):
+    """And is bounded by both: ln of it over either is at most -ln(1 - TV) for the minimum."""
+    plain, small = alone(OWN), Source("small")
+    same = near_access(plain, other="net", divergence=divergence)
+    np.testing.assert_allclose(jax.nn.softmax(logits(same)), jax.nn.softmax(FOUND[OWN]), rtol=1e-5)
+    found = {OWN: FOUND[OWN], small: FOUND[ANTI]}
+    guide = near_access(plain, other="small", divergence=divergence)
+    assert guide.sources == (OWN, small)
+    p, q, r = (
+        np.asarray(jax.nn.softmax(a))
+        for a in (found[OWN], found[small], guide.rule(found, (), PLACE))
+    )
+    tv = np.abs(p - q).sum(-1, keepdims=True) / 2
+    over = np.log(r / np.minimum(p, q))
+    assert (over <= -np.log(1 - tv) + 1e-5).all() == (divergence == "max")
+    mean = np.sqrt(p * q)
+    expected = np.minimum(p, q) if divergence == "max" else mean
+    np.testing.assert_allclose(r, expected / expected.sum(-1, keepdims=True), rtol=1e-4)
 
 
 def test_the_filter_keeps_the_surest_and_whoever_is_sure_enough():
@@ -136,6 +164,7 @@ def test_the_discriminative_loss_by_hand():
         ([dict(name="gedi", anti=1, mass=0.0)], "guidance.mass"),
         ([dict(name="gedi", anti=1, weight=-1.0)], "guidance.weight"),
         ([dict(name="gedi")], "also sets anti"),
+        ([dict(name="near_access", other="net", divergence="tv")], "'max', 'kl'"),
         (2.0, "label_dropout=0.1"),
     ],
 )

@@ -159,6 +159,25 @@ def gedi(
     )
 
 
+def near_access(guided: Guide, *, other: str, divergence: Literal["max", "kl"] = "max") -> Guide:
+    """The least that two networks agree on: CP-Delta (Vyas, Kakade & Barak 2023, algorithm 2).
+
+    Two networks trained on disjoint halves of the data, the model and `other`. "max": p in
+    proportion to min(p, q); nothing is likelier than 1 / (1 - TV) times what either says. "kl": to
+    sqrt(p q). So what one alone has memorised stays as unlikely as the other has it.
+    """
+    if divergence not in ("max", "kl"):
+        raise invalid("guidance.divergence", divergence, "'max', 'kl'")
+    second = Source(other)
+
+    def rule(logits: NextLogits, memory: Memory, place: jax.Array) -> jax.Array:
+        first = jax.nn.log_softmax(guided.rule(logits, memory, place))
+        safe = jax.nn.log_softmax(logits[second])
+        return jnp.minimum(first, safe) if divergence == "max" else (first + safe) / 2
+
+    return dataclasses.replace(guided, sources=_with(guided, second), rule=rule)
+
+
 def _with(guided: Guide, *more: Source) -> tuple[Source, ...]:
     """The sources of a guide and more, each once."""
     return tuple(dict.fromkeys((*guided.sources, *more)))
