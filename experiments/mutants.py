@@ -6,19 +6,22 @@
 
 Prints what happened to each; exits with 1 where one survives. A mutant is a text that stands once
 in a file and what is put in its place: one that does not apply is stale, which is an error here and
-in tests/experiments/test_mutants.py. Tests run in a copy of the tree, one mutant at a time.
+in tests/experiments/test_mutants.py. Tests run in a copy of the tree, one mutant at a time, or in
+`--jobs` copies.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -828,22 +831,123 @@ DOORS = (
     ),
 )
 
-MUTANTS = (*TRAINING, *NETWORKS, *FAMILIES, *SAMPLING, *SCORES, *PARTS, *DOORS)
+MATCHING, CONTRAST = "tests/distill/test_matching.py", "tests/tune/test_contrast.py"
+NEAR, PAGE = "tests/unlearn/test_near_access.py", "tests/report/test_page.py"
+TEACHERS = (
+    Mutant(
+        "matching: a divergence without its factor",
+        "jaxgen/distill/divergence.py",
+        "lambda log_ratio: log_ratio / 2 - jnp.log(2.0)",
+        "lambda log_ratio: log_ratio / 2",
+        (MATCHING, "-k", "gradient_is_the_divergences"),
+    ),
+    Mutant(
+        "matching: weights are not normalised",
+        "jaxgen/distill/divergence.py",
+        "log - jax.nn.logsumexp(log) + jnp.log(log.size)",
+        "log",
+        (MATCHING, "-k", "gradient_is_the_divergences"),
+    ),
+    Mutant(
+        "matching: the implicit distance the other way",
+        "jaxgen/distill/matching.py",
+        "off = (x0 - ours)",
+        "off = (ours - x0)",
+        (MATCHING, "-k", "implicit_matching"),
+    ),
+    Mutant(
+        "matching: the fake score does not start at the teacher",
+        "jaxgen/distill/matching.py",
+        """        params = {**state.params, "fake": jax.tree.map(jnp.copy, state.params["net"])}
+        return state.replace(params=params)""",
+        "        return state",
+        (MATCHING, "-k", "guidance_of_the_teacher"),
+    ),
+    Mutant(
+        "matching: a draw is kept a call too early",
+        "jaxgen/distill/matching.py",
+        "expand(last == n + 1, x), x, kept",
+        "expand(last == n, x), x, kept",
+        (MATCHING, "-k", "what_the_sampler_does"),
+    ),
+    Mutant(
+        "matching: the teacher is not guided",
+        "jaxgen/distill/matching.py",
+        "guided = other.method.sampler(guidance=guidance).denoiser",
+        "guided = other.method.sampler(guidance=1.0).denoiser",
+        (MATCHING, "-k", "guidance_of_the_teacher"),
+    ),
+    Mutant(
+        "contrast: a negative may be the image's own label",
+        "jaxgen/tune/contrast.py",
+        "jax.random.randint(k, (), 1, n)",
+        "jax.random.randint(k, (), 0, n)",
+        (CONTRAST, "-k", "never_the_images_own"),
+    ),
+    Mutant(
+        "contrast: rows without a label have a negative",
+        "jaxgen/tune/contrast.py",
+        "weight * told * jax.nn.softplus",
+        "weight * jax.nn.softplus",
+        (CONTRAST, "-k", "without_a_label"),
+    ),
+    Mutant(
+        "contrast: noise of its own for each side",
+        "jaxgen/tune/contrast.py",
+        "reference(held, x, labels, keys, each, draws)",
+        "reference(held, x, labels, keys, each + 2, draws)",
+        (CONTRAST, "-k", "shared_noise"),
+    ),
+    Mutant(
+        "near access: the last that passes",
+        "jaxgen/unlearn/near_access.py",
+        "passes = ~done & (excess",
+        "passes = (excess",
+        (NEAR, "-k", "first_draw"),
+    ),
+    Mutant(
+        "near access: the furthest of the networks counts",
+        "jaxgen/unlearn/near_access.py",
+        "ours - jnp.min(",
+        "ours - jnp.max(",
+        (NEAR, "-k", "nearest"),
+    ),
+    Mutant(
+        "report: a figure switches the reader's backend",
+        "jaxgen/report/page.py",
+        "    return Figure(figsize=(width, height)",
+        """    matplotlib.use("Agg", force=False)
+    return Figure(figsize=(width, height)""",
+        (PAGE, "-k", "backend"),
+    ),
+)
+
+MUTANTS = (*TRAINING, *NETWORKS, *FAMILIES, *SAMPLING, *SCORES, *PARTS, *DOORS, *TEACHERS)
 
 
-def run(mutants: tuple[Mutant, ...]) -> Iterator[tuple[Mutant, bool, float]]:
-    """(mutant, whether a test noticed, seconds), in a copy of the tree."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in TREE:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, Path(folder) / name)
-        for mutant in mutants:
-            path, begin = Path(folder) / mutant.file, time.monotonic()
-            text = path.read_text()
-            path.write_text(mutant.applied(text))
-            noticed = not passes(mutant.tests, folder)
-            path.write_text(text)
-            yield mutant, noticed, time.monotonic() - begin
+def run(mutants: tuple[Mutant, ...], jobs: int = 1) -> Iterator[tuple[Mutant, bool, float]]:
+    """(mutant, whether a test noticed, seconds), in copies of the tree, `jobs` at a time."""
+    free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def tried(mutant: Mutant) -> tuple[Mutant, bool, float]:
+        folder, begin = free.get(), time.monotonic()
+        path = folder / mutant.file
+        text = path.read_text()
+        path.write_text(mutant.applied(text))
+        noticed = not passes(mutant.tests, str(folder))
+        path.write_text(text)
+        free.put(folder)
+        return mutant, noticed, time.monotonic() - begin
+
+    with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(jobs) as pool:
+        for number in range(jobs):
+            folder = Path(root) / str(number)
+            folder.mkdir()
+            for name in TREE:
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, folder / name)
+            free.put(folder)
+        yield from pool.map(tried, mutants)
 
 
 def passes(tests: tuple[str, ...], folder: str) -> bool:
@@ -868,7 +972,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="words of the names of mutants (default: all)")
     parser.add_argument("--list", action="store_true", help="their names, and run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
     given = parser.parse_args(arguments)
+    if given.jobs < 1:
+        raise invalid("--jobs", given.jobs, "jobs >= 1")
     chosen = tuple(m for m in MUTANTS if all(word in m.name for word in given.words))
     if not chosen:
         raise invalid("words", " ".join(given.words), "words of a mutant's name; see --list")
@@ -878,7 +985,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(mutant.name for mutant in chosen))
         return 0
     survivors = []
-    for mutant, noticed, seconds in run(chosen):
+    for mutant, noticed, seconds in run(chosen, given.jobs):
         print(
             f"{'noticed ' if noticed else 'SURVIVED'} {seconds:6.0f} s  {mutant.name}", flush=True
         )

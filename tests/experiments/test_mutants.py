@@ -27,13 +27,16 @@ def test_a_stale_mutant_and_a_word_of_none_are_refused():
         MUTANTS[0].applied("nothing of the sort")
     with pytest.raises(UsageError, match="--list"):
         main(["no such mutant"])
+    with pytest.raises(UsageError, match="jobs >= 1"):
+        main(["--jobs", "0"])
 
 
-def test_what_is_noticed_and_what_is_not(monkeypatch, capsys):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_is_noticed_and_what_is_not(monkeypatch, capsys, jobs):
     two = MUTANTS[:2]
     monkeypatch.setattr(mutants, "MUTANTS", two)
     monkeypatch.setattr(mutants, "passes", lambda tests, folder: tests == two[0].tests)
-    assert main([]) == 1
+    assert main(["--jobs", str(jobs)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("SURVIVED") and lines[1].startswith("noticed")
     assert lines[2] == "1 of 2 mutants were noticed." and two[0].name in lines[3]
