@@ -857,11 +857,10 @@ TEACHERS = (
     ),
     Mutant(
         "matching: the fake score does not start at the teacher",
-        "jaxgen/distill/matching.py",
-        """        params = {**state.params, "fake": jax.tree.map(jnp.copy, state.params["net"])}
-        return state.replace(params=params)""",
-        "        return state",
-        (MATCHING, "-k", "guidance_of_the_teacher"),
+        "jaxgen/run/start.py",
+        "to_host(copied(params, copies))",
+        "to_host(params)",
+        (MATCHING, "-k", "wherever_that_was"),
     ),
     Mutant(
         "matching: a draw is kept a call too early",

@@ -14,6 +14,7 @@ from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.path import linear
 from jaxgen.method import Method, Sampler, Spec, TrainState, with_frozen
+from jaxgen.method.learning import copied
 from jaxgen.nn.mlp import MLP
 from jaxgen.testing import gaussian_denoiser, mixture_denoiser
 from jaxgen.training.ema import Averages
@@ -84,11 +85,11 @@ def drawn(steps: int = 1500, **options: Any) -> np.ndarray:
     net = trained(base, base.init(jax.random.key(0)), steps).params
     method = matching(base, spec=SPEC, networks={"teacher": Teacher()}, **options)
     state = method.init(jax.random.key(0))
-    assert method.training.started is not None
-    state = method.training.started(state.replace(params={**state.params, **net}))
+    params = copied({**state.params, **net}, method.training.copies)
+    state = state.replace(params=params)
     state = trained(method, state, steps)
-    params = with_frozen(method, {**state.params, **state.ema["half_life_3000"]})
+    weights = with_frozen(method, {**state.params, **state.ema["half_life_3000"]})
     assert method.sampler is not None
     labels = jnp.repeat(jnp.arange(CLASSES), COUNT)
     keys = jax.random.split(jax.random.key(2), len(labels))
-    return np.asarray(method.sampler().fn(params, keys, labels)).reshape(CLASSES, COUNT, 2)
+    return np.asarray(method.sampler().fn(weights, keys, labels)).reshape(CLASSES, COUNT, 2)

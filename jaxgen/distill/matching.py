@@ -25,7 +25,7 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import to_prediction
 from jaxgen.families.diffusion.core.sampler import prior
-from jaxgen.method import Batch, Learner, Method, Sampler, Spec, TrainState, only_learner, retrained
+from jaxgen.method import Batch, Learner, Method, Sampler, Spec, only_learner, retrained
 from jaxgen.method.streams import (
     LABEL,
     NOISE,
@@ -158,20 +158,12 @@ def matching(
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         params, extra = method.training.fresh(key)
-        params = {**params, "fake": jax.tree.map(jnp.copy, params["net"])}
         if needs:
             x, t = jnp.zeros((1, *spec.shape)), jnp.ones(1)
             labels = jnp.zeros(1, jnp.int32)
             tokens = network.tapped(params["net"], x, t, labels, None, (tap,))[2][tap]
             params["critic"] = critic.init(jax.random.fold_in(key, DRAWS), tokens)["params"]
         return params, extra
-
-    def started(state: TrainState) -> TrainState:
-        """The fake score where the student begins: at the teacher."""
-        known = method.training.started
-        state = state if known is None else known(state)
-        params = {**state.params, "fake": jax.tree.map(jnp.copy, state.params["net"])}
-        return state.replace(params=params)
 
     learners = {
         "fake": Learner(
@@ -186,7 +178,7 @@ def matching(
         method,
         learners=learners,
         fresh=fresh,
-        started=started,
+        copies={**method.training.copies, "fake": "net"},
         averaged=("net",),
         frozen={**method.training.frozen, teacher: lambda: other.fitting(spec)},
     )

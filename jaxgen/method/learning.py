@@ -77,7 +77,8 @@ class Training:
     initialisation). frozen: arrays by name that the losses need and nobody trains, or functions
     without arguments that give them (what is loaded only to train): arguments of the update, never
     differentiated, averaged or saved. started(state) -> state: what follows where the parameters
-    came from another run.
+    came from another run. copies: groups by the group whose parameters they begin with, wherever
+    those came from.
     """
 
     learners: Mapping[str, Learner]
@@ -89,6 +90,7 @@ class Training:
     prepare: Prepare | None = None
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     started: Callable[[TrainState], TrainState] | None = None
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def arrays(self) -> dict[str, PyTree]:
         """The frozen arrays themselves."""
@@ -164,6 +166,7 @@ def learn(training: Training) -> tuple[Init, Update]:
 
     def init(key: jax.Array) -> TrainState:
         params, extra = training.fresh(key)
+        params = copied(params, training.copies)
         for name, learner in learners.items():
             _check_groups(f"learner {name!r}", learner, params, training.frozen)
         opt_state = {
@@ -218,6 +221,11 @@ def learn(training: Training) -> tuple[Init, Update]:
         }
 
     return init, update
+
+
+def copied(params: Mapping[str, PyTree], copies: Mapping[str, str]) -> dict[str, PyTree]:
+    """The groups, and those that begin as copies of others (`Training.copies`)."""
+    return {**params, **{n: jax.tree.map(jnp.copy, params[of]) for n, of in copies.items()}}
 
 
 def _check_groups(

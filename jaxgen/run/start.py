@@ -24,6 +24,7 @@ from jaxgen.data.classes import mismatch
 from jaxgen.errors import UsageError, invalid
 from jaxgen.files import local
 from jaxgen.method import Method, TrainState
+from jaxgen.method.learning import copied
 from jaxgen.training.log import say
 from jaxgen.training.weights import fingerprint, read
 
@@ -113,10 +114,14 @@ def initial(
                       f"These differ: {_listed(lines, '; ')}. Leave them fresh with "
                       "config.start.skip=(regex, ...).")  # fmt: skip
     say(f"Starting from {place}: {len(shared)} of {len(ours)} arrays.")
-    fresh, left = [n for n in ours if n not in shared], [n for n in theirs if n not in ours]
+    copies = {} if method.training is None else method.training.copies
+    fresh = [n for n in ours if n not in shared and n.partition(".")[0] not in copies]
+    left = [n for n in theirs if n not in ours]
     for what, names in (("Initialised anew", fresh), ("Not used of it", left)):
         if names:
             say(f"{what}: {_listed(names)}.")
+    for group, of in copies.items():
+        say(f"{group} begins as a copy of {of}.")
 
     def taken(path: Any, leaf: Any) -> Any:
         name = _name(path)
@@ -124,6 +129,7 @@ def initial(
 
     def started(state: TrainState) -> TrainState:
         params = jax.tree_util.tree_map_with_path(taken, to_host(state.params))
+        params = to_host(copied(params, copies))
         averages = {n: {group: params[group] for group in a} for n, a in state.ema.items()}
         state = state.replace(params=params, ema=averages)
         follow = None if method.training is None else method.training.started

@@ -14,7 +14,11 @@ from jaxgen.families.diffusion.core.path import linear
 from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.families.diffusion.solvers.renoise import renoise
 from jaxgen.method import with_frozen
+from jaxgen.method.learning import copied
+from jaxgen.run.start import initial, options_of
 from jaxgen.testing import gaussian_denoiser
+from tests.base_run import base
+from tests.every_family import built
 from tests.nn_kit import quick_jit
 from tests.toy_diffusion import BATCH, MEANS, SPEC, STD, build, teacher, trained
 
@@ -139,8 +143,8 @@ def student(rate=1e-3, **options):
     other = teacher()
     made = matching(build(rate), spec=SPEC, networks={"teacher": other}, **options)
     state = quick_jit(made.init)(jax.random.key(1))
-    state = state.replace(params={**state.params, **other.params})
-    return made, made.training.started(state)
+    params = copied({**state.params, **other.params}, made.training.copies)
+    return made, state.replace(params=params)
 
 
 def drawn(made, state, count=900, *, average=True):
@@ -211,6 +215,17 @@ def test_a_student_samples_as_it_was_taught_or_not_at_all():
         with pytest.raises(UsageError, match=f"sample.{option}"):
             made.sampler(**{option: value})
     assert made.sampler(steps=2, guidance=1).calls == 2
+
+
+def test_the_fake_score_begins_where_the_student_does_wherever_that_was(capsys):
+    """From another run, which has no such group: not anew, and said so."""
+    method = built("matching").method
+    begun, _ = initial(method, options_of(base()))
+    state = begun(quick_jit(method.init)(jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, state.params["fake"], state.params["net"])
+    assert any(np.abs(a).max() > 0.1 for a in jax.tree.leaves(state.params["fake"]))
+    said = capsys.readouterr().err
+    assert "fake begins as a copy of net." in said and "anew: fake" not in said
 
 
 def test_a_network_of_the_noise_cannot_begin_at_it():
