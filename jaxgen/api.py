@@ -552,10 +552,12 @@ def _check_test_half(setup: Setup, workdir: Path) -> None:
         return
     if measured or scored:
         _ = setup.test_source
-    if setup.evaluate.at_end and decoded:
+    if decoded:
+        # Previews ask it, too: one that does not fit is refused here, not after the first images.
         tokenizer = load_tokenizer(setup, workdir)
         assert tokenizer is not None
-        _ = tokenizer.setup.source, tokenizer.setup.test_source
+        if setup.evaluate.at_end:
+            _ = tokenizer.setup.source, tokenizer.setup.test_source
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: Path, setup: Setup) -> None:

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--only", nargs="*", default=(), choices=list(SOLVERS), help="these rows")
     given = asked.parse_args(arguments)
     if given.tiny:
-        given.samples, given.only = 20, given.only or ["euler"]
+        given.samples, given.only = 70, given.only or ["euler"]
     it = subject(given.workdir)
     rows = study(it, given.samples, given.only)
     title = f"{given.workdir.rstrip('/').split('/')[-1]}, {given.samples} images a point"

@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = asked.parse_args(arguments)
     if given.tiny:
-        given.samples, given.steps, given.only = 20, 2, given.only or ["cfg"]
+        given.samples, given.steps, given.only = 70, 2, given.only or ["cfg"]
     it = subject(given.workdir)
     weak = None if given.weak is None else api.load(given.weak).weights(None)
     known = written(given.out) if given.resume else []

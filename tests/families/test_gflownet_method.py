@@ -144,7 +144,7 @@ def test_microbatches_are_the_batch():
     # Adam makes a step of 3e-3 of any gradient; a few per cent of it where that is nearly 0.
     for x, y in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
         np.testing.assert_allclose(x, y, atol=3e-4)
-    np.testing.assert_array_equal(*(s.extra["replay"].actions for s in states))
+    np.testing.assert_array_equal(*(s.extra["replay"].rows["actions"] for s in states))
 
 
 def test_command_line_and_resume(tmp_path, capsys):

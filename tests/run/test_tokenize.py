@@ -165,6 +165,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(stage, tmp_path):
         (folder / "codes.json").write_text(json.dumps(about | change))
         with pytest.raises(UsageError, match=words):
             train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
     other = tmp_path / "other"
     changed = dict(TINY, model=dict(TINY["model"], latent_channels=3), train=dict(images=8))
     train(ml_collections.ConfigDict(changed), other)
