@@ -219,13 +219,14 @@ def test_the_report_follows_the_receipts_and_keeps_what_training_took(workdir):
     assert after["timings"] == before["timings"]
     # Beside the training images that are nearest to them: the nearest samples, then of all ranks.
     name = "evaluate_samples_900_seed_9"
-    assert after["results"]["evaluate"]["names"] == [name]
+    names = after["results"]["evaluate"]["names"]
+    assert name in names  # beside what tests before this one have left in the workdir
     said = heard(workdir / "samples" / f"nearest_{name}.png")
     first, ranks = np.split(np.array(said["distances"]), 2)
     assert (np.diff(first) >= 0).all() and (np.diff(ranks) >= 0).all() and ranks[0] == first[0]
     assert said["samples"] == 900 and ranks[-1] > first[-1]
     assert "of 900 samples" in (workdir / "report.html").read_text()
-    scores = after["results"]["evaluate"]["receipts"][0]["scores"]
+    scores = after["results"]["evaluate"]["receipts"][names.index(name)]["scores"]
     (accuracy,) = (s for s in scores if s["name"] == "accuracy_classifier")
     pairs = np.array(accuracy["also"]["confusion"])
     assert pairs[:, 2].sum() == 900
