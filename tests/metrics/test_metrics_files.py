@@ -172,6 +172,18 @@ def test_intervals_are_as_wide_as_fresh_draws_spread():
         assert 1 / 1.9 < np.mean(guesses) / fresh < 1.9, (name, guesses, fresh)
 
 
+def test_the_standard_error_of_two_halves_is_their_distance_over_the_root_of_two():
+    """The unbiased deviation, which is not half of the distance."""
+    chance = np.random.default_rng(4)
+    pair = Pair(Side(chance.normal(size=(60, 3))), Side(chance.normal(size=(60, 3)) + 0.2))
+    drawn = np.random.default_rng(pair.seed)
+    one, two = (SCORES["fid"].value(pair.half(drawn))["value"] for _ in range(2))
+    found = compute(pair, ["fid"], intervals=2)["fid"]
+    low, high = found["interval"]
+    np.testing.assert_allclose((high - found["value"]) / 1.96, abs(one - two) / 2**0.5, rtol=1e-9)
+    assert low == max(0.0, 2 * found["value"] - high)
+
+
 def test_images_are_scored_by_a_classifier_of_the_reference(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         score_files,
