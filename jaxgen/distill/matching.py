@@ -72,7 +72,8 @@ def matching(
     `distill.divergence.WEIGHTS`; "implicit", a Pseudo-Huber distance of the two scores (of scale
     `huber` times the root of the dimension) through the samples; "ratio", the gradient of a
     critic's log-ratio of data to samples, without any score. calls: the student draws from noise,
-    is noised again and draws again, at times 1, 1 - 1 / calls, ... guidance: the teacher's weight,
+    is noised again and draws again, at times 1, 1 - 1 / calls, ... (compared are the samples of all
+    calls together). guidance: the teacher's weight,
     which the student then has without a second call. adversarial: weight of the critic's
     non-saturating loss. The critic reads the fake score's last tokens and sees the data; it is
     there for what needs it. fake_steps: of fake score and critic for each of the student, each on
