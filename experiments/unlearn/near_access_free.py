@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.shared.check import Check, below, control, near
-from experiments.shared.tabular import CLASSES, REFERENCE, SPEC, Trained, table
+from experiments.shared.tabular import REFERENCE, SPEC, Trained, table
 from jaxgen.families.autoregressive.guidance import Source, alone, near_access
 from jaxgen.method import with_frozen
 from jaxgen.unlearn.near_access import near_access as limited
@@ -20,9 +20,9 @@ P, Q = np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.3, 0.6])
 PLANTED, COUNT, LIMIT, TRIES = 4, 30_000, 1.0, 3
 
 
-def agreed(divergence: str) -> np.ndarray:
+def agreed(divergence: Literal["max", "kl"]) -> np.ndarray:
     """The law that two networks' logits give."""
-    guide = near_access(alone(Source()), other="other", divergence=divergence)  # type: ignore[arg-type]
+    guide = near_access(alone(Source()), other="other", divergence=divergence)
     logits = {Source(): jnp.log(P)[None] + 3.0, Source("other"): jnp.log(Q)[None] - 1.0}
     return np.asarray(jax.nn.softmax(guide.rule(logits, (), jnp.int32(0)))[0], np.float64)
 

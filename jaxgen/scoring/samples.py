@@ -226,8 +226,8 @@ def _scored(
         measured = method.scores(local(model.weights(ema)), jax.random.key(seed))
         for name, value in measured.items():
             better, says = method.meanings.get(name, (None, None))
-            about = {} if says is None else {"better": better, "says": says}
-            found[name] = {"value": float(value), "floor": None, **about}
+            meaning = {} if says is None else {"better": better, "says": says}
+            found[name] = {"value": float(value), "floor": None, **meaning}
     return found, how, about, {_named(k, method): why for k, why in left_out.items()}, seen
 
 
