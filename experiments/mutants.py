@@ -872,8 +872,8 @@ TEACHERS = (
     Mutant(
         "matching: the teacher is not guided",
         "jaxgen/distill/matching.py",
-        "guided = other.method.sampler(guidance=guidance).denoiser",
-        "guided = other.method.sampler(guidance=1.0).denoiser",
+        "other.method.sampler(guidance=guidance).denoiser(",
+        "other.method.sampler(guidance=1.0).denoiser(",
         (MATCHING, "-k", "guidance_of_the_teacher"),
     ),
     Mutant(

@@ -72,5 +72,4 @@ def checks() -> list[Check]:
         over = np.log(found[PLANTED] / REFERENCE[0, PLANTED])
         check = below(f"ln of the planted value over the safe model{name}", over, LIMIT)
         results.append(control(check) if name else check)
-    assert len(REFERENCE) == CLASSES
     return results

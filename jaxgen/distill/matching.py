@@ -46,6 +46,21 @@ BY = ("score", "implicit", "ratio")
 SOLVER = "renoise.renoise"
 
 
+class Critic(nn.Module):
+    """ln p(x) / q(x) of tokens [B, N, D] or [B, D]: a hidden layer, their mean, a number."""
+
+    width: int = 128
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[B, (N,) D] -> [B]; 0 at first."""
+        h = nn.LayerNorm()(
+            tokens.astype(jnp.float32).reshape(tokens.shape[0], -1, tokens.shape[-1])
+        )
+        h = nn.silu(nn.Dense(self.width)(h)).mean(1)
+        return nn.Dense(1, kernel_init=nn.initializers.zeros)(h)[:, 0]
+
+
 def matching(
     method: Method,
     *,
@@ -88,97 +103,38 @@ def matching(
     """
     needs = adversarial > 0 or by == "ratio" or divergence != "reverse_kl"
     _check(method, networks, teacher, by, calls, divergence, adversarial, low, high)
-    base, of, other = only_learner(method, "distill"), denoisers(method), networks[teacher]
-    network = of(guidance=())(None, None).network
-    path: Path = network.path
-    tap = getattr(network.model, "depth", 0)
-    if needs and not tap:
-        name = type(network.model).__name__
-        raise invalid("config.model", name, "a stack of blocks (DiT, MLP), which a critic can read")
-    critic, asked = Critic(), jnp.arange(spec.num_classes + 1)
+    if needs and instead:
+        allowed = "none with a critic, which sees the data of the classes that are to be forgotten"
+        raise invalid("distill.matching.instead", dict(instead), allowed)
+    base, other = only_learner(method, "distill"), networks[teacher]
+    asked = jnp.arange(spec.num_classes + 1)
     for word, other_class in (instead or {}).items():
         gone, kept = (spec.label(c, "distill.matching.instead") for c in (word, other_class))
         asked = asked.at[gone].set(kept)
-
-    def draw(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        """x0 [B, ...] of the student at one of its times; differentiable in its last call."""
-        student = of(guidance=())(params, labels)
-        return generated(lambda x, t: says(student, x, t).x0, path, keys, spec.shape, calls)
-
-    def fakes(params: PyTree, batch: Batch, key: jax.Array) -> tuple[Any, ...]:
-        keys, own = (example_keys(jax.random.fold_in(key, n), batch) for n in (DRAWS, COMPARED))
-        labels = drop_labels(fold(own, LABEL), batch["label"], label_dropout, spec.null_label)
-        t = low + (high - low) * jax.vmap(jax.random.uniform)(fold(own, TIME))
-        return draw(params, keys, labels), labels, t, normal(fold(own, NOISE), spec.shape)
-
-    def told(params: PyTree, x: jax.Array, t: jax.Array, labels: Any) -> tuple[jax.Array, Any]:
-        """What fake score and critic say of x [B, ...] at t [B]: (x0, ln r or None)."""
-        taps = (tap,) if needs else ()
-        out, _, tokens = network.tapped(params["fake"], x, t, labels, None, taps)
-        x0 = to_prediction(network.kind, out, x, t, path, sigma_data=network.sigma_data).x0
-        said = critic.apply({"params": params["critic"]}, tokens[tap]) if needs else None
-        return x0, said
-
-    def fake_loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
-        x0, labels, t, eps = jax.lax.stop_gradient(fakes(params, batch, key))
-        known = {**params, "net": params["fake"]}
-        made = {**batch, "image": x0, "label": labels}
-        value, (metrics, extra) = base.loss(known, made, key, extra)
-        if needs:
-            real, fake = (
-                told(params, path.mix(x, eps, t), t, labels)[1] for x in (batch["image"], x0)
-            )
-            judged = (jax.nn.softplus(-real) + jax.nn.softplus(fake)).mean()
-            value, metrics = value + judged, {**metrics, "critic": judged}
-        return value, ({f"fake_{k}": v for k, v in metrics.items()}, extra)
-
-    def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
-        x0, labels, t, eps = fakes(params, batch, key)
-        x = path.mix(x0, eps, t)
-        fixed = jax.lax.stop_gradient({k: v for k, v in params.items() if k != "net"})
-        guided = other.method.sampler(guidance=guidance).denoiser
-        metrics = {}
-        ours, log_ratio = told(fixed, x, t, labels)
-        if by == "ratio":
-            ascent = jax.grad(lambda x: told(fixed, x, t, labels)[1].sum())(x)
-            # In units of x0, as the two others: (sigma^2 / alpha) grad ln r.
-            pull = expand(path.sigma(t) ** 2 / path.alpha(t), x) * ascent
-            value = matched(x0, pull, jnp.ones_like(t), weight(divergence, log_ratio)).mean()
-        else:
-            theirs = says(guided(fixed["frozen"][teacher], asked[labels]), x, t).x0
-            scale = _mean(jnp.abs(jax.lax.stop_gradient(x0 - theirs))) + 1e-6
-            if by == "implicit":
-                value = implicit(x0, ours, theirs, scale, huber).mean()
-            else:
-                h = weight(divergence, log_ratio) if needs else jnp.ones_like(t)
-                value = matched(x0, theirs - ours, scale, h).mean()
-        if adversarial:
-            fooled = jax.nn.softplus(-log_ratio).mean()
-            value, metrics = value + adversarial * fooled, {"adversarial": fooled}
-        return value, (metrics, extra)
-
-    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        params, extra = method.training.fresh(key)
-        if needs:
-            x, t = jnp.zeros((1, *spec.shape)), jnp.ones(1)
-            labels = jnp.zeros(1, jnp.int32)
-            tokens = network.tapped(params["net"], x, t, labels, None, (tap,))[2][tap]
-            params["critic"] = critic.init(jax.random.fold_in(key, DRAWS), tokens)["params"]
-        return params, extra
-
+    match = _Match(
+        method, base, spec, by, calls, divergence, adversarial, huber, label_dropout,
+        times=(low, high),
+        critical=needs,
+        teacher=lambda params, labels: other.method.sampler(guidance=guidance).denoiser(
+            params["frozen"][teacher], asked[labels]
+        ),
+    )  # fmt: skip
+    if needs and not match.tap:
+        name = type(match.network.model).__name__
+        raise invalid("config.model", name, "a stack of blocks (DiT, MLP), which a critic can read")
     learners = {
         "fake": Learner(
-            loss=fake_loss,
+            loss=match.fake_loss,
             trains=("fake", "critic") if needs else ("fake",),
             steps=fake_steps,
             after=_after(base, "fake"),
         ),
-        "net": Learner(loss=loss, trains=("net",), after=_after(base, "net")),
+        "net": Learner(loss=match.loss, trains=("net",), after=_after(base, "net")),
     }
     made = retrained(
         method,
         learners=learners,
-        fresh=fresh,
+        fresh=match.fresh,
         copies={**method.training.copies, "fake": "net"},
         averaged=("net",),
         frozen={**method.training.frozen, teacher: lambda: other.fitting(spec)},
@@ -188,19 +144,113 @@ def matching(
     return dataclasses.replace(made, sampler=drawn, separable=False, train_flops=None, **silent)
 
 
-class Critic(nn.Module):
-    """ln p(x) / q(x) of tokens [B, N, D] or [B, D]: a hidden layer, their mean, a number."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Match:
+    """The losses of student and fake score; fields as `matching`'s.
 
-    width: int = 128
+    teacher(params, labels) -> its denoiser. critical: whether there is a critic.
+    """
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """[B, (N,) D] -> [B]; 0 at first."""
-        h = nn.LayerNorm()(
-            tokens.astype(jnp.float32).reshape(tokens.shape[0], -1, tokens.shape[-1])
-        )
-        h = nn.silu(nn.Dense(self.width)(h)).mean(1)
-        return nn.Dense(1, kernel_init=nn.initializers.zeros)(h)[:, 0]
+    method: Method
+    base: Learner
+    spec: Spec
+    by: str
+    calls: int
+    divergence: str
+    adversarial: float
+    huber: float
+    label_dropout: float
+    times: tuple[float, float]
+    critical: bool
+    teacher: Callable[[PyTree, Any], Any]
+    critic: Critic = Critic()
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """Whose parameters student and fake score are."""
+        return denoisers(self.method)(guidance=())(None, None).network
+
+    @property
+    def path(self) -> Path:
+        """Its path."""
+        path: Path = self.network.path
+        return path
+
+    @property
+    def tap(self) -> int:
+        """After how many blocks the critic reads; 0: none can be read."""
+        return getattr(self.network.model, "depth", 0)
+
+    def draws(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
+        """(x0 of the student, labels, t, eps): differentiable in the student's last call."""
+        spec, (low, high) = self.spec, self.times
+        keys, own = (example_keys(jax.random.fold_in(key, n), batch) for n in (DRAWS, COMPARED))
+        labels = drop_labels(fold(own, LABEL), batch["label"], self.label_dropout, spec.null_label)
+        t = low + (high - low) * jax.vmap(jax.random.uniform)(fold(own, TIME))
+        student = denoisers(self.method)(guidance=())(params, labels)
+        says_x0 = lambda x, t: says(student, x, t).x0
+        x0 = generated(says_x0, self.path, keys, spec.shape, self.calls)
+        return x0, labels, t, normal(fold(own, NOISE), spec.shape)
+
+    def told(self, params: PyTree, x: jax.Array, t: jax.Array, labels: Any) -> tuple[Any, Any]:
+        """What fake score and critic say of x [B, ...] at t [B]: (x0, ln r or None)."""
+        net, taps = self.network, (self.tap,) if self.critical else ()
+        out, _, tokens = net.tapped(params["fake"], x, t, labels, None, taps)
+        x0 = to_prediction(net.kind, out, x, t, self.path, sigma_data=net.sigma_data).x0
+        if not self.critical:
+            return x0, None
+        return x0, self.critic.apply({"params": params["critic"]}, tokens[self.tap])
+
+    def fake_loss(self, params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
+        """The method's own loss on the student's samples, and the critic's."""
+        x0, labels, t, eps = jax.lax.stop_gradient(self.draws(params, batch, key))
+        known = {**params, "net": params["fake"]}
+        made = {**batch, "image": x0, "label": labels}
+        value, (metrics, extra) = self.base.loss(known, made, key, extra)
+        if self.critical:
+            real, fake = (
+                self.told(params, self.path.mix(x, eps, t), t, labels)[1]
+                for x in (batch["image"], x0)
+            )
+            judged = (jax.nn.softplus(-real) + jax.nn.softplus(fake)).mean()
+            value, metrics = value + judged, {**metrics, "critic": judged}
+        return value, ({f"fake_{k}": v for k, v in metrics.items()}, extra)
+
+    def loss(self, params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
+        """The student's: its samples are drawn to the teacher's law."""
+        path, (x0, labels, t, eps) = self.path, self.draws(params, batch, key)
+        x = path.mix(x0, eps, t)
+        fixed = jax.lax.stop_gradient({k: v for k, v in params.items() if k != "net"})
+        metrics = {}
+        ours, log_ratio = self.told(fixed, x, t, labels)
+        h = weight(self.divergence, log_ratio) if self.critical else jnp.ones_like(t)
+        if self.by == "ratio":
+            ascent = jax.grad(lambda x: self.told(fixed, x, t, labels)[1].sum())(x)
+            # In units of x0, as the two others: (sigma^2 / alpha) grad ln r.
+            pull = expand(path.sigma(t) ** 2 / path.alpha(t), x) * ascent
+            value = matched(x0, pull, jnp.ones_like(t), h).mean()
+        else:
+            theirs = says(self.teacher(fixed, labels), x, t).x0
+            scale = _mean(jnp.abs(jax.lax.stop_gradient(x0 - theirs))) + 1e-6
+            if self.by == "implicit":
+                value = implicit(x0, ours, theirs, scale, self.huber).mean()
+            else:
+                value = matched(x0, theirs - ours, scale, h).mean()
+        if self.adversarial:
+            fooled = jax.nn.softplus(-log_ratio).mean()
+            value, metrics = value + self.adversarial * fooled, {"adversarial": fooled}
+        return value, (metrics, extra)
+
+    def fresh(self, key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
+        """The method's first parameters, and the critic's."""
+        params, extra = self.method.training.fresh(key)
+        if self.critical:
+            x, t = jnp.zeros((1, *self.spec.shape)), jnp.ones(1)
+            labels = jnp.zeros(1, jnp.int32)
+            tokens = self.network.tapped(params["net"], x, t, labels, None, (self.tap,))[2]
+            key = jax.random.fold_in(key, DRAWS)
+            params = {**params, "critic": self.critic.init(key, tokens[self.tap])["params"]}
+        return params, extra
 
 
 def generated(

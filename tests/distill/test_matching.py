@@ -200,6 +200,8 @@ def test_guidance_of_the_teacher_is_in_the_student():
         (dict(divergence="kl"), "reverse_kl"),
         (dict(by="implicit", divergence="jeffreys"), "a distance of its own"),
         (dict(calls=0), "calls >= 1"),
+        (dict(instead={"0": 1}, adversarial=0.1), "sees the data of the classes"),
+        (dict(instead={"0": 7}), "labels from 0 to 2"),
         (dict(low=0.5, high=0.5), "low < high"),
     ],
 )

@@ -16,8 +16,11 @@ from jaxgen.errors import UsageError
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.metrics.sets.side import parts
 from jaxgen.report.pictures import heard
+from jaxgen.run.model import Model
 from jaxgen.run.setup import TOP
 from jaxgen.scoring.shared import Shared
+from tests.every_family import built
+from tests.nn_kit import live_params
 from tests.running import TINY
 
 
@@ -284,3 +287,13 @@ def test_a_table_of_scores_has_a_line_each(workdir, capsys):
     ]
     for score in found["scores"]:
         assert said.count(score["name"]) == 1
+
+
+def test_what_a_family_measures_itself_says_nothing_of_the_receipt_as_a_whole(tmp_path):
+    """A score's sentence is the score's; at the top of a receipt it would be a setting."""
+    setup = built("gflownet")
+    model = Model(setup, {"params": live_params(setup.method, 0.2)}, images=64, step=2)
+    (receipt,) = evaluate(model, tmp_path)["receipts"]
+    assert not {"says", "better"} & receipt.keys()
+    said = [score for score in receipt["scores"] if "says" in score]
+    assert said and all(score["says"].endswith(".") for score in said)
