@@ -20,7 +20,7 @@ from jaxgen.distill.student import declares, denoisers, says, student, told
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import from_x0
-from jaxgen.method import Batch, Method, Spec, TrainState
+from jaxgen.method import Batch, Method, Spec, TrainState, frozen_with, teacher_of
 
 PyTree = Any
 
@@ -33,19 +33,18 @@ def guided(
     Start from the teacher, too (`config.start`). `sample.guidance` is then the weight that the
     student is told, at one call a step. Raises UsageError: no teacher, a model without "w".
     """
-    if low > high or "teacher" not in networks:
-        given = (low, high, sorted(networks))
-        raise invalid("distill.guidance", given, "low <= high, and config.networks.teacher")
+    other = teacher_of(networks, "teacher", "distill.guidance.guided")
+    if low > high:
+        raise invalid("distill.guidance", (low, high), "low <= high")
     if not declares(method):
         raise invalid("config.model.conditions", "no weight", '(("w", "number"),) among others')
-    other = networks["teacher"]
 
     def target(params: PyTree, x: Any, t: Any, labels: Any, w: Any, path: Path, n: Any) -> Any:
         held, of = params["frozen"]["teacher"], denoisers(other.method)
         cond, uncond = (says(of(guidance=g)(held, labels), x, t).v(path, t) for g in (1.0, 0.0))
         return uncond + expand(w, x) * (cond - uncond)
 
-    frozen = {"teacher": lambda: other.fitting(spec)}
+    frozen = frozen_with(method, spec, networks, "teacher")
     return student(method, spec, target, (low, high), frozen=frozen)
 
 

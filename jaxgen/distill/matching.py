@@ -25,7 +25,17 @@ from jaxgen.errors import invalid, unknown
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import to_prediction
 from jaxgen.families.diffusion.core.sampler import prior
-from jaxgen.method import Batch, Learner, Method, Sampler, Spec, only_learner, retrained
+from jaxgen.method import (
+    Batch,
+    Learner,
+    Method,
+    Sampler,
+    Spec,
+    frozen_with,
+    only_learner,
+    retrained,
+    teacher_of,
+)
 from jaxgen.method.streams import (
     LABEL,
     NOISE,
@@ -137,7 +147,7 @@ def matching(
         fresh=match.fresh,
         copies={**method.training.copies, "fake": "net"},
         averaged=("net",),
-        frozen={**method.training.frozen, teacher: lambda: other.fitting(spec)},
+        frozen=frozen_with(method, spec, networks, teacher),
     )
     silent: dict[str, Any] = {"label_error": None, "log_prob": None, "likelihood": None}
     drawn = sampler_of(method, calls)
@@ -355,8 +365,7 @@ def _check(
     high: float,
 ) -> None:
     """Refuse values out of range, and a network that cannot begin at noise."""
-    if teacher not in networks:
-        raise invalid("config.networks", sorted(networks), f"a network called {teacher!r}")
+    teacher_of(networks, teacher, "distill.matching")
     if by not in BY:
         raise unknown("distill.matching.by", by, BY)
     if divergence not in WEIGHTS:

@@ -28,7 +28,6 @@ def student(
     weights: tuple[float, float],
     *,
     count: Callable[[jax.Array], jax.Array] | None = None,
-    frozen: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Method:
     """The method whose denoiser is regressed on `target`, in v = alpha eps - sigma x0.
@@ -71,9 +70,8 @@ def student(
 
         return dataclasses.replace(inner, fn=fn, chain=None, denoiser=None, by_weight=None)
 
-    held = {**method.training.frozen, **(frozen or {})}
     learners = {"net": dataclasses.replace(base, loss=loss)}
-    made = retrained(method, learners=learners, frozen=held, **changes)
+    made = retrained(method, learners=learners, **changes)
     # Without a weight it has not learnt what to say.
     silent: dict[str, Any] = {"label_error": None, "log_prob": None, "likelihood": None}
     without = silent if weighted else {}

@@ -49,6 +49,7 @@ from jaxgen.method.streams import (
     no_label,
     normal,
 )
+from jaxgen.method.teachers import frozen_with, teacher_of
 
 __all__ = [
     "CONSTANTS",
@@ -77,6 +78,7 @@ __all__ = [
     "exact_label_error",
     "example_keys",
     "fold",
+    "frozen_with",
     "learn",
     "mean_gradient",
     "method_of",
@@ -91,6 +93,7 @@ __all__ = [
     "retrained",
     "sampling_params",
     "single",
+    "teacher_of",
     "training_of",
     "update_with",
     "with_frozen",

@@ -100,15 +100,6 @@ def opened(section: Any) -> dict[str, Other]:
     return found
 
 
-def needed(networks: Mapping[str, Other], name: str, what: str) -> Other:
-    """The network of a name. Raises UsageError that shows the line that is missing."""
-    if name not in networks:
-        given = sorted(networks) or "nothing"
-        raise invalid("config.networks", given, f"a network called {name!r} for {what}",
-                      f'E.g. --config.networks.{name}="runs/base".')  # fmt: skip
-    return networks[name]
-
-
 def digests(networks: Mapping[str, Other], before: Mapping[str, str]) -> dict[str, str]:
     """sha256 of each network's parameters, which a run records with its config.
 

@@ -19,7 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.method import Batch, Method, Spec, only_learner, retrained
+from jaxgen.method import (
+    Batch,
+    Method,
+    Spec,
+    frozen_with,
+    only_learner,
+    retrained,
+    teacher_of,
+)
 from jaxgen.method.streams import LABEL, OTHER, check_dropout, drop_labels, example_keys, fold
 
 PyTree = Any
@@ -106,13 +114,11 @@ def _contrasted(
     """The method whose loss is that contrast; negatives(params, batch, keys, key) -> (x, label)."""
     option = f"tune.contrast.{name}"
     base = only_learner(method, option)
-    if teacher not in networks:
-        raise invalid("config.networks", sorted(networks), f"a network called {teacher!r}")
+    other = teacher_of(networks, teacher, option)
     if not (beta > 0 and weight >= 0 and draws >= 1):
         allowed = "beta > 0, weight >= 0, draws >= 1"
         raise invalid(option, (beta, weight, draws), allowed)
     check_dropout(label_dropout)
-    other = networks[teacher]
     own, theirs = method.label_error, other.method.label_error
     if own is None or theirs is None:
         raise invalid(option, "a method without likelihoods", "methods that classify")
@@ -141,6 +147,6 @@ def _contrasted(
         return judged.mean(), (metrics, extra)
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
-    frozen = {**method.training.frozen, teacher: lambda: other.fitting(spec)}
+    frozen = frozen_with(method, spec, networks, teacher)
     made = retrained(method, learners=learners, frozen=frozen)
     return dataclasses.replace(made, train_flops=None)

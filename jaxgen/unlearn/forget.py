@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.method import Batch, Method, Spec, denoiser_factory, only_learner, retrained
+from jaxgen.method import (
+    Batch,
+    Method,
+    Spec,
+    denoiser_factory,
+    frozen_with,
+    only_learner,
+    retrained,
+    teacher_of,
+)
 from jaxgen.method.streams import NOISE, TIME, example_keys, fold, normal
 
 PyTree = Any
@@ -50,9 +59,8 @@ def forget(
     denoiser = denoiser_factory(method)
     if denoiser is None:
         raise invalid("unlearn.forget", "a method without a denoiser", "diffusion on labels")
-    base, other = only_learner(method, "unlearn.forget"), networks.get(teacher)
-    if other is None:
-        raise invalid("config.networks", sorted(networks), f"a network called {teacher!r}")
+    base = only_learner(method, "unlearn.forget")
+    other = teacher_of(networks, teacher, "unlearn.forget")
     instead = spec.label(substitute, "unlearn.forget.substitute")
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
@@ -73,7 +81,7 @@ def forget(
         return value + weight * forgetting, ({**metrics, "forgetting": forgetting}, extra)
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
-    frozen = {**method.training.frozen, teacher: lambda: other.fitting(spec)}
+    frozen = frozen_with(method, spec, networks, teacher)
     return dataclasses.replace(
         retrained(method, learners=learners, frozen=frozen), train_flops=None
     )

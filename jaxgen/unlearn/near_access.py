@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.method import Method, Sampler, Spec, fold, training_of
-from jaxgen.method.learning import retrained
+from jaxgen.method import Method, Sampler, Spec, fold, frozen_with, retrained
 
 PyTree = Any
 SAFE = 2**32 - 9
@@ -86,11 +85,7 @@ def near_access(
             inner, fn=fn, calls=calls, chain=None, denoiser=None, by_weight=None
         )
 
-    training = training_of(method, "unlearn.near_access")
-    frozen = {
-        **training.frozen,
-        **{n: functools.partial(o.fitting, spec) for n, o in others.items()},
-    }
+    frozen = frozen_with(method, spec, networks, *networks)
     made = retrained(method, frozen=frozen)
     return dataclasses.replace(
         made, sampler=sampler, reads=(*method.reads, *others), label_error=None, log_prob=None,
