@@ -119,11 +119,7 @@ def evaluate(
             data=configs.to_dict(setup.config.data),
             extra={
                 "guidance": scale,
-                "images_seen": model.images_seen,
-                "classifier_test_accuracy": None if judge is None else judge.accuracy,
-                "classifier_training_images": None if judge is None else judge.learnt,
-                **({} if setup.spec.target else {"classes": list(setup.spec.class_names)}),
-                **({} if judge is None or judge.holdout is None else {"holdout": judge.holdout}),
+                **_known(model, judge),
                 "left_out": left_out,
                 "cautions": cautions(found, setup.spec.num_classes if judge is not None else None),
                 **about,
@@ -246,6 +242,18 @@ def _nearest(seen: Seen) -> tuple[np.ndarray, dict[str, str]]:
     }
     made, learnt = seen.made.images[chosen], seen.learnt.images[places[chosen]]
     return beside(made, learnt, len(chosen) // 2), told(about)
+
+
+def _known(model: Model, judge: _Judge | None) -> dict[str, Any]:
+    """What a receipt says of the model and of who judged it."""
+    spec = model.setup.spec
+    return {
+        "images_seen": model.images_seen,
+        "classifier_test_accuracy": None if judge is None else judge.accuracy,
+        "classifier_training_images": None if judge is None else judge.learnt,
+        **({} if spec.target else {"classes": list(spec.class_names)}),
+        **({} if judge is None or judge.holdout is None else {"holdout": judge.holdout}),
+    }
 
 
 def _judge(

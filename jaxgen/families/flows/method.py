@@ -132,13 +132,7 @@ def flow(
 
     Raises UsageError for values out of range.
     """
-    if noise not in ("uniform", "gaussian"):
-        raise invalid("method.noise", noise, "'uniform', 'gaussian'")
-    if noise_std <= 0:
-        raise invalid("method.noise_std", noise_std, "noise_std > 0")
-    check_dropout(label_dropout)
-    if spec.tokens:
-        raise invalid("method", "a flow", "a source of images or latents, not of tokens")
+    _check(spec, noise, noise_std, label_dropout)
     has_start = "initialise" in inspect.signature(model.__call__).parameters
 
     def noised(x: jax.Array, keys: jax.Array) -> jax.Array:
@@ -214,3 +208,14 @@ def flow(
         label_noise=False,
         separable=not has_start,
     )
+
+
+def _check(spec: Spec, noise: str, noise_std: float, label_dropout: float) -> None:
+    """Refuse values out of range, and tokens."""
+    if noise not in ("uniform", "gaussian"):
+        raise invalid("method.noise", noise, "'uniform', 'gaussian'")
+    if noise_std <= 0:
+        raise invalid("method.noise_std", noise_std, "noise_std > 0")
+    check_dropout(label_dropout)
+    if spec.tokens:
+        raise invalid("method", "a flow", "a source of images or latents, not of tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,10 +121,7 @@ def denoising(
         columns=columns,
     )
     branches = standard_branches(network, spec, coherence, guidable=label_dropout > 0)
-    projection: Callable[[PyTree], PyTree] = getattr(model, "project", lambda params: params)
-
-    def project(params: PyTree) -> PyTree:
-        return {**params, "net": projection(params["net"])}
+    project = functools.partial(_projected, getattr(model, "project", lambda net: net))
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         return project(first_params(network, spec, chosen, description, key)), {
@@ -144,6 +142,11 @@ def denoising(
         reads=("describe",) if "describe" in frozen else (),
         **more,
     )
+
+
+def _projected(projection: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
+    """The groups with the network's own projected."""
+    return {**params, "net": projection(params["net"])}
 
 
 # What these options are now; a config that has them is told.
