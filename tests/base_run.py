@@ -32,7 +32,11 @@ def write(workdir: Path, *overrides: str, seed: int = 0) -> Path:
     live = jax.tree.map(
         lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size + seed), a.shape), state.params
     )
-    state = state.replace(params=live, ema={name: live for name in state.ema})
+    averages = {
+        name: {k: jax.tree.map(lambda a, n=number: a * 0.9**n, live[k]) for k in groups}
+        for number, (name, groups) in enumerate(state.ema.items())
+    }
+    state = state.replace(params=live, ema=averages)
     workdir.mkdir()
     with Checkpoints(workdir, say=say) as checkpoints:
         checkpoints.save(1, state, {}, wait=True)

@@ -1,5 +1,6 @@
 """Other runs in a config: where training starts from, and models that it uses and leaves alone."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,10 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgen import files
 from jaxgen.api import train
 from jaxgen.errors import UsageError
 from jaxgen.run import record
 from jaxgen.run.model import load
+from jaxgen.run.networks import KEYS, opened
+from jaxgen.run.setup import set_up
+from jaxgen.run.start import StartOptions, initial
+from jaxgen.training.weights import dump, fingerprint
 from tests.base_run import base, config, write
 
 FROZEN = "optimizer=" + repr(dict(name="sgd", learning_rate=1e-30))
@@ -111,3 +117,29 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
     out = capsys.readouterr()
     assert "/nowhere" in out.err and "Traceback" not in out.err
     assert json.dumps(out.out) == '""'
+
+
+def test_every_option_of_start_and_of_a_network_takes_other_parameters(tmp_path):
+    two = "ema.half_life=(500, 900)"
+    other = str(write(tmp_path / "other", two, seed=1))
+    averaged = load(other).weights("half_life_900")
+    files.write(tmp_path / "net.safetensors", dump(jax.device_get({"net": averaged["net"]}), {}))
+    method = set_up(config()).method
+
+    def first(**section):
+        begin, _ = initial(method, StartOptions(**section))
+        return fingerprint(begin(method.init(jax.random.key(0))).params)
+
+    sections = dict(
+        workdir=dict(workdir=other),
+        file=dict(file=str(tmp_path / "net.safetensors")),
+        ema=dict(workdir=other, ema="half_life_900"),
+        skip=dict(workdir=other, skip=("kernel",)),
+    )
+    assert sections.keys() == {f.name for f in dataclasses.fields(StartOptions)}
+    found = {name: first(**section) for name, section in sections.items()}
+    assert found["file"] == found["ema"]
+    assert len({first(workdir=base()), *found.values()}) == 4
+    assert set(KEYS) == {"workdir", "ema"}
+    ways = [base(), other, dict(workdir=other, ema="half_life_900")]
+    assert len({opened({"teacher": way})["teacher"].digest for way in ways}) == 3
