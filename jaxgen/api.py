@@ -22,6 +22,7 @@ from jaxgen.data import normalise
 from jaxgen.data.folder import squares
 from jaxgen.errors import UsageError, check_seed, invalid
 from jaxgen.export import folder, onnx, program
+from jaxgen.export.adapter import export as export_adapter
 from jaxgen.method import Spec, TrainState
 from jaxgen.metrics.sets.quantise import adm, quantise
 from jaxgen.report import exhibits, pictures, report
@@ -236,15 +237,24 @@ def export(
     *,
     ema: str | None = None,
     licence: str | None = None,
+    adapter: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """A model as a program (`export.program`), an ONNX graph (`export.onnx`) or a folder.
 
     By the ending of `out`: .jaxexport, .onnx, or none of these (`export.folder`). ema: whose
-    parameters (None: the default average). licence: of a folder. options: of what is exported.
-    Raises UsageError.
+    parameters (None: the default average). licence: of a folder. adapter: the layout in which the
+    run's LoRA is written instead (`export.adapter`). options: of what is exported. Raises
+    UsageError.
     """
     place = files.local("--out", out)
+    if adapter is not None:
+        given = {**({} if licence is None else {"license": licence}), **options}
+        if given:
+            raise invalid(f"--{next(iter(given))}", next(iter(given.values())), "not of an adapter")
+        export_adapter(model, place, ema=ema, layout=adapter)
+        say(f"Wrote {place}")
+        return {"out": str(place), "ema": ema or model.ema}
     ways: dict[str, Callable[..., Any]] = {
         program.SUFFIX: program.export,
         onnx.SUFFIX: onnx.export,

@@ -2,6 +2,7 @@
 
 --out NAME.jaxexport: the sampler as one program for CPU, GPU and TPU, and a script that runs it.
 --out NAME.onnx: one call of a diffusion model's denoiser, for ONNX runtimes.
+--adapter LAYOUT --out PLACE: of a run of tune.lora, what it has learnt, without the model.
 Any other --out: a new folder with parameters, config, class names, scores, grids and a card.
 """
 
@@ -30,6 +31,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, default=None, help="of an ONNX graph: images a call (default: 1)"
     )
     parser.add_argument(
+        "--adapter",
+        default=None,
+        choices=("jaxgen", "peft", "diffusers"),
+        help="the run's LoRA alone: a .safetensors file, or peft's folder",
+    )
+    parser.add_argument(
         "--beside",
         action="store_true",
         help="parameters in a file beside the program (default: from 1 GiB)",
@@ -43,6 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"ema": args.ema, "licence": args.license}
     if args.platforms is not None:
         options["platforms"] = args.platforms.split(",")
+    if args.adapter is not None:
+        options["adapter"] = args.adapter
     if args.beside:
         options["beside"] = True
     if args.batch_size is not None:

@@ -22,7 +22,7 @@ from jaxgen.export.program import plain
 from jaxgen.mesh import within
 from jaxgen.method import denoiser_factory
 from jaxgen.run.model import Model
-from jaxgen.run.setup import sample_options
+from jaxgen.run.setup import BESIDES, sample_options
 
 SUFFIX = ".onnx"
 INPUTS, OUTPUTS = ("x", "t", "labels"), ("x0", "eps", "velocity")
@@ -56,8 +56,8 @@ def export(
                       "Any sampler can be a program: --out NAME.jaxexport.")  # fmt: skip
     options = sample_options(setup, changes or {})
     # On the host: constants of the graph.
-    params = jax.tree.map(jnp.asarray, to_host(model.weights(ema)))
-    of = make(**{k: v for k, v in options.items() if k not in ("steer", "models")})
+    params = jax.tree.map(jnp.asarray, to_host(model.weights(ema, options.get("adapters"))))
+    of = make(**{k: v for k, v in options.items() if k not in ("steer", *BESIDES)})
 
     def call(x: jax.Array, t: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         denoiser = of(params, labels)

@@ -142,9 +142,10 @@ def sampler_program(model: Model, ema: str | None, changes: Mapping[str, Any]) -
     if "models" in changes:
         raise invalid("--sample.models", changes["models"], "one model: others cannot come along")
     layout = one_device()
-    sampler = make_sampler(setup, sample_options(setup, changes))
+    options = sample_options(setup, changes)
+    sampler = make_sampler(setup, options)
     draw = within(layout, sampler.fn)
-    trees = {"model": model.weights(ema)}
+    trees = {"model": model.weights(ema, options.get("adapters"))}
     decode, shape = _decoder(model, layout)
     if decode is not None:
         assert model.tokenizer is not None

@@ -423,6 +423,17 @@ def training_of(method: Method, option: str) -> Training:
     return method.training
 
 
+def alone(base: Learner, loss: LossFn, group: str, beside: Sequence[str]) -> dict[str, Any]:
+    """What `retrained` is told so that by `loss` a wrap's own group is trained and averaged alone.
+
+    beside: groups that stay trained with it, where earlier wraps have brought them.
+    """
+    held = (base.trains,) if isinstance(base.trains, str) else base.trains or ()
+    groups = (*(name for name in held if name in beside), group)
+    learner = dataclasses.replace(base, loss=loss, trains=groups, after=None)
+    return {"learners": {"net": learner}, "averaged": groups}
+
+
 def only_learner(method: Method, option: str) -> Learner:
     """The method's one learner. Raises UsageError for a method that has several."""
     learners = training_of(method, option).learners

@@ -11,8 +11,9 @@ trained on DDPM's chain are told its index: `DiT` with time_scale=1 on `path.dis
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,6 +163,83 @@ def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[s
     state["pos_embed.proj.weight"] = np.ascontiguousarray(kernel)
     state["pos_embed.proj.bias"] = np.asarray(params["patch"]["bias"], np.float32)
     return state
+
+
+class Factors(NamedTuple):
+    """A low-rank change a b of a layer's kernel: a [..., in, r], b [r, out]."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+
+_OUTSIDE = {
+    "proj_out_1": "modulation",
+    "proj_out_2": "out",
+    "final_layer.adaLN_modulation.1": "modulation",
+    "final_layer.linear": "out",
+}
+
+
+def adapter_layers(layers: Mapping[str, Factors], heads: int | None) -> dict[str, Factors]:
+    """Low-rank changes of a DiT's layers by our names for them (`net.blocks.0.qkv`).
+
+    layers: by diffusers' names or the paper's code's; other names stay. heads: of the attention.
+    Changes of queries, keys and values are one of three times the rank. UsageError without heads.
+    """
+    ours = {theirs: name for table in (_BLOCK, _OFFICIAL) for name, theirs in table.items()}
+    found: dict[str, Factors] = {}
+    joined: dict[str, list[Factors | None]] = {}
+    for name, (a, b) in layers.items():
+        block = re.fullmatch(r"(?:transformer_)?blocks\.(\d+)\.(.+)", name)
+        number, layer = block.groups() if block else ("", "")
+        if layer in ours:
+            found[f"net.blocks.{number}.{ours[layer]}"] = Factors(a, b)
+        elif layer in _QKV:
+            parts = joined.setdefault(f"net.blocks.{number}.qkv", [None] * 3)
+            parts[_QKV.index(layer)] = Factors(a, b)
+        elif layer == "attn.qkv":
+            cut = np.split(b, 3, axis=-1)
+            found[f"net.blocks.{number}.qkv"] = Factors(a, by_head(cut, _known(heads)))
+        else:
+            found[f"net.{_OUTSIDE[name]}" if name in _OUTSIDE else name] = Factors(a, b)
+    for name, three in joined.items():
+        wide = next(f.b.shape[1] for f in three if f is not None)
+        rows = []
+        for i, f in enumerate(three):
+            if f is not None:
+                own = [
+                    f.b if j == i else np.zeros((f.b.shape[0], wide), f.b.dtype) for j in range(3)
+                ]
+                rows.append(by_head(own, _known(heads)))
+        a = np.concatenate([f.a for f in three if f is not None], -1)
+        found[name] = Factors(a, np.concatenate(rows))
+    return found
+
+
+def diffusers_layers(layers: Mapping[str, Factors], heads: int | None) -> dict[str, Factors]:
+    """The inverse of `adapter_layers`, for diffusers' names; UsageError for a layer without one."""
+    outside = {f"net.{ours}": theirs for theirs, ours in _OUTSIDE.items() if "proj" in theirs}
+    found: dict[str, Factors] = {}
+    for name, (a, b) in layers.items():
+        block = re.fullmatch(r"net\.blocks\.(\d+)\.(.+)", name)
+        number, layer = block.groups() if block else ("", "")
+        prefix = f"transformer_blocks.{number}."
+        if layer == "qkv":
+            for theirs, part in zip(_QKV, by_layer(b, _known(heads)), strict=True):
+                found[prefix + theirs] = Factors(a, part)
+        elif layer in _BLOCK:
+            found[prefix + _BLOCK[layer]] = Factors(a, b)
+        elif name in outside:
+            found[outside[name]] = Factors(a, b)
+        else:
+            raise invalid("layout", f"'diffusers' of {name}", "layers of DiT's blocks and its head")
+    return found
+
+
+def _known(heads: int | None) -> int:
+    if heads is None:
+        raise invalid("heads", heads, "the number of heads of the network's attention")
+    return heads
 
 
 def by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from jaxgen.files import local
 from jaxgen.mesh import within
 from jaxgen.method import Sampler, TrainState, sampling_params, with_frozen
 from jaxgen.run import hub, portable, record
+from jaxgen.run.adapters import added
 from jaxgen.run.others import branch, sections
 from jaxgen.run.precision import single
 from jaxgen.run.setup import Setup, answering, make_sampler, sample_options, set_up, text_order
@@ -111,15 +112,20 @@ class Model:
         """What decodes samples, loaded when first needed; None where samples are images."""
         return self._find_tokenizer()
 
-    def weights(self, ema: str | None) -> PyTree:
-        """Parameters by name. Raises UsageError naming what there is."""
+    def weights(self, ema: str | None, adapters: Any = None) -> PyTree:
+        """Parameters by name, with adapters added. Raises UsageError naming what there is."""
         name = ema or self.ema
         if name not in self.params:
             raise unknown("--ema", name, self.params)
-        return with_frozen(self.setup.method, self.params[name])
+        params = with_frozen(self.setup.method, self.params[name])
+        if adapters is None:
+            return params
+        heads = getattr(self.setup.modules, "heads", None)
+        return added(params, adapters, model=self._other, heads=heads)
 
     def program(self, options: Mapping[str, Any]) -> tuple[Sampler, Callable[..., jax.Array]]:
         """The sampler of these options and its jitted function, compiled once per options."""
+        options = {k: v for k, v in options.items() if k != "adapters"}
         key = _key(options)
         if key not in self._programs:
             given = {}
@@ -153,7 +159,8 @@ class Model:
         ema: whose parameters. weak: the name of worse parameters for autoguidance. batch_size:
         images per call of the compiled program (the result does not depend on it). changes:
         keywords of the method's sampler (guidance, solver, steps, ...) instead of the config's;
-        `models` among them: other workdirs, by the name that guidance asks for (`run.others`).
+        `models` among them: other workdirs, by the name that guidance asks for (`run.others`);
+        and `adapters`: low-rank changes to add, {place: weight} (`run.adapters`).
         check, stop: called between batches; where `stop` says so, the images made so far are all
         (none: Samples of length 0). each: called with every batch's first place and its images, as
         they are made. decode=False leaves codes as they are, and needs no
@@ -171,7 +178,7 @@ class Model:
         options = sample_options(self.setup, changes)
         with configs.collecting() as names, answering(names):
             sampler, program = self.program(options)
-        params = self.weights(ema)
+        params = self.weights(ema, options.get("adapters"))
         if weak is not None:
             params = {**params, "weak": self.setup.method.plain(self.weights(weak))["net"]}
         if "models" in options:

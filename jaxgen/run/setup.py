@@ -158,6 +158,9 @@ SECTIONS = {
 }
 """Sections that are plain options; the other keys of `TOP` name callables."""
 
+BESIDES = ("models", "adapters")
+"""Changes of how one samples that are no options of a sampler: other models, other parameters."""
+
 TOP = (
     *("seed", "model", "method", "optimizer", "sample", "mesh", "start", "networks", "wrap"),
     *SECTIONS,
@@ -526,13 +529,13 @@ def _network(section: Any, option: str, *, spec: Spec) -> Any:
 def sample_options(setup: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `method.sampler`, and `steer`: the config's `sample` with changes, checked.
 
-    A change may also be `models`, which `jaxgen.run.model` reads. Raises UsageError that names what
-    this family's sampler can be told.
+    A change may also be one of `BESIDES`, which `jaxgen.run.model` reads. Raises UsageError that
+    names what this family's sampler can be told.
     """
     sampler = setup.method.sampler
     if sampler is None:
         raise invalid("sample", "a method that does not generate", "families with a sampler")
-    allowed = [*inspect.signature(sampler).parameters, "steer", "models"]
+    allowed = [*inspect.signature(sampler).parameters, "steer", *BESIDES]
     for key in changes:
         if key not in allowed:
             raise invalid(
@@ -540,8 +543,7 @@ def sample_options(setup: Setup, changes: Mapping[str, Any]) -> dict[str, Any]:
             )
     options = {**setup.config.get("sample", {}), **changes}
     apart = {"steer": configs.to_dict(options.pop("steer", None))}
-    if "models" in changes:
-        apart["models"] = configs.to_dict(options.pop("models"))
+    apart |= {key: configs.to_dict(options.pop(key)) for key in BESIDES if key in changes}
     checked = configs.check(sampler, options, "config.sample")
     return {**checked, **{k: v for k, v in apart.items() if v is not None}}
 
@@ -553,7 +555,7 @@ def make_sampler(setup: Setup, options: Mapping[str, Any], **given: Any) -> Samp
     """
     make = setup.method.sampler
     assert make is not None  # `sample_options` has refused
-    own = {k: v for k, v in options.items() if k not in ("steer", "models")}
+    own = {k: v for k, v in options.items() if k not in ("steer", *BESIDES)}
     sampler = make(**own, **given)
     return steered(sampler, options["steer"]) if "steer" in options else sampler
 

@@ -6,7 +6,6 @@ W frozen, A random and B zero, so that training starts at the model as it was.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from typing import Any
@@ -17,11 +16,21 @@ import jax.numpy as jnp
 
 from jaxgen import files
 from jaxgen.errors import invalid
-from jaxgen.method import Batch, Method, on_params, only_learner, retrained, training_of
+from jaxgen.method import (
+    Batch,
+    Method,
+    alone,
+    on_params,
+    only_learner,
+    retrained,
+    training_of,
+)
 from jaxgen.nn.placement import STACKED
 from jaxgen.training.weights import dump, read
 
 PyTree = Any
+ADDED = ("lora", "only")
+"""Groups that are added to others, here and in `tune.only`."""
 
 
 def lora(
@@ -44,25 +53,28 @@ def lora(
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         params, extra = training.fresh(key)
+        if "lora" in params:
+            raise invalid("config.wrap", "tune.lora twice", "once, with a `match` for all kernels")
         return {**params, "lora": adapters(key, params, rank, match)}, extra
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         return base.loss(merged(params), batch, key, extra)
 
     jax.eval_shape(fresh, jax.random.key(0))
-    learner = dataclasses.replace(base, loss=loss, trains=("lora",), after=None)
-    learners = {"net": learner}
-    wrapped = retrained(method, learners=learners, fresh=fresh, averaged=("lora",))
-    return on_params(wrapped, merged)
+    return on_params(retrained(method, fresh=fresh, **alone(base, loss, "lora", ADDED)), merged)
 
 
 def adapters(key: jax.Array, params: PyTree, rank: int, match: str) -> PyTree:
     """Fresh A [..., in, rank] and B [(layers,) rank, out] of every kernel that matches."""
     flat = trees.flatten_dict(params, sep=".")
-    chosen = [n for n, w in flat.items() if re.search(match, n) and w.ndim > 1]
+    kernels = {
+        n: w
+        for n, w in flat.items()
+        if w.ndim > 1 + bool(STACKED.search(n)) and n.partition(".")[0] not in ADDED
+    }
+    chosen = [n for n in kernels if re.search(match, n)]
     if not chosen:
-        names = ", ".join(n for n, w in flat.items() if w.ndim > 1)
-        allowed = f"a regular expression that matches one of {names}"
+        allowed = f"a regular expression that matches one of {', '.join(kernels)}"
         raise invalid("tune.lora.match", match, allowed)
     changes = {}
     for number, name in enumerate(chosen):
