@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,20 +77,22 @@ def trained(method: Method, state: TrainState, steps: int) -> TrainState:
     return jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
 
 
-def drawn(steps: int = 1500, **options: Any) -> np.ndarray:
-    """Samples [classes, COUNT, 2] of a student that was taught so, begun as a denoiser."""
-    rate = optax.cosine_decay_schedule(1e-3, steps)
-    base = denoising(
-        SPEC, MLP(CLASSES, 2, 64, 2), optax.adam(rate), Averages((3000,)), label_dropout=0.1
-    )
-    net = trained(base, base.init(jax.random.key(0)), steps).params
-    method = matching(base, spec=SPEC, networks={"teacher": Teacher()}, **options)
+def drawn(
+    wrap: Callable[..., Method] = matching, updates: int = 1500, network: Any = None, **options: Any
+) -> np.ndarray:
+    """Samples [classes, COUNT, 2] of a student that a wrap taught so, begun as a denoiser."""
+    rate = optax.cosine_decay_schedule(1e-3, updates)
+    net = MLP(CLASSES, 2, 64, 2) if network is None else network
+    base = denoising(SPEC, net, optax.adam(rate), Averages((3000,)), label_dropout=0.1)
+    net = trained(base, base.init(jax.random.key(0)), updates).params
+    method = wrap(base, spec=SPEC, networks={"teacher": Teacher()}, **options)
     state = method.init(jax.random.key(0))
     params = copied({**state.params, **net}, method.training.copies)
     state = state.replace(params=params)
-    state = trained(method, state, steps)
+    state = trained(method, state, updates)
     weights = with_frozen(method, {**state.params, **state.ema["half_life_3000"]})
     assert method.sampler is not None
     labels = jnp.repeat(jnp.arange(CLASSES), COUNT)
     keys = jax.random.split(jax.random.key(2), len(labels))
-    return np.asarray(method.sampler().fn(weights, keys, labels)).reshape(CLASSES, COUNT, 2)
+    sampler = method.sampler(steps=1)
+    return np.asarray(sampler.fn(weights, keys, labels)).reshape(CLASSES, COUNT, 2)

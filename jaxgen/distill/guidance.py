@@ -16,36 +16,68 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.distill.student import declares, denoisers, says, student, told
+from jaxgen.distill.student import Asked, declares, denoisers, says, student, told
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path, expand
-from jaxgen.families.diffusion.core.prediction import from_x0
+from jaxgen.families.diffusion.core.prediction import from_x0, to_prediction
+from jaxgen.families.diffusion.core.sampler import prior
 from jaxgen.method import Batch, Method, Spec, TrainState, frozen_with, teacher_of
+from jaxgen.method.streams import TIME, fold
 
 PyTree = Any
 
 
 def guided(
-    method: Method, *, spec: Spec, networks: Mapping[str, Any], low: float = 1.0, high: float = 4.0
+    method: Method,
+    *,
+    spec: Spec,
+    networks: Mapping[str, Any],
+    low: float = 1.0,
+    high: float = 4.0,
+    trajectory: int = 0,
 ) -> Method:
     """Stage 1: a student of networks["teacher"], guided by weights uniform in [low, high].
 
     Start from the teacher, too (`config.start`). `sample.guidance` is then the weight that the
-    student is told, at one call a step. Raises UsageError: no teacher, a model without "w".
+    student is told, at one call a step. trajectory: at states of the guided teacher's own DDIM
+    trajectories of so many steps, in the place of noised data (0), where guidance leads elsewhere
+    (Jensen & Sadat 2025, "Efficient Distillation of Classifier-Free Guidance using Adapters",
+    sec. 4; with `tune.lora` after this wrap as the adapters, and its `also` for what is told w).
+    Raises UsageError: no teacher, a model without "w".
     """
     other = teacher_of(networks, "teacher", "distill.guidance.guided")
-    if low > high:
-        raise invalid("distill.guidance", (low, high), "low <= high")
+    if low > high or trajectory < 0:
+        raise invalid("distill.guidance", (low, high, trajectory), "low <= high, trajectory >= 0")
     if not declares(method):
         raise invalid("config.model.conditions", "no weight", '(("w", "number"),) among others')
 
-    def target(params: PyTree, x: Any, t: Any, labels: Any, w: Any, path: Path, n: Any) -> Any:
+    def guided_v(params: PyTree, asked: Asked, path: Path) -> jax.Array:
         held, of = params["frozen"]["teacher"], denoisers(other.method)
-        cond, uncond = (says(of(guidance=g)(held, labels), x, t).v(path, t) for g in (1.0, 0.0))
-        return uncond + expand(w, x) * (cond - uncond)
+        cond, uncond = (
+            says(of(guidance=g)(held, asked.labels), asked.x, asked.t).v(path, asked.t)
+            for g in (1.0, 0.0)
+        )
+        return uncond + expand(asked.w, cond) * (cond - uncond)
+
+    def visited(params: PyTree, asked: Asked, keys: jax.Array) -> Asked:
+        """The state after some of the steps, each number of them as often."""
+        path = denoisers(other.method)(guidance=())(None, None).path
+        last = jax.vmap(lambda k: jax.random.randint(k, (), 0, trajectory))(fold(keys, TIME))
+
+        def step(state: Any, n: jax.Array) -> tuple[Any, None]:
+            x, kept = state
+            t = jnp.full(last.shape, 1 - n / trajectory)
+            v = guided_v(params, asked._replace(x=x, t=t), path)
+            x = to_prediction("v", v, x, t, path).mix(path, t - 1 / trajectory)
+            return (x, jnp.where(expand(last == n + 1, x), x, kept)), None
+
+        x = prior(path, keys, spec.shape)
+        (_, x), _ = jax.lax.scan(step, (x, x), jnp.arange(trajectory - 1))
+        return asked._replace(x=x, t=1 - last / trajectory)
 
     frozen = frozen_with(method, spec, networks, "teacher")
-    return student(method, spec, target, (low, high), frozen=frozen)
+    states = visited if trajectory else None
+    return student(method, spec, guided_v, (low, high), states=states, frozen=frozen)
 
 
 def progressive(
@@ -70,8 +102,10 @@ def progressive(
     def phase(seen: jax.Array) -> jax.Array:
         return jnp.clip(jnp.floor(seen / images), 0, halvings - 1)
 
-    def target(params: PyTree, x: Any, t: Any, labels: Any, w: Any, path: Path, n: Any) -> Any:
-        teacher, z, middle, end = {**params, "net": params["teacher"]}, x, t - 0.5 / n, t - 1 / n
+    def target(params: PyTree, asked: Asked, path: Path) -> jax.Array:
+        (x, t, labels, w, _, n), teacher = asked, {**params, "net": params["teacher"]}
+        assert n is not None
+        z, middle, end = x, t - 0.5 / n, t - 1 / n
         for begin, following in ((t, middle), (middle, end)):
             denoiser = denoisers(method)(guidance=())(teacher, told(method, labels, w))
             z = says(denoiser, z, begin).mix(path, following)

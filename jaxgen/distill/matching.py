@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.distill.divergence import WEIGHTS, weight
-from jaxgen.distill.student import denoisers, says
+from jaxgen.distill.student import denoisers, renoising, says
 from jaxgen.errors import invalid, unknown
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import to_prediction
@@ -29,7 +29,6 @@ from jaxgen.method import (
     Batch,
     Learner,
     Method,
-    Sampler,
     Spec,
     frozen_with,
     only_learner,
@@ -53,7 +52,6 @@ DRAWS, COMPARED = 2**32 - 4, 2**32 - 5
 """Of a learner's key: what the student draws, and what is drawn to compare its samples."""
 
 BY = ("score", "implicit", "ratio")
-SOLVER = "renoise.renoise"
 
 
 class Critic(nn.Module):
@@ -150,7 +148,7 @@ def matching(
         frozen=frozen_with(method, spec, networks, teacher),
     )
     silent: dict[str, Any] = {"label_error": None, "log_prob": None, "likelihood": None}
-    drawn = sampler_of(method, calls)
+    drawn = renoising(method, calls)
     return dataclasses.replace(made, sampler=drawn, separable=False, train_flops=None, **silent)
 
 
@@ -315,24 +313,6 @@ def implicit(
     direction = y / jnp.sqrt((y**2).sum(1, keepdims=True) + c**2)
     off = (x0 - ours).reshape(x0.shape[0], -1)
     return (direction * off).sum(1) / (scale * y.shape[1] ** 0.5)
-
-
-def sampler_of(method: Method, calls: int) -> Callable[..., Sampler]:
-    """The method's sampler as the student was taught: `calls` times, noised anew in between."""
-    known = method.sampler
-    assert known is not None  # `denoisers` has refused
-
-    @functools.wraps(known)
-    def sampler(**options: Any) -> Sampler:
-        taught = {"steps": calls, "solver": SOLVER, "grid": "uniform", "guidance": 1.0}
-        for name, value in taught.items():
-            if options.get(name, value) != value:
-                allowed = f"{value!r}, as the student was taught"
-                raise invalid(f"sample.{name}", options[name], allowed)
-        inner = known(**{**options, **taught, "guidance": ()})
-        return dataclasses.replace(inner, denoiser=None, by_weight=None)
-
-    return sampler
 
 
 def _after(base: Learner, group: str) -> Any:

@@ -5,43 +5,62 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser
+from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import Prediction
 from jaxgen.method import Batch, Method, Sampler, Spec, denoiser_factory, only_learner, retrained
 from jaxgen.method.streams import NOISE, OTHER, TIME, example_keys, fold, normal
 
 PyTree = Any
+SOLVER = "renoise.renoise"
 WEIGHT = "w"
 """The condition by which a model is told the guidance weight, where it declares it."""
+
+
+class Asked(NamedTuple):
+    """What a student is asked: x [B, ...] at t [B] with labels and weight w [B].
+
+    velocity: d x / dt at the x0 and eps of which x is made. n: the steps of the grid that t is
+    drawn from, or None.
+    """
+
+    x: jax.Array
+    t: jax.Array
+    labels: jax.Array
+    w: jax.Array
+    velocity: jax.Array
+    n: jax.Array | None
 
 
 def student(
     method: Method,
     spec: Spec,
-    target: Callable[..., jax.Array],
+    target: Callable[[PyTree, Asked, Path], jax.Array],
     weights: tuple[float, float],
     *,
     count: Callable[[jax.Array], jax.Array] | None = None,
+    states: Callable[[PyTree, Asked, jax.Array], Asked] | None = None,
     **changes: Any,
 ) -> Method:
     """The method whose denoiser is regressed on `target`, in v = alpha eps - sigma x0.
 
-    target(params, x, t, labels, w, path, n) -> v [B, ...], held; params have the state's extra and
-    the frozen arrays. w [B] is uniform between the two weights; the model is told it if it declares
-    "w", and then `sample.guidance` is the w to sample with. count(seen) -> n, the number of steps
-    of an even grid that times are drawn from; None: any times. changes: of the `Training`. Raises
-    UsageError for a method without a denoiser of labels.
+    target(params, asked, path) -> v [B, ...], held; params have the state's extra and the frozen
+    arrays. w is uniform between the two weights; the model is told it if it declares "w", and then
+    `sample.guidance` is the w to sample with. count(seen) -> n, the number of steps of an even grid
+    that times are drawn from; None: any times. states(params, asked, keys) -> what is asked in the
+    place of noised data. changes: of the `Training`. Raises UsageError for a method without a
+    denoiser of labels.
     """
     base, of, draw = only_learner(method, "distill"), denoisers(method), method.sampler
     (low, high), weighted = weights, declares(method)
     assert draw is not None  # `denoisers` has refused
-    known = draw
+    drawn = draw
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         keys, labels = example_keys(key, batch), batch["label"]
@@ -50,20 +69,25 @@ def student(
         n = None if count is None else count(batch["seen"][0])
         t = t if n is None else (jnp.floor(t * n) + 1) / n
         path = of(guidance=())(None, None).path
-        x = path.mix(batch["image"], normal(fold(keys, NOISE), spec.shape), t)
-        wanted = jax.lax.stop_gradient(target({**params, **extra}, x, t, labels, w, path, n))
-        ours = says(of(guidance=())(params, told(method, labels, w)), x, t).v(path, t)
+        pair = Prediction(batch["image"], normal(fold(keys, NOISE), spec.shape))
+        asked = Asked(pair.mix(path, t), t, labels, w, pair.velocity(path, t), n)
+        known = {**params, **extra}
+        if states is not None:
+            asked = jax.lax.stop_gradient(states(known, asked, keys))
+        wanted = jax.lax.stop_gradient(target(known, asked, path))
+        denoiser = of(guidance=())(params, told(method, labels, w))
+        ours = says(denoiser, asked.x, asked.t).v(path, asked.t)
         return ((ours - wanted) ** 2).mean(), ({}, extra)
 
     @functools.wraps(draw)
     def sampler(*, guidance: Any = 1.0, **options: Any) -> Sampler:
         if not weighted:
-            return known(guidance=guidance, **options)
+            return drawn(guidance=guidance, **options)
         number = isinstance(guidance, (int, float)) and not isinstance(guidance, bool)
         if not number or not low <= guidance <= high:
             allowed = f"a weight that the student was taught, {low:g} to {high:g}"
             raise invalid("sample.guidance", guidance, allowed)
-        inner = known(guidance=(), **options)
+        inner = drawn(guidance=(), **options)
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
             return inner(params, keys, told(method, labels, guidance))
@@ -102,3 +126,25 @@ def told(method: Method, labels: jax.Array, w: Any) -> Any:
 def says(denoiser: Denoiser, x: jax.Array, t: jax.Array) -> Prediction:
     """What a denoiser says of x [B, ...] at t [B]; it draws no noise of its own."""
     return denoiser(jnp.zeros(len(x)), x, t, denoiser.init(x))[0]
+
+
+def renoising(method: Method, calls: int | None) -> Callable[..., Sampler]:
+    """The method's sampler for a student that says samples: noised anew between its calls.
+
+    calls: as many as it was taught; None: as many as `sample.steps` says.
+    """
+    known = method.sampler
+    assert known is not None  # `denoisers` has refused
+
+    @functools.wraps(known)
+    def sampler(**options: Any) -> Sampler:
+        taught = {"solver": SOLVER, "grid": "uniform", "guidance": 1.0}
+        taught |= {} if calls is None else {"steps": calls}
+        for name, value in taught.items():
+            if options.get(name, value) != value:
+                allowed = f"{value!r}, as the student was taught"
+                raise invalid(f"sample.{name}", options[name], allowed)
+        inner = known(**{**options, **taught, "guidance": ()})
+        return dataclasses.replace(inner, denoiser=None, by_weight=None)
+
+    return sampler

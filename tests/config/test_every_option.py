@@ -18,6 +18,7 @@ import pytest
 
 from jaxgen import config as configs
 from jaxgen import families, tokenizers
+from jaxgen.distill.consistency import consistency
 from jaxgen.distill.guidance import guided, progressive
 from jaxgen.distill.matching import matching
 from jaxgen.errors import UsageError
@@ -25,6 +26,7 @@ from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.lora import lora
+from jaxgen.tune.only import only
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
 from tests import base_run
@@ -62,6 +64,13 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
+    "consistency": _tiny(
+        MLP, TEACHER, "sample={}", "wrap=" + repr([dict(name="distill.consistency", steps=8)])
+    ),
+    "only": _tiny(MLP, "wrap=" + repr([dict(name="tune.only", match="bias$")])),
+    "routed": _tiny(
+        dict(name="routed.Routed", of=MLP, groups=(tuple(range(5)), tuple(range(5, 10))))
+    ),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -424,6 +433,9 @@ MODELS = (
             embedding_channels=12,
         ),
     ),
+    Sweep(
+        "routed", "model", values=dict(of=DIT, groups=((0,), tuple(range(1, 10)))), programs=NETWORK
+    ),
     Sweep("uvit_model", "model", values=HIDDEN | dict(depth=5), skip=SIZED, programs=NETWORK),
     Sweep(
         "maskgit",
@@ -480,7 +492,15 @@ WRAPS = (
         "lora", "wrap.0", (f"model={MLP}",), dict(alpha=1.0, match="out\\.kernel$"), programs=PASSES
     ),
     Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
-    Sweep("guided", "wrap.0", programs=UPDATE),
+    Sweep("guided", "wrap.0", values=dict(trajectory=2), programs=UPDATE),
+    Sweep("only", "wrap.0", values=dict(match="kernel$"), programs=PASSES),
+    Sweep(
+        "consistency",
+        "wrap.0",
+        values=dict(steps=16),
+        skip=dict(teacher="names a network"),
+        programs=UPDATE,
+    ),
     Sweep("near", "wrap.0", programs=SAMPLER),
     *(
         Sweep(
@@ -639,5 +659,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access}
+    wraps = {lora, only, consistency, cca, ddo, guided, progressive, matching, forget, near_access}
     assert wraps <= wanted.keys()

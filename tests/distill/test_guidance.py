@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jaxgen.distill import guidance
+from jaxgen.distill.student import Asked
 from jaxgen.errors import UsageError
 from jaxgen.families.diffusion import solvers
 from jaxgen.families.diffusion.core.path import linear
-from jaxgen.families.diffusion.core.sampler import integrate
+from jaxgen.families.diffusion.core.sampler import integrate, prior
 from jaxgen.method import with_frozen
 from tests.nn_kit import quick_jit
 from tests.toy_diffusion import BATCH, SPEC, build, data, teacher, trained
@@ -25,9 +26,13 @@ def target(monkeypatch):
     """What `guided` or `progressive` hands to `student`."""
     seen = {}
     monkeypatch.setattr(
-        guidance, "student", lambda method, spec, target, *a, **k: seen.update(target=target)
+        guidance, "student", lambda method, spec, target, *a, **k: seen.update(target=target, **k)
     )
     return seen
+
+
+def asked(t, n=None):
+    return Asked(X, t, LABELS, W, jnp.zeros_like(X), n)
 
 
 def denoisers(method, params, labels):
@@ -40,11 +45,28 @@ def test_stage_one_is_taught_what_guidance_says(target):
     guidance.guided(build(1e-3, conditions=TOLD), spec=SPEC, networks={"teacher": other})
     t = jnp.linspace(0.05, 0.95, BATCH)
     params = {"frozen": {"teacher": other.params}}
-    found = target["target"](params, X, t, LABELS, W, linear(), None)
+    found = target["target"](params, asked(t), linear())
     for i in (0, 40, 127):
         d = other.method.sampler(guidance=float(W[i])).denoiser(other.params, LABELS[i : i + 1])
         p, _ = d(jnp.zeros(1), X[i : i + 1], t[i : i + 1], d.init(X[:1]))
         np.testing.assert_allclose(found[i], p.v(linear(), t[i : i + 1])[0], atol=2e-5)
+
+
+def test_states_of_a_trajectory_are_those_that_the_guided_sampler_visits(target):
+    """With one weight for all: after k of four DDIM steps of the teacher, each k as often."""
+    other, path, keys = teacher(), linear(), jax.random.split(jax.random.key(7), BATCH)
+    told = dict(spec=SPEC, networks={"teacher": other}, trajectory=4)
+    guidance.guided(build(1e-3, conditions=TOLD), **told)
+    here = asked(jnp.ones(BATCH))._replace(w=jnp.full(BATCH, 3.0))
+    found = target["states"]({"frozen": {"teacher": other.params}}, here, keys)
+    d = other.method.sampler(guidance=3.0).denoiser(other.params, LABELS)
+    done = np.round(4 * (1 - np.asarray(found.t))).astype(int)
+    assert np.bincount(done).tolist() == pytest.approx(4 * [BATCH / 4], abs=2 * BATCH**0.5)
+    x = prior(path, keys, SPEC.shape)
+    for k in range(4):
+        np.testing.assert_allclose(found.x[done == k], x[done == k], atol=1e-4)
+        grid = jnp.array([1 - k / 4, 1 - (k + 1) / 4])
+        x = integrate(solvers.ddim(path), d, x, grid, keys)
 
 
 @pytest.mark.parametrize("n", [1.0, 4.0])
@@ -56,7 +78,7 @@ def test_stage_twos_target_is_two_steps_of_ddim(target, n):
     params = {**other.params, "teacher": other.params["net"]}
     d, ddim = denoisers(method, other.params, LABELS)[0], solvers.ddim(path)
     for t in {1.0, 1 / n}:
-        v = target["target"](params, X, jnp.full(BATCH, t), LABELS, W, path, n)
+        v = target["target"](params, asked(jnp.full(BATCH, t), n), path)
         # On the linear path v = alpha eps - sigma x0 and x = alpha x0 + sigma eps.
         alpha, sigma = 1 - t, t
         scale = alpha**2 + sigma**2
@@ -122,6 +144,10 @@ def test_the_teacher_of_a_phase_is_the_student_at_its_beginning():
         (lambda m: guidance.progressive(m, spec=SPEC, steps=4, last=4), "steps = last 2"),
         (lambda m: guidance.guided(m, spec=SPEC, networks={}), "config.networks.teacher"),
         (lambda m: guidance.guided(m, spec=SPEC, networks={"teacher": None}), '"w", "number"'),
+        (
+            lambda m: guidance.guided(m, spec=SPEC, networks={"teacher": None}, trajectory=-1),
+            "trajectory >= 0",
+        ),
         (
             lambda m: guidance.progressive(
                 build(1e-3, conditions=TOLD), spec=SPEC, steps=4
