@@ -686,9 +686,23 @@ PARTS = (
     Mutant(
         "forgetting at the wrong strength",
         "jaxgen/unlearn/forget.py",
-        "scale = -eta if target",
-        "scale = -1.0 if target",
+        "theirs(-eta, labels)",
+        "theirs(-1.0, labels)",
         swept("forget-wrap.0-eta"),
+    ),
+    Mutant(
+        "forgetting: a class's guidance is taken for its whole answer",
+        "jaxgen/unlearn/forget.py",
+        "ours(1.0) - ours(0.0) - (",
+        "ours(1.0) - (",
+        ("tests/unlearn/test_forget.py", "-k", "at_the_copy"),
+    ),
+    Mutant(
+        "forgetting: the answer with a label is preserved",
+        "jaxgen/unlearn/forget.py",
+        "_square(ours(0.0) - theirs(0.0, labels))",
+        "_square(ours(1.0) - theirs(1.0, labels))",
+        ("tests/unlearn/test_forget.py", "-k", "preserved"),
     ),
     Mutant(
         "LoRA's alpha ignored",

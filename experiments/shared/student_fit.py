@@ -24,14 +24,17 @@ STD, CLASSES, COUNT = 0.3, 4, 500
 SPEC, PATH = Spec((2,), CLASSES, levels=None), linear()
 
 
-def exact(labels: jax.Array) -> Denoiser:
-    """Of the class of each of labels [B]; of all classes where there is none."""
-    alone = gaussian_denoiser(PATH, jnp.asarray(MEANS)[jnp.minimum(labels, CLASSES - 1)], STD)
+def exact(labels: jax.Array, means: Any = MEANS, every: Any = MEANS) -> Denoiser:
+    """Of the class of each of labels [B]; of all classes where there is none.
+
+    means, every: of the classes, [CLASSES, 2]; where a label is told, and where none is.
+    """
+    alone = gaussian_denoiser(PATH, jnp.asarray(means)[jnp.minimum(labels, CLASSES - 1)], STD)
     shares = jnp.ones(CLASSES) / CLASSES
-    every = mixture_denoiser(PATH, jnp.asarray(MEANS), jnp.full(CLASSES, STD), shares)
+    mixed = mixture_denoiser(PATH, jnp.asarray(every), jnp.full(CLASSES, STD), shares)
 
     def call(keys: Any, x: jax.Array, t: jax.Array, memory: Any) -> Any:
-        (one, _), (both, _) = (d(keys, x, t, ()) for d in (alone, every))
+        (one, _), (both, _) = (d(keys, x, t, ()) for d in (alone, mixed))
         told = (labels < CLASSES)[:, None]
         return jax.tree.map(lambda a, b: jnp.where(told, a, b), one, both), memory
 
@@ -62,7 +65,7 @@ class Teacher:
         return self.params
 
 
-def trained(method: Method, state: TrainState, steps: int) -> TrainState:
+def trained(method: Method, state: TrainState, steps: int, jit: Any = jax.jit) -> TrainState:
     """After steps on fresh data of all classes."""
 
     def body(state: Any, number: jax.Array) -> tuple[Any, None]:
@@ -73,16 +76,21 @@ def trained(method: Method, state: TrainState, steps: int) -> TrainState:
         batch = {"image": image, "label": labels}
         return method.update(state, batch, jax.random.fold_in(key, number), method.frozen)[0], None
 
-    return jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
+    return jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
 
 
-def drawn(steps: int = 1500, **options: Any) -> np.ndarray:
-    """Samples [classes, COUNT, 2] of a student that was taught so, begun as a denoiser."""
+def learnt(steps: int = 1500) -> tuple[Method, Any]:
+    """(a small denoiser of data of all classes, its parameters)."""
     rate = optax.cosine_decay_schedule(1e-3, steps)
     base = denoising(
         SPEC, MLP(CLASSES, 2, 64, 2), optax.adam(rate), Averages((3000,)), label_dropout=0.1
     )
-    net = trained(base, base.init(jax.random.key(0)), steps).params
+    return base, trained(base, base.init(jax.random.key(0)), steps).params
+
+
+def drawn(steps: int = 1500, **options: Any) -> np.ndarray:
+    """Samples [classes, COUNT, 2] of a student that was taught so, begun as a denoiser."""
+    base, net = learnt(steps)
     method = matching(base, spec=SPEC, networks={"teacher": Teacher()}, **options)
     state = method.init(jax.random.key(0))
     params = copied({**state.params, **net}, method.training.copies)

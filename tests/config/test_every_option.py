@@ -509,7 +509,7 @@ WRAPS = (
     Sweep(
         "forget",
         "wrap.0",
-        values=dict(classes=(3,), target="negative", substitute=2),
+        values=dict(classes=(3,), target="negative", substitute=2, sample=dict(steps=3)),
         skip=dict(teacher="names a network", eta=ELSEWHERE),
         programs=UPDATE,
     ),
