@@ -705,6 +705,20 @@ PARTS = (
         ("tests/unlearn/test_forget.py", "-k", "preserved"),
     ),
     Mutant(
+        "redaction: the kept rows are not held",
+        "jaxgen/unlearn/redact.py",
+        "kept += jnp.mean(square, where=~own)",
+        "kept += jnp.mean(square, where=own)",
+        ("tests/unlearn/test_redact.py", "-k", "by_hand"),
+    ),
+    Mutant(
+        "redaction: the tables themselves are trained",
+        "jaxgen/unlearn/redact.py",
+        "trains=(GROUP,))",
+        "trains=None)",
+        ("tests/unlearn/test_redact.py", "-k", "draws_the_references"),
+    ),
+    Mutant(
         "LoRA's alpha ignored",
         "jaxgen/tune/lora.py",
         "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",

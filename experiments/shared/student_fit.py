@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.shared.quick import quick_jit
 from jaxgen.distill.matching import matching
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.core.denoiser import Denoiser
@@ -79,13 +80,16 @@ def trained(method: Method, state: TrainState, steps: int, jit: Any = jax.jit) -
     return jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
 
 
+def denoiser(rate: Any) -> Method:
+    """A small network for data of all classes."""
+    net = MLP(CLASSES, 2, 64, 2)
+    return denoising(SPEC, net, optax.adam(rate), Averages((3000,)), label_dropout=0.1)
+
+
 def learnt(steps: int = 1500) -> tuple[Method, Any]:
-    """(a small denoiser of data of all classes, its parameters)."""
-    rate = optax.cosine_decay_schedule(1e-3, steps)
-    base = denoising(
-        SPEC, MLP(CLASSES, 2, 64, 2), optax.adam(rate), Averages((3000,)), label_dropout=0.1
-    )
-    return base, trained(base, base.init(jax.random.key(0)), steps).params
+    """(it, its parameters after training)."""
+    base = denoiser(optax.cosine_decay_schedule(1e-3, steps))
+    return base, trained(base, quick_jit(base.init)(jax.random.key(0)), steps).params
 
 
 def drawn(steps: int = 1500, **options: Any) -> np.ndarray:

@@ -27,6 +27,7 @@ from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
+from jaxgen.unlearn.redact import redact
 from tests import base_run
 from tests.every_family import FAMILIES, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
@@ -62,6 +63,10 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
+    "redact": _tiny(
+        MLP | dict(width=10),
+        "wrap=" + repr([dict(name="unlearn.redact", classes=(3,), reference=1)]),
+    ),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -482,6 +487,12 @@ WRAPS = (
     Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
     Sweep("guided", "wrap.0", programs=UPDATE),
     Sweep("near", "wrap.0", programs=SAMPLER),
+    Sweep(
+        "redact",
+        "wrap.0",
+        values=dict(classes=(2,), reference=4, match=r"(labels\.embedding|out\.kernel)$"),
+        programs=UPDATE,
+    ),
     *(
         Sweep(
             name,
@@ -639,5 +650,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access}
+    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access, redact}
     assert wraps <= wanted.keys()
