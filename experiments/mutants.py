@@ -719,6 +719,20 @@ PARTS = (
         ("tests/unlearn/test_redact.py", "-k", "draws_the_references"),
     ),
     Mutant(
+        "repulsion: every learner is repelled",
+        "jaxgen/unlearn/repulsion.py",
+        "repelled(it) if group in trained[name] else it",
+        "repelled(it)",
+        ("tests/unlearn/test_repulsion.py", "-k", "alone"),
+    ),
+    Mutant(
+        "repulsion: the parameters are drawn in",
+        "jaxgen/unlearn/repulsion.py",
+        "value + weight * found",
+        "value - weight * found",
+        ("tests/unlearn/test_repulsion.py", "-k", "leads_away"),
+    ),
+    Mutant(
         "LoRA's alpha ignored",
         "jaxgen/tune/lora.py",
         "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",

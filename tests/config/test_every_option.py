@@ -28,6 +28,7 @@ from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
 from jaxgen.unlearn.redact import redact
+from jaxgen.unlearn.repulsion import repulsion
 from tests import base_run
 from tests.every_family import FAMILIES, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
@@ -66,6 +67,11 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "redact": _tiny(
         MLP | dict(width=10),
         "wrap=" + repr([dict(name="unlearn.redact", classes=(3,), reference=1)]),
+    ),
+    "repulsion": _tiny(
+        MLP | dict(width=24, depth=1),
+        "networks={'adapted': BASE}",
+        "wrap=" + repr([dict(name="unlearn.repulsion", group="net")]),
     ),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
@@ -493,6 +499,12 @@ WRAPS = (
         values=dict(classes=(2,), reference=4, match=r"(labels\.embedding|out\.kernel)$"),
         programs=UPDATE,
     ),
+    Sweep(
+        "repulsion",
+        "wrap.0",
+        skip=dict(adapted="names a network", group="names a group"),
+        programs=UPDATE,
+    ),
     *(
         Sweep(
             name,
@@ -650,5 +662,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access, redact}
+    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access, redact, repulsion}
     assert wraps <= wanted.keys()
