@@ -733,6 +733,13 @@ PARTS = (
         ("tests/unlearn/test_repulsion.py", "-k", "leads_away"),
     ),
     Mutant(
+        "worst case: weights that sum to more",
+        "jaxgen/unlearn/worst_case.py",
+        "jnp.where(above, mu, low), jnp.where(above, high, mu)",
+        "jnp.where(above, low, mu), jnp.where(above, mu, high)",
+        ("tests/unlearn/test_worst_case.py", "-k", "projection"),
+    ),
+    Mutant(
         "LoRA's alpha ignored",
         "jaxgen/tune/lora.py",
         "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",
