@@ -87,6 +87,7 @@ UNOPTIMISED = {
     "test_recipes_resume.py",
     "test_site.py",
     "test_record.py",
+    "test_redact.py",
     "test_steer_config.py",
     "test_tokenize.py",
     "test_train_mesh.py",

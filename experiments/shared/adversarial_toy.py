@@ -23,15 +23,21 @@ class Identity(nn.Module):
         return x
 
 
-def fit(method: Method, draw: Callable[[jax.Array], Any], steps: int, seed: int = 0) -> TrainState:
-    """The state after updates on batches draw(key)."""
+def fit(
+    method: Method,
+    draw: Callable[[jax.Array], Any],
+    steps: int,
+    seed: int = 0,
+    state: TrainState | None = None,
+) -> TrainState:
+    """The state after updates on batches draw(key), from a first one or the one given."""
     root = jax.random.key(seed)
 
     def body(state: TrainState, _: None) -> tuple[TrainState, None]:
         data_key, step_key = jax.random.split(jax.random.fold_in(root, state.step))
         return method.update(state, draw(data_key), step_key)[0], None
 
-    return jax.lax.scan(body, method.init(root), None, length=steps)[0]
+    return jax.lax.scan(body, state or method.init(root), None, length=steps)[0]
 
 
 def fit_judge(

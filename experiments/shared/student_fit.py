@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.shared.quick import quick_jit
 from jaxgen.distill.matching import matching
 from jaxgen.families.diffusion import denoising
 from jaxgen.families.diffusion.core.denoiser import Denoiser
@@ -25,14 +26,17 @@ STD, CLASSES, COUNT = 0.3, 4, 500
 SPEC, PATH = Spec((2,), CLASSES, levels=None), linear()
 
 
-def exact(labels: jax.Array) -> Denoiser:
-    """Of the class of each of labels [B]; of all classes where there is none."""
-    alone = gaussian_denoiser(PATH, jnp.asarray(MEANS)[jnp.minimum(labels, CLASSES - 1)], STD)
+def exact(labels: jax.Array, means: Any = MEANS, every: Any = MEANS) -> Denoiser:
+    """Of the class of each of labels [B]; of all classes where there is none.
+
+    means, every: of the classes, [CLASSES, 2]; where a label is told, and where none is.
+    """
+    alone = gaussian_denoiser(PATH, jnp.asarray(means)[jnp.minimum(labels, CLASSES - 1)], STD)
     shares = jnp.ones(CLASSES) / CLASSES
-    every = mixture_denoiser(PATH, jnp.asarray(MEANS), jnp.full(CLASSES, STD), shares)
+    mixed = mixture_denoiser(PATH, jnp.asarray(every), jnp.full(CLASSES, STD), shares)
 
     def call(keys: Any, x: jax.Array, t: jax.Array, memory: Any) -> Any:
-        (one, _), (both, _) = (d(keys, x, t, ()) for d in (alone, every))
+        (one, _), (both, _) = (d(keys, x, t, ()) for d in (alone, mixed))
         told = (labels < CLASSES)[:, None]
         return jax.tree.map(lambda a, b: jnp.where(told, a, b), one, both), memory
 
@@ -63,7 +67,7 @@ class Teacher:
         return self.params
 
 
-def trained(method: Method, state: TrainState, steps: int) -> TrainState:
+def trained(method: Method, state: TrainState, steps: int, jit: Any = jax.jit) -> TrainState:
     """After steps on fresh data of all classes."""
 
     def body(state: Any, number: jax.Array) -> tuple[Any, None]:
@@ -74,17 +78,26 @@ def trained(method: Method, state: TrainState, steps: int) -> TrainState:
         batch = {"image": image, "label": labels}
         return method.update(state, batch, jax.random.fold_in(key, number), method.frozen)[0], None
 
-    return jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
+    return jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])(state)
+
+
+def denoiser(rate: Any, network: Any = None) -> Method:
+    """A small network, or another, for data of all classes."""
+    net = MLP(CLASSES, 2, 64, 2) if network is None else network
+    return denoising(SPEC, net, optax.adam(rate), Averages((3000,)), label_dropout=0.1)
+
+
+def learnt(steps: int = 1500, network: Any = None) -> tuple[Method, Any]:
+    """(it, its parameters after training)."""
+    base = denoiser(optax.cosine_decay_schedule(1e-3, steps), network)
+    return base, trained(base, quick_jit(base.init)(jax.random.key(0)), steps).params
 
 
 def drawn(
     wrap: Callable[..., Method] = matching, updates: int = 1500, network: Any = None, **options: Any
 ) -> np.ndarray:
     """Samples [classes, COUNT, 2] of a student that a wrap taught so, begun as a denoiser."""
-    rate = optax.cosine_decay_schedule(1e-3, updates)
-    net = MLP(CLASSES, 2, 64, 2) if network is None else network
-    base = denoising(SPEC, net, optax.adam(rate), Averages((3000,)), label_dropout=0.1)
-    net = trained(base, base.init(jax.random.key(0)), updates).params
+    base, net = learnt(updates, network)
     method = wrap(base, spec=SPEC, networks={"teacher": Teacher()}, **options)
     state = method.init(jax.random.key(0))
     params = copied({**state.params, **net}, method.training.copies)

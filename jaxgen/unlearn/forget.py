@@ -2,7 +2,8 @@
 
 "relabel": to another class, or to no label (Fan et al. 2024, "SalUn"; Kumari et al. 2023).
 "negative": away from the class, e(x) - eta (e(x | c) - e(x)) (Gandikota et al. 2023, "Erasing
-Concepts from Diffusion Models", eq. 7). The other classes' examples train as before.
+Concepts from Diffusion Models", eq. 7). "guidance": only the class's own part, e(x | c) - e(x),
+becomes another class's, or nothing, while `preserve` holds e(x) (Hong et al. 2024, "All but One").
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxgen.errors import invalid
+from jaxgen.errors import invalid, unknown
 from jaxgen.method import (
     Batch,
     Method,
@@ -25,11 +26,12 @@ from jaxgen.method import (
     retrained,
     teacher_of,
 )
-from jaxgen.method.streams import NOISE, TIME, example_keys, fold, normal
+from jaxgen.method.streams import LABEL, NOISE, TIME, example_keys, fold, normal
 
 PyTree = Any
-STREAM = 2**32 - 3
-"""Of the step's key: its noise is not the retained examples'."""
+STREAM, DRAWN = 2**32 - 3, 2**32 - 8
+"""Of the step's key: its noise is not the retained examples'; what the copy's samples are of."""
+TARGETS = ("relabel", "negative", "guidance")
 
 
 def forget(
@@ -38,10 +40,13 @@ def forget(
     spec: Spec,
     networks: Mapping[str, Any],
     classes: tuple[int | str, ...],
-    target: Literal["relabel", "negative"] = "relabel",
+    target: Literal["relabel", "negative", "guidance"] = "relabel",
     substitute: int | str | None = None,
     eta: float = 1.0,
     weight: float = 1.0,
+    preserve: float = 0.0,
+    retain: float = 1.0,
+    sample: Mapping[str, Any] | None = None,
     teacher: str = "teacher",
 ) -> Method:
     """Forget `classes` (labels or names), keep the rest; for diffusion, whose denoiser is known.
@@ -49,12 +54,20 @@ def forget(
     Examples of a forgotten class are where its answer is changed (the forget data), all others are
     retain data. networks[teacher]: the model as it was; start from it too (`config.start`).
     substitute: the class in its place, None: no label. eta: strength of "negative". weight: of the
-    forgetting against the retained loss. Raises UsageError for classes that there are not, and for
+    forgetting. preserve: of the square by which the answer without a label leaves the copy's.
+    retain: of the retained examples' own loss, whose rows without a label teach the law of the
+    rest, against `preserve`. sample: options of the copy's sampler, which then draws the forget
+    data at each step ({}: as it does by itself); None: the batch's. With retain=0 too no data of
+    any class are asked for. Raises UsageError for classes that there are not, weights below 0, and
     a method without a denoiser.
     """
     if not classes:
         allowed = f"labels from 0 to {spec.num_classes - 1}, or names"
         raise invalid("unlearn.forget.classes", classes, allowed)
+    if target not in TARGETS:
+        raise unknown("unlearn.forget.target", target, TARGETS)
+    if min(weight, preserve, retain) < 0:
+        raise invalid("unlearn.forget", (weight, preserve, retain), "weight, preserve, retain >= 0")
     forgotten = jnp.asarray([spec.label(c, "unlearn.forget.classes") for c in classes])
     denoiser = denoiser_factory(method)
     if denoiser is None:
@@ -62,26 +75,57 @@ def forget(
     base = only_learner(method, "unlearn.forget")
     other = teacher_of(networks, teacher, "unlearn.forget")
     instead = spec.label(substitute, "unlearn.forget.substitute")
+    path = denoiser(guidance=1.0)(None, None).path
+
+    def examples(held: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
+        """(x0, labels, which of them are forget data)."""
+        if sample is None:
+            return batch["image"], batch["label"], jnp.isin(batch["label"], forgotten)
+        keys = example_keys(jax.random.fold_in(key, DRAWN), batch)
+        which = lambda k: jax.random.randint(k, (), 0, len(forgotten))
+        labels = forgotten[jax.vmap(which)(fold(keys, LABEL))]
+        x0 = other.method.sampler(**sample).fn(held, fold(keys, NOISE), labels)
+        return jax.lax.stop_gradient(x0), labels, jnp.ones(labels.shape, bool)
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
-        labels = batch["label"]
-        gone = jnp.isin(labels, forgotten).astype(jnp.float32)
-        kept = {**batch, "weight": batch.get("weight", 1.0) * (1 - gone)}
+        rest = 1.0 - jnp.isin(batch["label"], forgotten)
+        kept = {**batch, "weight": batch.get("weight", 1.0) * rest}
         value, (metrics, extra) = base.loss(params, kept, key, extra)
+        held = params["frozen"][teacher]
+        x0, labels, gone = examples(held, batch, key)
         keys = example_keys(jax.random.fold_in(key, STREAM), batch)
-        ours = denoiser(guidance=1.0)(params, labels)
-        scale = -eta if target == "negative" else 1.0
-        told = labels if target == "negative" else jnp.full_like(labels, instead)
-        theirs = other.method.sampler(guidance=scale).denoiser(params["frozen"][teacher], told)
         t = jax.vmap(jax.random.uniform)(fold(keys, TIME))
-        x = ours.path.mix(batch["image"], normal(fold(keys, NOISE), spec.shape), t)
-        said, wanted = (d(keys, x, t, d.init(x))[0].v(ours.path, t) for d in (ours, theirs))
-        error = ((said - jax.lax.stop_gradient(wanted)) ** 2).reshape(len(labels), -1).mean(1)
-        forgetting = (gone * error).mean()
-        return value + weight * forgetting, ({**metrics, "forgetting": forgetting}, extra)
+        x = path.mix(x0, normal(fold(keys, NOISE), spec.shape), t)
+
+        def ours(guidance: float) -> jax.Array:
+            it = denoiser(guidance=guidance)(params, labels)
+            return it(keys, x, t, it.init(x))[0].v(path, t)
+
+        def theirs(guidance: float, told: jax.Array) -> jax.Array:
+            it = other.method.sampler(guidance=guidance).denoiser(held, told)
+            return jax.lax.stop_gradient(it(keys, x, t, it.init(x))[0].v(path, t))
+
+        another = jnp.full_like(labels, instead)
+        if target == "guidance":
+            off = ours(1.0) - ours(0.0) - (theirs(1.0, another) - theirs(0.0, labels))
+        elif target == "negative":
+            off = ours(1.0) - theirs(-eta, labels)
+        else:
+            off = ours(1.0) - theirs(1.0, another)
+        forgetting = (gone * _square(off)).mean()
+        value, metrics = retain * value + weight * forgetting, {**metrics, "forgetting": forgetting}
+        if preserve:
+            metrics["drift"] = _square(ours(0.0) - theirs(0.0, labels)).mean()
+            value += preserve * metrics["drift"]
+        return value, (metrics, extra)
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
     frozen = frozen_with(method, spec, networks, teacher)
     return dataclasses.replace(
         retrained(method, learners=learners, frozen=frozen), train_flops=None
     )
+
+
+def _square(off: jax.Array) -> jax.Array:
+    """Mean square [B] of [B, ...]."""
+    return (off**2).reshape(len(off), -1).mean(1)

@@ -17,18 +17,10 @@ from typing import Any
 import pytest
 
 from jaxgen import config as configs
-from jaxgen import families, tokenizers
-from jaxgen.distill.consistency import consistency
-from jaxgen.distill.guidance import guided, progressive
-from jaxgen.distill.matching import matching
+from jaxgen import distill, families, tokenizers, tune, unlearn
 from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
-from jaxgen.tune.contrast import cca, ddo
-from jaxgen.tune.lora import lora
-from jaxgen.tune.only import only
-from jaxgen.unlearn.forget import forget
-from jaxgen.unlearn.near_access import near_access
 from tests import base_run
 from tests.every_family import FAMILIES, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
@@ -70,6 +62,15 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "only": _tiny(MLP, "wrap=" + repr([dict(name="tune.only", match="bias$")])),
     "routed": _tiny(
         dict(name="routed.Routed", of=MLP, groups=(tuple(range(5)), tuple(range(5, 10))))
+    ),
+    "redact": _tiny(
+        MLP | dict(width=10),
+        "wrap=" + repr([dict(name="unlearn.redact", classes=(3,), reference=1)]),
+    ),
+    "repulsion": _tiny(
+        MLP | dict(width=24, depth=1),
+        "networks={'adapted': BASE}",
+        "wrap=" + repr([dict(name="unlearn.repulsion", group="net")]),
     ),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
@@ -502,6 +503,18 @@ WRAPS = (
         programs=UPDATE,
     ),
     Sweep("near", "wrap.0", programs=SAMPLER),
+    Sweep(
+        "redact",
+        "wrap.0",
+        values=dict(classes=(2,), reference=4, match=r"(labels\.embedding|out\.kernel)$"),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "repulsion",
+        "wrap.0",
+        skip=dict(adapted="names a network", group="names a group"),
+        programs=UPDATE,
+    ),
     *(
         Sweep(
             name,
@@ -529,7 +542,7 @@ WRAPS = (
     Sweep(
         "forget",
         "wrap.0",
-        values=dict(classes=(3,), target="negative", substitute=2),
+        values=dict(classes=(3,), target="negative", substitute=2, sample=dict(steps=3)),
         skip=dict(teacher="names a network", eta=ELSEWHERE),
         programs=UPDATE,
     ),
@@ -659,5 +672,19 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, only, consistency, cca, ddo, guided, progressive, matching, forget, near_access}
-    assert wraps <= wanted.keys()
+    wraps = {
+        function
+        for package in (distill, tune, unlearn)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        for function in vars(importlib.import_module(module.name)).values()
+        if inspect.isfunction(function) and is_wrap(function)
+    }
+    assert wraps and wraps <= wanted.keys(), wraps - wanted.keys()
+
+
+def is_wrap(function: Callable[..., Any]) -> bool:
+    """Whether a config can name it: a method, options by name, and a method again."""
+    signature = inspect.signature(function)
+    first, *rest = signature.parameters.values()
+    named = all(p.kind is p.KEYWORD_ONLY for p in rest) and not function.__name__.startswith("_")
+    return first.name == "method" and named and signature.return_annotation == "Method"

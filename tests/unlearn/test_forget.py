@@ -60,15 +60,13 @@ def test_no_gradient_reaches_the_teacher_and_weight_0_is_training_without_the_cl
     params = {**teacher.params, "frozen": {"teacher": teacher.params}}
     batch = {**data(jax.random.key(3)), "index": jnp.arange(BATCH), "microbatch": jnp.int32(0)}
 
-    def value(fn, params, batch):
-        return fn(params, batch, jax.random.key(4), {"times": ()})[0]
+    def value(fn, batch):
+        return lambda p: fn(p, batch, jax.random.key(4), {"times": ()})[0]
 
-    grads = jax.jit(jax.grad(lambda p: value(method.loss, p, batch)))(params)
+    found, grads = jax.jit(jax.value_and_grad(value(method.loss, batch)))(params)
     assert all((a == 0).all() for a in jax.tree.leaves(grads["frozen"]))
     kept = {**batch, "weight": (batch["label"] == 2).astype(jnp.float32)}
-    np.testing.assert_allclose(
-        value(method.loss, params, batch), value(build(1e-3).loss, params, kept), rtol=1e-6
-    )
+    np.testing.assert_allclose(found, quick_jit(value(build(1e-3).loss, kept))(params), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +76,8 @@ def test_no_gradient_reaches_the_teacher_and_weight_0_is_training_without_the_cl
         (dict(classes=()), "0 to 2"),
         (dict(classes=(0,), substitute=4), "0 to 2"),
         (dict(classes=(0,), teacher="guide"), "'guide'"),
+        (dict(classes=(0,), target="away"), "guidance.*negative"),
+        (dict(classes=(0,), preserve=-1.0), "preserve, retain >= 0"),
     ],
 )
 def test_bad_input_is_named(teacher, options, words):
@@ -96,3 +96,73 @@ def test_classes_go_by_name_too(teacher):
         unlearn.forget(build(1e-3), classes=("birhc",), **options)
     with pytest.raises(UsageError, match="labels from 0 to"):
         unlearn.forget(build(1e-3), classes=(99,), **options)
+
+
+def loss_of(method, params, batch, key=4):
+    return method.loss(params, batch, jax.random.key(key), {"times": ()})
+
+
+def placed_batch(labels=None):
+    batch = {**data(jax.random.key(3)), "index": jnp.arange(BATCH), "microbatch": jnp.int32(0)}
+    return batch if labels is None else {**batch, "label": jnp.full(BATCH, labels)}
+
+
+@pytest.mark.parametrize("substitute", [None, 2])
+def test_at_the_copy_guidance_is_off_by_the_difference_of_the_two_classes(teacher, substitute):
+    """With no other class it is the guidance itself that goes; nothing has drifted yet."""
+    method = unlearn.forget(
+        build(1e-3), spec=SPEC, networks={"teacher": teacher}, classes=(0,), target="guidance",
+        substitute=substitute, preserve=1.0, retain=0.0,
+    )  # fmt: skip
+    params = {**teacher.params, "frozen": {"teacher": teacher.params}}
+    value, (metrics, _) = loss_of(method, params, placed_batch(0))
+    relabel = unlearn.forget(
+        build(1e-3), spec=SPEC, networks={"teacher": teacher}, classes=(0,), substitute=substitute
+    )
+    _, (same, _) = loss_of(relabel, params, placed_batch(0))
+    np.testing.assert_allclose(metrics["forgetting"], same["forgetting"], rtol=1e-5)
+    assert metrics["drift"] == 0
+    np.testing.assert_allclose(value, metrics["forgetting"], rtol=1e-6)
+
+
+def test_what_is_preserved_is_the_answer_without_a_label(teacher):
+    """A change of the row of no label is all that drifts; of another row, nothing does."""
+    method = unlearn.forget(
+        build(1e-3), spec=SPEC, networks={"teacher": teacher}, classes=(0,), target="guidance",
+        preserve=1.0,
+    )  # fmt: skip
+
+    def drift(row):
+        moved = jax.tree.map(jnp.copy, teacher.params)
+        table = moved["net"]["labels"]["embedding"]
+        moved["net"]["labels"]["embedding"] = table.at[row].add(1.0)
+        params = {**moved, "frozen": {"teacher": teacher.params}}
+        return loss_of(method, params, placed_batch())[1][0]["drift"]
+
+    assert drift(1) == 0 < drift(3)
+
+
+def test_the_copys_samples_stand_for_the_classes_data(teacher):
+    """Whatever the batch holds: its images and labels change nothing, the step's key does."""
+    method = unlearn.forget(
+        build(1e-3), spec=SPEC, networks={"teacher": teacher}, classes=(0,), substitute=2,
+        retain=0.0, sample=dict(solver="euler", steps=4, guidance=1.0),
+    )  # fmt: skip
+    params = {**teacher.params, "frozen": {"teacher": teacher.params}}
+    batch = placed_batch(1)
+    first = loss_of(method, params, batch)[0]
+    other = {**batch, "image": batch["image"] + 3.0, "label": jnp.full(BATCH, 2)}
+    assert loss_of(method, params, other)[0] == first > 0
+    assert loss_of(method, params, batch, key=5)[0] != first
+    # They are the class's: as far off as its data are, within what 128 examples tell.
+    plain = unlearn.forget(
+        build(1e-3),
+        spec=SPEC,
+        networks={"teacher": teacher},
+        classes=(0,),
+        substitute=2,
+        retain=0.0,
+    )
+    own = {**batch, "image": MEANS[0] + 0.3 * jax.random.normal(jax.random.key(6), (BATCH, 2))}
+    of_data = loss_of(plain, params, {**own, "label": jnp.zeros(BATCH, jnp.int32)})[0]
+    np.testing.assert_allclose(first, of_data, rtol=0.25)
