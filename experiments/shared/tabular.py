@@ -40,7 +40,10 @@ def table(rate: Any, *, normalised: bool = True) -> Method:
             draw = jax.vmap(jax.random.categorical)
             return draw(keys, params["net"]["logits"][labels])[:, None].astype(jnp.int32)
 
-        return Sampler(fn, calls=1)
+        def log_probs(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+            return log_prob(params, x, labels)[:, None]
+
+        return Sampler(fn, calls=1, log_probs=log_probs if normalised else None)
 
     training = single(loss, fresh, optax.adam(rate), Averages((1000,)))
     return method_of(
@@ -65,15 +68,17 @@ class Trained:
         return self.params
 
 
-def tuned(wrap: Callable[..., Method], *, normalised: bool, steps: int = 1500) -> np.ndarray:
+def tuned(
+    wrap: Callable[..., Method], *, normalised: bool, steps: int = 1500, seed: int = 1
+) -> np.ndarray:
     """The logits [classes, values] after a wrap's training on data; it starts at the reference."""
     rate = optax.cosine_decay_schedule(3e-2, steps)
     base = table(rate, normalised=normalised)
-    method = wrap(base, spec=SPEC, networks={"teacher": Trained(base)}, label_dropout=0.0)
+    method = wrap(base, spec=SPEC, networks={"teacher": Trained(base)})
     log_data = jnp.log(jnp.asarray(DATA, jnp.float32))
 
     def body(state: Any, number: jax.Array) -> tuple[Any, None]:
-        key = jax.random.fold_in(jax.random.key(1), number)
+        key = jax.random.fold_in(jax.random.key(seed), number)
         labels = jnp.arange(BATCH) % CLASSES
         image = jax.random.categorical(key, log_data[labels])[:, None]
         step_key = jax.random.fold_in(key, number)

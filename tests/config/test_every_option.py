@@ -24,6 +24,7 @@ from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
+from jaxgen.tune.grpo import grpo
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
@@ -493,6 +494,13 @@ WRAPS = (
         for name in ("cca", "ddo")
     ),
     Sweep(
+        "grpo",
+        "wrap.0",
+        values=dict(group=2, sample=dict(solver="ancestral.ddpm", steps=3)),
+        skip=dict(teacher="names a network", reward="a function of samples"),
+        programs=UPDATE,
+    ),
+    Sweep(
         "matching",
         "wrap.0",
         values=dict(by="ratio", divergence="jeffreys", fake_steps=2),
@@ -535,9 +543,7 @@ def loaded(case: str, *overrides: str) -> Any:
     """A case's config."""
     config, narrow = CASES[case]
     config = configs.load(config)
-    if any("BASE" in text for text in narrow):
-        narrow = [text.replace("BASE", repr(base_run.base())) for text in narrow]
-    configs.override(config, [*narrow, "data.batch_size=16", *overrides], TOP)
+    configs.override(config, [*base_run.told(narrow), "data.batch_size=16", *overrides], TOP)
     return config
 
 
@@ -639,5 +645,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access}
+    wraps = {lora, cca, ddo, grpo, guided, progressive, matching, forget, near_access}
     assert wraps <= wanted.keys()
