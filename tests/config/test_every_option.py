@@ -26,10 +26,11 @@ from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.grpo import grpo
 from jaxgen.tune.lora import lora
+from jaxgen.tune.preference import dpo
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
 from tests import base_run
-from tests.every_family import FAMILIES, TEACHER
+from tests.every_family import DRAWN, FAMILIES, LIKENESS, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
 
 MLP = dict(name="mlp.MLP", width=8, depth=2)
@@ -63,6 +64,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
+    "dpo": _tiny(MLP, TEACHER, f"wrap=[dict(name='tune.preference.dpo', {DRAWN}, {LIKENESS})]"),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -501,6 +503,15 @@ WRAPS = (
         programs=UPDATE,
     ),
     Sweep(
+        "dpo",
+        "wrap.0",
+        values=dict(sample=dict(steps=3), data=True),
+        skip=dict(
+            teacher="names a network", reward="a function of samples", loser="a column in its place"
+        ),
+        programs=UPDATE,
+    ),
+    Sweep(
         "matching",
         "wrap.0",
         values=dict(by="ratio", divergence="jeffreys", fake_steps=2),
@@ -645,5 +656,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, grpo, guided, progressive, matching, forget, near_access}
+    wraps = {lora, cca, ddo, dpo, grpo, guided, progressive, matching, forget, near_access}
     assert wraps <= wanted.keys()
