@@ -27,6 +27,8 @@ from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.grpo import grpo
 from jaxgen.tune.lora import lora
 from jaxgen.tune.preference import dpo
+from jaxgen.tune.told import told
+from jaxgen.tune.weighted import weighted
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
 from tests import base_run
@@ -34,6 +36,7 @@ from tests.every_family import DRAWN, FAMILIES, LIKENESS, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
 
 MLP = dict(name="mlp.MLP", width=8, depth=2)
+TOLD_W = MLP | dict(conditions=(("w", "number"),))
 DIT = dict(name="dit.DiT", patch=4, width=8, depth=2, heads=2, attention="xla")
 BERT = dict(name="bert.Bert", width=8, depth=1, heads=2, attention="xla")
 MASKED = DIT | dict(name="masked_dit.MaskedDiT", decoder_depth=1, decoder_width=8, decoder_heads=2)
@@ -65,6 +68,8 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
     "dpo": _tiny(MLP, TEACHER, f"wrap=[dict(name='tune.preference.dpo', {DRAWN}, {LIKENESS})]"),
+    "told": _tiny(TOLD_W, "wrap=" + repr([dict(name="tune.told.told", levels=2)])),
+    "weighted": _tiny(MLP, f"wrap=[dict(name='tune.weighted.weighted', {LIKENESS})]"),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -485,6 +490,13 @@ WRAPS = (
     Sweep("progressive", "wrap.0", values=dict(steps=8, last=2), programs=UPDATE),
     Sweep("guided", "wrap.0", programs=UPDATE),
     Sweep("near", "wrap.0", programs=SAMPLER),
+    Sweep("told", "wrap.0", values=dict(levels=5, values=dict(w=1.0)), programs=SAMPLER),
+    Sweep(
+        "weighted",
+        "wrap.0",
+        skip=dict(reward="a function of samples", column="a column in its place"),
+        programs=UPDATE,
+    ),
     *(
         Sweep(
             name,
@@ -656,5 +668,18 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, dpo, grpo, guided, progressive, matching, forget, near_access}
+    wraps = {
+        lora,
+        cca,
+        ddo,
+        dpo,
+        grpo,
+        told,
+        weighted,
+        guided,
+        progressive,
+        matching,
+        forget,
+        near_access,
+    }
     assert wraps <= wanted.keys()
