@@ -28,6 +28,7 @@ from jaxgen.tune.grpo import grpo
 from jaxgen.tune.lora import lora
 from jaxgen.tune.preference import dpo
 from jaxgen.tune.told import told
+from jaxgen.tune.truncated import truncated
 from jaxgen.tune.weighted import weighted
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
@@ -70,6 +71,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "dpo": _tiny(MLP, TEACHER, f"wrap=[dict(name='tune.preference.dpo', {DRAWN}, {LIKENESS})]"),
     "told": _tiny(TOLD_W, "wrap=" + repr([dict(name="tune.told.told", levels=2)])),
     "weighted": _tiny(MLP, f"wrap=[dict(name='tune.weighted.weighted', {LIKENESS})]"),
+    "truncated": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -492,6 +494,13 @@ WRAPS = (
     Sweep("near", "wrap.0", programs=SAMPLER),
     Sweep("told", "wrap.0", values=dict(levels=5, values=dict(w=1.0)), programs=SAMPLER),
     Sweep(
+        "truncated",
+        "wrap.0",
+        values=dict(sample=dict(steps=3)),
+        skip=dict(teacher="names a network"),
+        programs=UPDATE,
+    ),
+    Sweep(
         "weighted",
         "wrap.0",
         skip=dict(reward="a function of samples", column="a column in its place"),
@@ -675,6 +684,7 @@ def test_every_method_and_all_of_its_options_are_swept():
         dpo,
         grpo,
         told,
+        truncated,
         weighted,
         guided,
         progressive,
