@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxgen import config as configs
 from jaxgen.run import record
@@ -48,3 +49,20 @@ def write(workdir: Path, *overrides: str, seed: int = 0) -> Path:
 def base() -> str:
     """One such workdir for the whole session."""
     return str(write(Path(tempfile.mkdtemp()) / "base"))
+
+
+@functools.cache
+def goal() -> str:
+    """A file with an example of its data, for rewards."""
+    path = Path(base()).parent / "goal.npy"
+    np.save(path, np.random.default_rng(0).uniform(-1, 1, (8, 8, 1)).astype(np.float32))
+    return str(path)
+
+
+def told(overrides: list[str]) -> list[str]:
+    """Overrides in which BASE and GOAL stand for those two, made where they are first named."""
+    files = {"BASE": base, "GOAL": goal}
+    for name, made in files.items():
+        if any(name in text for text in overrides):
+            overrides = [text.replace(name, repr(made())) for text in overrides]
+    return overrides

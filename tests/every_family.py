@@ -2,7 +2,7 @@
 
 from jaxgen import config as configs
 from jaxgen.run.setup import TOP, Setup, set_up
-from tests.base_run import base
+from tests.base_run import told
 
 DESCENT = "optimizer=" + repr(dict(name="sgd", learning_rate=0.02))
 BERT = "model=" + repr(dict(name="bert.Bert", patch=2, width=32, depth=1, heads=2))
@@ -18,7 +18,10 @@ MLP = "model=" + repr(dict(name="mlp.MLP", width=24, depth=1))
 TOLD = MLP.replace("'depth': 1", "'depth': 1, 'conditions': (('w', 'number'),)")
 MATCHING = dict(name="distill.matching", divergence="jensen_shannon", calls=2, adversarial=0.1)
 TEACHER = "networks={'teacher': BASE}"
-"""BASE: the workdir of `tests.base_run`."""
+"""BASE: the workdir of `tests.base_run`; GOAL: a file there."""
+LIKENESS = "reward=dict(name='likeness', file=GOAL)"
+DRAWN = "sample=dict(solver='ancestral.ddpm', steps=2)"
+GRPO = f"wrap=[dict(name='tune.grpo.grpo', group=4, {DRAWN}, {LIKENESS})]"
 
 FAMILIES: dict[str, tuple[str, list[str]]] = {
     "diffusion": ("tests/tiny.py", []),
@@ -44,6 +47,7 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
         "tests/tiny.py",
         [MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.forget", classes=(3, 4))])],
     ),
+    "grpo": ("tests/tiny.py", [MLP, TEACHER, GRPO]),
     "jem": ("configs/digits_jem.py", ["model.width=16", "model.depth=1", "method.buffer=64"]),
     "llamagen": (
         "configs/digits_llamagen.py",
@@ -80,7 +84,5 @@ def built(name: str, *overrides: str) -> Setup:
     """The parts of a family's tiny run, batches of 32."""
     config, narrow = FAMILIES[name]
     loaded = configs.load(config)
-    if any("BASE" in text for text in narrow):
-        narrow = [text.replace("BASE", repr(base())) for text in narrow]
-    configs.override(loaded, [*narrow, "data.batch_size=32", *overrides], TOP)
+    configs.override(loaded, [*told(narrow), "data.batch_size=32", *overrides], TOP)
     return set_up(loaded)

@@ -29,7 +29,7 @@ SHARES = np.array([0.35, 0.65])
 
 
 class Table:
-    """A Markov chain for each label; the null label is the mixture of the two, by Bayes' rule."""
+    """A Markov chain for each label; the null label is the mixture of all, by Bayes' rule."""
 
     group = 1
 
@@ -38,10 +38,12 @@ class Table:
         return self
 
     def apply(self, variables: Any, tokens: jax.Array, labels: jax.Array, **_: Any) -> jax.Array:
-        """Logits [B, N, V] of tokens [B, N] for labels [B]: 0, 1, or 2 for none."""
+        """Logits [B, N, V] of tokens [B, N] for labels [B]: a chain's, or their number for none."""
         p = variables["params"]
         step = jnp.log(p["chains"])[:, tokens[:, :-1]]
-        start = jnp.broadcast_to(jnp.log(p["starts"])[:, None, None], (2, len(tokens), 1, VALUES))
+        count, values = p["starts"].shape
+        first = jnp.log(p["starts"])[:, None, None]
+        start = jnp.broadcast_to(first, (count, len(tokens), 1, values))
         each = jnp.concatenate([start, step], 2)
         said = jnp.take_along_axis(each, tokens[None, ..., None], -1)[..., 0]
         before = jnp.cumsum(said, -1) - said + jnp.log(p["shares"])[:, None, None]

@@ -40,7 +40,10 @@ def table(rate: Any, *, normalised: bool = True) -> Method:
             draw = jax.vmap(jax.random.categorical)
             return draw(keys, params["net"]["logits"][labels])[:, None].astype(jnp.int32)
 
-        return Sampler(fn, calls=1)
+        def log_probs(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+            return log_prob(params, x, labels)[:, None]
+
+        return Sampler(fn, calls=1, log_probs=log_probs if normalised else None)
 
     training = single(loss, fresh, optax.adam(rate), Averages((1000,)))
     return method_of(
@@ -65,19 +68,57 @@ class Trained:
         return self.params
 
 
-def tuned(wrap: Callable[..., Method], *, normalised: bool, steps: int = 1500) -> np.ndarray:
-    """The logits [classes, values] after a wrap's training on data; it starts at the reference."""
+def history(
+    wrap: Callable[..., Method],
+    *,
+    normalised: bool = True,
+    steps: int = 1500,
+    seed: int = 1,
+    data: np.ndarray = DATA,
+) -> np.ndarray:
+    """The logits [steps, classes, values] in a wrap's training on data; it starts at REFERENCE."""
     rate = optax.cosine_decay_schedule(3e-2, steps)
     base = table(rate, normalised=normalised)
-    method = wrap(base, spec=SPEC, networks={"teacher": Trained(base)}, label_dropout=0.0)
-    log_data = jnp.log(jnp.asarray(DATA, jnp.float32))
+    method = wrap(base, spec=SPEC, networks={"teacher": Trained(base)})
+    log_data = jnp.log(jnp.asarray(data, jnp.float32))
 
-    def body(state: Any, number: jax.Array) -> tuple[Any, None]:
-        key = jax.random.fold_in(jax.random.key(1), number)
+    def body(state: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(seed), number)
         labels = jnp.arange(BATCH) % CLASSES
         image = jax.random.categorical(key, log_data[labels])[:, None]
         step_key = jax.random.fold_in(key, number)
-        return method.update(state, {"image": image, "label": labels}, step_key)[0], None
+        state = method.update(state, {"image": image, "label": labels}, step_key)[0]
+        return state, state.params["net"]["logits"]
 
-    fit = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[0])
-    return np.asarray(fit(method.init(jax.random.key(0))).params["net"]["logits"])
+    fit = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(steps))[1])
+    return np.asarray(fit(method.init(jax.random.key(0))))
+
+
+def tuned(wrap: Callable[..., Method], **options: Any) -> np.ndarray:
+    """The logits [classes, values] at the end of `history`."""
+    return history(wrap, **options)[-1]
+
+
+def law(logits: np.ndarray) -> np.ndarray:
+    """p(x | c), [classes, values]."""
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def distance(logits: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest total variation of a class's law from the one wanted."""
+    return float(np.abs(law(logits) - wanted).sum(1).max() / 2)
+
+
+REWARDS = np.random.default_rng(5).normal(size=(CLASSES, VALUES)).astype(np.float32)
+
+
+def reward(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of a value and its class, one of `REWARDS`."""
+    return jnp.asarray(REWARDS)[labels, x[:, 0]]
+
+
+def tilted(strength: Any, of: np.ndarray = REFERENCE) -> np.ndarray:
+    """p exp(strength r) / Z of each class; strength: a number, or [classes, 1]."""
+    p = of * np.exp(strength * REWARDS)
+    return p / p.sum(1, keepdims=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.config import ROOMS, part
 from jaxgen.errors import invalid
 from jaxgen.metrics.extractors import classifier as classifiers
 
@@ -51,5 +53,28 @@ def likeness(*, file: str) -> Reward:
         if x.shape[1:] != goal.shape:
             raise invalid("reward.file", goal.shape, f"an example of shape {x.shape[1:]}")
         return -((x - goal) ** 2).reshape(len(x), -1).mean(1)
+
+    return reward
+
+
+def harmonic(*, first: Any, second: Any, share: float = 0.5, exponential: bool = True) -> Reward:
+    """1 / (share / a + (1 - share) / b) of two rewards: low where either is (Miao et al. 2024).
+
+    first, second: sections of this room, or functions; a and b are the exponentials of what they
+    say (a probability, of `classifier`), or with exponential=False what they say, which has to be
+    above 0 then: else this is 0.
+    """
+    if not 0 < share < 1:
+        raise invalid("reward.share", share, "between 0 and 1")
+    each = [
+        part(section, ROOMS["reward"], f"reward.{name}")
+        for name, section in (("first", first), ("second", second))
+    ]
+
+    def reward(x: jax.Array, labels: jax.Array) -> jax.Array:
+        a, b = (jnp.exp(fn(x, labels)) if exponential else fn(x, labels) for fn in each)
+        good = (a > 0) & (b > 0)
+        a, b = (jnp.where(good, score, 1.0) for score in (a, b))
+        return jnp.where(good, 1 / (share / a + (1 - share) / b), 0.0)
 
     return reward

@@ -31,7 +31,9 @@ class Chain:
     ...] that the state after n steps makes one expect. step_calls, estimate_calls [steps]: network
     evaluations of step n, and of an estimate after it. back(keys [B], state, n, m) -> the state
     after n steps, noised again to where it was after m <= n. mix(first, second, radius) -> of two
-    starts a third of the same distribution, `first` at radius 0 and `second` at 1. None where the
+    starts a third of the same distribution, `first` at radius 0 and `second` at 1.
+    log_prob(keys [B], before, after, n) -> [B]: ln of the probability with which step n takes one
+    state to the next, up to what no parameter changes; 0 where it draws nothing. None where the
     chain cannot.
     """
 
@@ -44,6 +46,7 @@ class Chain:
     estimate_calls: np.ndarray
     back: Callable[[jax.Array, State, jax.Array, jax.Array], State] | None = None
     mix: Callable[[State, State, float], State] | None = None
+    log_prob: Callable[[jax.Array, State, State, jax.Array], jax.Array] | None = None
 
     @property
     def calls(self) -> float:
@@ -61,6 +64,37 @@ class Chain:
             return self.step(keys, state, number), None
 
         return self.sample(jax.lax.scan(body, state, jnp.arange(self.steps))[0])
+
+    def states(self, keys: jax.Array) -> State:
+        """Every state on the way, [B, steps + 1, ...]; of a chain without scalars in its state."""
+
+        def body(state: State, number: jax.Array) -> tuple[State, State]:
+            state = self.step(keys, state, number)
+            return state, state
+
+        start = self.start(keys)
+        _, rest = jax.lax.scan(body, start, jnp.arange(self.steps))
+
+        def joined(first: jax.Array, later: jax.Array) -> jax.Array:
+            return jnp.moveaxis(jnp.concatenate([first[None], later]), 0, 1)
+
+        return jax.tree.map(joined, start, rest)
+
+    def log_probs(self, keys: jax.Array, states: State) -> jax.Array:
+        """`log_prob` of each step between `states`, [B, steps].
+
+        Differentiated, it holds one step's activations at a time.
+        """
+        known = self.log_prob
+        assert known is not None
+
+        @jax.checkpoint
+        def of_step(number: jax.Array) -> jax.Array:
+            before = jax.tree.map(lambda a: a[:, number], states)
+            after = jax.tree.map(lambda a: a[:, number + 1], states)
+            return known(keys, before, after, number)
+
+        return jax.lax.map(of_step, jnp.arange(self.steps)).T
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -475,6 +475,7 @@ def on_params(method: Method, change: Callable[[PyTree], PyTree]) -> Method:
             chain=first(inner.chain),
             denoiser=first(inner.denoiser),
             by_weight=first(inner.by_weight),
+            log_probs=first(inner.log_probs),
         )
 
     return dataclasses.replace(

@@ -26,9 +26,9 @@ from jaxgen.method import (
     frozen_with,
     only_learner,
     retrained,
-    teacher_of,
 )
 from jaxgen.method.streams import LABEL, OTHER, check_dropout, drop_labels, example_keys, fold
+from jaxgen.tune.ratio import log_ratio
 
 PyTree = Any
 PAIRS, DRAWS = 2**32 - 6, 2**32 - 7
@@ -114,34 +114,19 @@ def _contrasted(
     """The method whose loss is that contrast; negatives(params, batch, keys, key) -> (x, label)."""
     option = f"tune.contrast.{name}"
     base = only_learner(method, option)
-    other = teacher_of(networks, teacher, option)
+    ratio = log_ratio(method, networks, teacher, option, draws)
     if not (beta > 0 and weight >= 0 and draws >= 1):
         allowed = "beta > 0, weight >= 0, draws >= 1"
         raise invalid(option, (beta, weight, draws), allowed)
     check_dropout(label_dropout)
-    own, theirs = method.label_error, other.method.label_error
-    if own is None or theirs is None:
-        raise invalid(option, "a method without likelihoods", "methods that classify")
-    error, reference = own, theirs
-
-    def log_ratio(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
-        """beta ln p / p_ref [B], both sides at the same noise."""
-        held = params["frozen"][teacher]
-
-        def draw(n: jax.Array) -> jax.Array:
-            each = jnp.full(labels.shape, n)
-            ours = error(params, x, labels, keys, each, draws)
-            return reference(held, x, labels, keys, each, draws) - ours
-
-        return beta * jax.vmap(draw)(jnp.arange(draws)).mean(0)
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         keys = example_keys(jax.random.fold_in(key, PAIRS), batch)
         labels = drop_labels(fold(keys, LABEL), batch["label"], label_dropout, spec.null_label)
         told = labels != spec.null_label
         x, wrong = negatives(params, batch, keys, key)
-        for_data = log_ratio(params, batch["image"], labels, keys)
-        for_other = log_ratio(params, x, jnp.where(told, wrong, labels), keys)
+        for_data = beta * ratio(params, batch["image"], labels, keys)
+        for_other = beta * ratio(params, x, jnp.where(told, wrong, labels), keys)
         judged = jax.nn.softplus(-for_data) + weight * told * jax.nn.softplus(for_other)
         metrics = {"log_ratio": for_data.mean(), "log_ratio_negative": for_other.mean()}
         return judged.mean(), (metrics, extra)

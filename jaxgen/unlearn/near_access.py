@@ -82,7 +82,7 @@ def near_access(
 
         calls = tries * inner.calls + safe.calls
         return dataclasses.replace(
-            inner, fn=fn, calls=calls, chain=None, denoiser=None, by_weight=None
+            inner, fn=fn, calls=calls, chain=None, denoiser=None, by_weight=None, log_probs=None
         )
 
     frozen = frozen_with(method, spec, networks, *networks)

@@ -22,10 +22,11 @@ from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from tests import base_run
-from tests.every_family import FAMILIES, TEACHER
+from tests.every_family import DRAWN, FAMILIES, LIKENESS, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
 
 MLP = dict(name="mlp.MLP", width=8, depth=2)
+TOLD_W = MLP | dict(conditions=(("w", "number"),))
 DIT = dict(name="dit.DiT", patch=4, width=8, depth=2, heads=2, attention="xla")
 BERT = dict(name="bert.Bert", width=8, depth=1, heads=2, attention="xla")
 MASKED = DIT | dict(name="masked_dit.MaskedDiT", decoder_depth=1, decoder_width=8, decoder_heads=2)
@@ -72,6 +73,10 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         "networks={'adapted': BASE}",
         "wrap=" + repr([dict(name="unlearn.repulsion", group="net")]),
     ),
+    "dpo": _tiny(MLP, TEACHER, f"wrap=[dict(name='tune.preference.dpo', {DRAWN}, {LIKENESS})]"),
+    "told": _tiny(TOLD_W, "wrap=" + repr([dict(name="tune.told.told", levels=2)])),
+    "weighted": _tiny(MLP, f"wrap=[dict(name='tune.weighted.weighted', {LIKENESS})]"),
+    "truncated": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -515,6 +520,20 @@ WRAPS = (
         skip=dict(adapted="names a network", group="names a group"),
         programs=UPDATE,
     ),
+    Sweep("told", "wrap.0", values=dict(levels=5, values=dict(w=1.0)), programs=SAMPLER),
+    Sweep(
+        "truncated",
+        "wrap.0",
+        values=dict(sample=dict(steps=3)),
+        skip=dict(teacher="names a network"),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "weighted",
+        "wrap.0",
+        skip=dict(reward="a function of samples", column="a column in its place"),
+        programs=UPDATE,
+    ),
     *(
         Sweep(
             name,
@@ -524,6 +543,22 @@ WRAPS = (
             programs=UPDATE,
         )
         for name in ("cca", "ddo")
+    ),
+    Sweep(
+        "grpo",
+        "wrap.0",
+        values=dict(group=2, sample=dict(solver="ancestral.ddpm", steps=3)),
+        skip=dict(teacher="names a network", reward="a function of samples"),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "dpo",
+        "wrap.0",
+        values=dict(sample=dict(steps=3), data=True),
+        skip=dict(
+            teacher="names a network", reward="a function of samples", loser="a column in its place"
+        ),
+        programs=UPDATE,
     ),
     Sweep(
         "matching",
@@ -568,9 +603,7 @@ def loaded(case: str, *overrides: str) -> Any:
     """A case's config."""
     config, narrow = CASES[case]
     config = configs.load(config)
-    if any("BASE" in text for text in narrow):
-        narrow = [text.replace("BASE", repr(base_run.base())) for text in narrow]
-    configs.override(config, [*narrow, "data.batch_size=16", *overrides], TOP)
+    configs.override(config, [*base_run.told(narrow), "data.batch_size=16", *overrides], TOP)
     return config
 
 

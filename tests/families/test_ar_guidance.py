@@ -22,6 +22,7 @@ from jaxgen.families.autoregressive.guidance import (
     alone,
     build_guide,
     cfg,
+    contrast,
     gedi,
     near_access,
 )
@@ -88,6 +89,22 @@ def test_what_two_networks_agree_on_is_what_each_says_where_they_are_one(diverge
     mean = np.sqrt(p * q)
     expected = np.minimum(p, q) if divergence == "max" else mean
     np.testing.assert_allclose(r, expected / expected.sum(-1, keepdims=True), rtol=1e-4)
+
+
+def test_a_contrast_is_of_what_is_plausible():
+    found = {
+        OWN: jnp.log(jnp.array([[0.5, 0.3, 0.2]])),
+        ANTI: jnp.log(jnp.array([[0.5, 0.1, 0.4]])),
+    }
+    found[Source("other")] = found[ANTI]
+    for alpha, kept in ((0.1, [True] * 3), (0.5, [True, True, False]), (1.0, [True, False, False])):
+        guide = contrast(alone(OWN), other="other", alpha=alpha)
+        said = np.asarray(guide.rule(found, (), PLACE))[0]
+        np.testing.assert_allclose(
+            said[kept], np.log([1.0, 3.0, 0.5])[np.array(kept)], rtol=1e-5, atol=1e-6
+        )
+        assert np.isneginf(said[~np.array(kept)]).all()
+    assert guide.sources == (OWN, Source("other"))
 
 
 def test_the_filter_keeps_the_surest_and_whoever_is_sure_enough():
@@ -165,6 +182,7 @@ def test_the_discriminative_loss_by_hand():
         ([dict(name="gedi", anti=1, weight=-1.0)], "guidance.weight"),
         ([dict(name="gedi")], "also sets anti"),
         ([dict(name="near_access", other="net", divergence="tv")], "'max', 'kl'"),
+        ([dict(name="contrast", other="net", alpha=0.0)], "0 < alpha <= 1"),
         (2.0, "label_dropout=0.1"),
     ],
 )

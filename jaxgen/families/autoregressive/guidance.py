@@ -7,6 +7,7 @@ A guidance maps a `Guide` to a `Guide`; a config names them in order, as in
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -174,6 +175,27 @@ def near_access(guided: Guide, *, other: str, divergence: Literal["max", "kl"] =
         first = jax.nn.log_softmax(guided.rule(logits, memory, place))
         safe = jax.nn.log_softmax(logits[second])
         return jnp.minimum(first, safe) if divergence == "max" else (first + safe) / 2
+
+    return dataclasses.replace(guided, sources=_with(guided, second), rule=rule)
+
+
+def contrast(guided: Guide, *, other: str, alpha: float = 0.1) -> Guide:
+    """What this network has that another has not: ln p - ln q, where p >= alpha max p.
+
+    Contrastive decoding (Li et al. 2023), by which a model after fine-tuning, p, against what it
+    was before, q, shows what was new in its data ("What's New in My Data? Novelty Exploration via
+    Contrastive Generation", 2024). other: the network of q. alpha: elements less likely than that
+    share of the likeliest are left out, since there a ratio says little; 1 leaves the likeliest
+    alone. A low `temperature` asks for the highest contrast.
+    """
+    if not 0 < alpha <= 1:
+        raise invalid("guidance.alpha", alpha, "0 < alpha <= 1")
+    second = Source(other)
+
+    def rule(logits: NextLogits, memory: Memory, place: jax.Array) -> jax.Array:
+        p = jax.nn.log_softmax(guided.rule(logits, memory, place))
+        plausible = p >= p.max(-1, keepdims=True) + math.log(alpha)
+        return jnp.where(plausible, p - jax.nn.log_softmax(logits[second]), -jnp.inf)
 
     return dataclasses.replace(guided, sources=_with(guided, second), rule=rule)
 

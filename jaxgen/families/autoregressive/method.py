@@ -178,7 +178,10 @@ def autoregressive(
             models={n: m.clone(outputs=distribution.outputs) for n, m in (models or {}).items()},
         )
         weighed = label_dropout > 0 and isinstance(guidance, (int, float))
-        return made if weighed else dataclasses.replace(made, by_weight=None)
+        if not weighed:
+            made = dataclasses.replace(made, by_weight=None)
+        itself = (temperature, top_k, top_p, typical, guidance) == (1, 0, 1, 1, 1)
+        return dataclasses.replace(made, log_probs=causal.log_probs) if itself else made
 
     def log_prob() -> Any:
         """fn(params, x[B, *shape], labels[B], keys[B]) -> nats [B], exact."""

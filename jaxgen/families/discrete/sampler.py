@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen.errors import invalid, unknown
 from jaxgen.families.discrete.bounds import remaining
-from jaxgen.families.discrete.core import Core
+from jaxgen.families.discrete.core import Core, negative_log
 from jaxgen.families.discrete.schedules import Schedule
 from jaxgen.method import Sampler, fold, never_dropped
 from jaxgen.method.chain import ESTIMATES, Chain, State
@@ -107,6 +107,20 @@ class Steps:
                 take &= x == core.values
         return jnp.where(take, drawn, x)
 
+    def log_prob(
+        self, params: PyTree, x: jax.Array, y: jax.Array, labels: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        """ln p [B] of a step from x to y, but for the chance of which masks are revealed.
+
+        That is no matter of the parameters, except by confidence.
+        """
+        core = self.core
+        log = -negative_log(self.logits(params, x, labels, number), jnp.minimum(y, core.values - 1))
+        if core.noise == "mask":
+            return jnp.where((x == core.values) & (y != core.values), log, 0.0).sum(1)
+        chance = self._row(number)["chance"]
+        return jnp.log((1 - chance) * (x == y) + chance * jnp.exp(log)).sum(1)
+
     def _row(self, number: jax.Array) -> dict[str, jax.Array]:
         return {name: column[number] for name, column in self.rows.items()}
 
@@ -162,6 +176,10 @@ def as_chain(steps: Steps, params: PyTree, labels: jax.Array | int) -> Chain:
         kept |= number == steps.steps
         return core.examples(jnp.where(kept, x, drawn.astype(x.dtype)))
 
+    def log_prob(keys: jax.Array, before: State, after: State, number: jax.Array) -> jax.Array:
+        (x, told), (y, _) = before, after
+        return steps.log_prob(params, x, y, told, number)
+
     calls = np.full(steps.steps, steps.calls)
     return Chain(
         start=start,
@@ -171,6 +189,7 @@ def as_chain(steps: Steps, params: PyTree, labels: jax.Array | int) -> Chain:
         step_calls=calls,
         estimate=estimate,
         estimate_calls=calls,
+        log_prob=None if steps.solver == "confidence" else log_prob,
     )
 
 

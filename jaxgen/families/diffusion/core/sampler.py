@@ -22,7 +22,7 @@ from jaxgen.families.diffusion.core.noise import GAUSSIAN, Noise
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.guidance.pair import extrapolate
 from jaxgen.families.diffusion.guidance.threshold import dynamic, static
-from jaxgen.families.diffusion.solvers.base import Solver
+from jaxgen.families.diffusion.solvers.base import Solver, gaussian_log_prob
 from jaxgen.method import Sampler, fold, normal
 from jaxgen.method.chain import AGAIN, ESTIMATES, Chain, State
 from jaxgen.method.streams import NOISE, STEPS
@@ -115,6 +115,13 @@ def as_chain(
     def mix(first: State, second: State, radius: float) -> State:
         return begin(math.sqrt(1 - radius**2) * first[0] + radius * second[0])
 
+    def log_prob(keys: jax.Array, before: State, after: State, number: jax.Array) -> jax.Array:
+        known, (x, carry) = solver.moments, before
+        assert known is not None
+        step_keys = fold(fold(keys, STEPS), number)
+        mean, std, _ = known(denoiser, x, grid[number], grid[number + 1], carry, step_keys)
+        return gaussian_log_prob(after[0], mean, std)
+
     pairs = [times[n : n + 2] for n in range(len(times) - 1)]
     return Chain(
         start=start,
@@ -126,6 +133,7 @@ def as_chain(
         estimate_calls=np.array([denoiser.calls(float(s)) for _, s in pairs]),
         back=back if noise.gaussian else None,
         mix=mix if noise.gaussian else None,
+        log_prob=None if solver.moments is None else log_prob,
     )
 
 

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.path import TINY, Path
-from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
-from jaxgen.method import fold, normal
-from jaxgen.method.streams import NOISE
+from jaxgen.families.diffusion.solvers.base import Carry, Solver, gaussian, predict
 
 SMALLEST_STEP = 1e-3
 """Where s = 0 the posterior variance is 0; its logarithm is taken at this time instead."""
@@ -55,19 +53,18 @@ def ddpm(path: Path, variance: Literal["learned", "small", "large"] = "learned")
     if variance not in ("learned", "small", "large"):
         raise invalid("solver.variance", variance, "'learned', 'small', 'large'")
 
-    def step(
+    def moments(
         denoiser: Denoiser, x: jax.Array, t: jax.Array, s: jax.Array, carry: Carry, keys: jax.Array
-    ) -> tuple[jax.Array, Carry]:
+    ) -> tuple[jax.Array, jax.Array, Carry]:
         p, memory = predict(denoiser, x, t, carry[1], keys)
         on_x, on_x0, small, large = posterior(path, t, s)
         if variance == "learned" and p.variance is not None:
             std = jnp.exp(0.5 * log_variance(p.variance, path, t, s))
         else:
             std = jnp.sqrt(large if variance == "large" else small)
-        noise = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
-        return on_x * x + on_x0 * p.x0 + jnp.where(s > 0, std * noise, 0.0), (carry[0], memory)
+        return on_x * x + on_x0 * p.x0, jnp.where(s > 0, std, 0.0), (carry[0], memory)
 
-    return Solver(step=step, order=1, stochastic=True)
+    return gaussian(moments)
 
 
 def ddim(path: Path, eta: float = 0.0) -> Solver:
@@ -82,12 +79,15 @@ def ddim(path: Path, eta: float = 0.0) -> Solver:
         denoiser: Denoiser, x: jax.Array, t: jax.Array, s: jax.Array, carry: Carry, keys: jax.Array
     ) -> tuple[jax.Array, Carry]:
         p, memory = predict(denoiser, x, t, carry[1], keys)
-        if eta == 0:
-            return p.mix(path, s), (carry[0], memory)
+        return p.mix(path, s), (carry[0], memory)
+
+    def moments(
+        denoiser: Denoiser, x: jax.Array, t: jax.Array, s: jax.Array, carry: Carry, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Carry]:
+        p, memory = predict(denoiser, x, t, carry[1], keys)
         variance = eta**2 * posterior(path, t, s)[2]
         direction = jnp.sqrt(jnp.maximum(path.sigma(s) ** 2 - variance, 0.0))
-        noise = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
-        out = path.alpha(s) * p.x0 + direction * p.eps + jnp.sqrt(variance) * noise
-        return out, (carry[0], memory)
+        mean = path.alpha(s) * p.x0 + direction * p.eps
+        return mean, jnp.sqrt(variance), (carry[0], memory)
 
-    return Solver(step=step, order=1, stochastic=eta > 0)
+    return gaussian(moments) if eta else Solver(step=step, order=1)

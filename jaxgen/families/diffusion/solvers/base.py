@@ -14,12 +14,17 @@ import numpy as np
 from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import Prediction
-from jaxgen.method import fold
+from jaxgen.method import fold, normal
+from jaxgen.method.streams import NOISE
 
 History = Any
 Carry = tuple[History, Any]
 Step = Callable[
     [Denoiser, jax.Array, jax.Array, jax.Array, Carry, jax.Array], tuple[jax.Array, Carry]
+]
+Moments = Callable[
+    [Denoiser, jax.Array, jax.Array, jax.Array, Carry, jax.Array],
+    tuple[jax.Array, jax.Array, Carry],
 ]
 
 
@@ -39,6 +44,7 @@ class Solver:
     solver's own history and the denoiser's memory. init(x) -> history. order: global order of
     convergence (of the mean and covariance where `stochastic`; 0 where no order is claimed).
     times(n, t, s): at which times step n, from t to s, calls the denoiser, None if it depends on x.
+    moments: of a step that is one draw from N(mean, std^2), as `gaussian` makes it; else None.
     """
 
     step: Step
@@ -46,6 +52,7 @@ class Solver:
     stochastic: bool = False
     init: Callable[[jax.Array], History] = _no_history
     times: Callable[[int, np.ndarray, np.ndarray], list[float]] | None = _at_start
+    moments: Moments | None = None
 
     def calls(self, denoiser: Denoiser, grid: np.ndarray, first: int = 0) -> float:
         """Network evaluations for one sample on a grid; NaN where they depend on the sample.
@@ -61,6 +68,30 @@ class Solver:
                 for at in self.times(n, t, s)
             )
         )
+
+
+def gaussian(moments: Moments, *, order: int = 1) -> Solver:
+    """The solver whose step is a draw from N(mean, std^2), whose probability is then known.
+
+    moments(denoiser, x, t, s, carry, keys) -> (mean [B, ...], std () or [B, ...], carry), std being
+    0 where nothing is drawn.
+    """
+
+    def step(
+        denoiser: Denoiser, x: jax.Array, t: jax.Array, s: jax.Array, carry: Carry, keys: jax.Array
+    ) -> tuple[jax.Array, Carry]:
+        mean, std, carry = moments(denoiser, x, t, s, carry, keys)
+        return mean + std * normal(fold(keys, NOISE), x.shape[1:], x.dtype), carry
+
+    return Solver(step=step, order=order, stochastic=True, moments=moments)
+
+
+def gaussian_log_prob(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """ln N(x; mean, std^2) of x [B, ...], [B]; elements of std 0 add nothing."""
+    drawn = jnp.broadcast_to(std, x.shape) > 0
+    std = jnp.where(drawn, std, 1.0)
+    each = -0.5 * ((x - mean) / std) ** 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+    return jnp.where(drawn, each, 0.0).reshape(x.shape[0], -1).sum(1)
 
 
 def predict(

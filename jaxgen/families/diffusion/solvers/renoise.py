@@ -5,10 +5,8 @@ from __future__ import annotations
 import jax
 
 from jaxgen.families.diffusion.core.denoiser import Denoiser
-from jaxgen.families.diffusion.core.path import Path
-from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
-from jaxgen.method import fold, normal
-from jaxgen.method.streams import NOISE
+from jaxgen.families.diffusion.core.path import Path, expand
+from jaxgen.families.diffusion.solvers.base import Carry, Solver, gaussian, predict
 
 
 def renoise(path: Path) -> Solver:
@@ -18,11 +16,10 @@ def renoise(path: Path) -> Solver:
     too little variance.
     """
 
-    def step(
+    def moments(
         denoiser: Denoiser, x: jax.Array, t: jax.Array, s: jax.Array, carry: Carry, keys: jax.Array
-    ) -> tuple[jax.Array, Carry]:
+    ) -> tuple[jax.Array, jax.Array, Carry]:
         p, memory = predict(denoiser, x, t, carry[1], keys)
-        noise = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
-        return path.mix(p.x0, noise, s), (carry[0], memory)
+        return expand(path.alpha(s), x) * p.x0, expand(path.sigma(s), x), (carry[0], memory)
 
-    return Solver(step=step, order=0, stochastic=True)
+    return gaussian(moments, order=0)

@@ -18,7 +18,7 @@ from jaxgen.families.diffusion.core.denoiser import Denoiser
 from jaxgen.families.diffusion.core.path import Path
 from jaxgen.families.diffusion.core.prediction import ALPHA_MIN, SIGMA_MIN
 from jaxgen.families.diffusion.solvers.ancestral import ddim
-from jaxgen.families.diffusion.solvers.base import Carry, Solver, predict
+from jaxgen.families.diffusion.solvers.base import Carry, Solver, gaussian, predict
 from jaxgen.method import fold, normal
 from jaxgen.method.streams import CALL, NOISE
 
@@ -70,19 +70,18 @@ def euler_maruyama(
         rate = 2 * noise * (alpha * path.d_sigma(t) - sigma * path.d_alpha(t))
         return rate * jnp.maximum(alpha, ALPHA_MIN) ** (power - 1)
 
-    def step(
+    def moments(
         denoiser: Denoiser, x: jax.Array, t: jax.Array, s: jax.Array, carry: Carry, keys: jax.Array
-    ) -> tuple[jax.Array, Carry]:
+    ) -> tuple[jax.Array, jax.Array, Carry]:
         p, memory = predict(denoiser, x, t, carry[1], keys)
         rate, h = rate_at(t), t - s
-        fresh = normal(fold(keys, NOISE), x.shape[1:], x.dtype)
         # The flow's share is taken exactly (DDIM); the SDE's on top of it: w s / 2 = -rate eps / 2.
         mean = p.mix(path, s) - 0.5 * rate * h * p.eps
-        moved = mean + jnp.sqrt(rate * path.sigma(t) * h) * fresh
+        std = jnp.where(s > 0, jnp.sqrt(rate * path.sigma(t) * h), 0.0)
         end = p.mix(path, s) if last == "flow" else mean
-        return jnp.where(s > 0, moved, end), (carry[0], memory)
+        return jnp.where(s > 0, mean, end), std, (carry[0], memory)
 
-    return Solver(step=step, order=1, stochastic=True)
+    return gaussian(moments)
 
 
 def predictor_corrector(path: Path, snr: float = 0.16, corrections: int = 1) -> Solver:
