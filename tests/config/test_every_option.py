@@ -24,6 +24,7 @@ from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
+from jaxgen.tune.dreambooth import dreambooth
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
@@ -46,6 +47,8 @@ EDM2 = dict(
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
+SHORT = dict(solver="euler", steps=2)
+DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
 
 
 def _tiny(model: Any, *more: str) -> tuple[str, list[str]]:
@@ -62,6 +65,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
+    "dreambooth": _tiny(MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -493,6 +497,13 @@ WRAPS = (
         for name in ("cca", "ddo")
     ),
     Sweep(
+        "dreambooth",
+        "wrap.0",
+        values=dict(parents={"3": "7"}, sample=SHORT | dict(steps=3)),
+        skip=dict(teacher="names a network"),
+        programs=UPDATE,
+    ),
+    Sweep(
         "matching",
         "wrap.0",
         values=dict(by="ratio", divergence="jeffreys", fake_steps=2),
@@ -639,5 +650,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access}
+    wraps = {lora, cca, ddo, dreambooth, guided, progressive, matching, forget, near_access}
     assert wraps <= wanted.keys()
