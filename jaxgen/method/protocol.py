@@ -170,7 +170,8 @@ class Sampler:
     -> what its solver asks, guidance included; None where labels alone do not say it. Another model
     may be guided by it or stitched to it. by_weight(params, keys[B], labels[B], weights[B]): the
     same sampler with a weight of classifier-free guidance for each image, so that one program does
-    for all weights; None where guidance is no single weight.
+    for all weights; None where guidance is no single weight. latents(keys[B]) -> the noise [B, D]
+    that a sample is a function of, label and parameters besides; None where it draws more of it.
     """
 
     fn: Callable[[PyTree, jax.Array, jax.Array], Any]
@@ -179,6 +180,7 @@ class Sampler:
     chain: Callable[[PyTree, jax.Array], Chain] | None = None
     denoiser: Callable[[PyTree, Any], Any] | None = None
     by_weight: Callable[[PyTree, jax.Array, jax.Array, jax.Array], Any] | None = None
+    latents: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""

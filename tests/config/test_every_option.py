@@ -26,6 +26,7 @@ from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
 from jaxgen.tune.dreambooth import dreambooth
 from jaxgen.tune.lora import lora
+from jaxgen.tune.tokens import tokens
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
 from tests import base_run
@@ -49,6 +50,7 @@ BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
 SHORT = dict(solver="euler", steps=2)
 DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
+TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
 
 
 def _tiny(model: Any, *more: str) -> tuple[str, list[str]]:
@@ -66,6 +68,11 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
     "dreambooth": _tiny(MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])),
+    "tokens": (
+        FAMILIES["gan"][0],
+        [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
+    ),
+    "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -504,6 +511,34 @@ WRAPS = (
         programs=UPDATE,
     ),
     Sweep(
+        "tokens",
+        "wrap.0",
+        ("wrap=" + repr([TOKENS | dict(diversity=1.0)]),),
+        dict(
+            classes=(4,),
+            targets=(5,),
+            reward="tests.option_kit.darkness",
+            encoder="tests.option_kit.doubled",
+            sample=dict(truncation=0.5),
+            match="^generator.*labels",
+        ),
+        skip=dict(last="a generator has one step", match=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "diffusion_tokens",
+        "wrap.0",
+        only=("last",),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "tokens",
+        "wrap.0",
+        values=dict(match="^generator.*labels"),
+        only=("match",),
+        programs=("init",),
+    ),
+    Sweep(
         "matching",
         "wrap.0",
         values=dict(by="ratio", divergence="jeffreys", fake_steps=2),
@@ -650,5 +685,5 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, dreambooth, guided, progressive, matching, forget, near_access}
+    wraps = {lora, cca, ddo, dreambooth, tokens, guided, progressive, matching, forget, near_access}
     assert wraps <= wanted.keys()
