@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,7 @@ def denoising(
     coherence: int = 1,
     describe: Any = None,
     accumulate: int = 1,
+    networks: Mapping[str, Any] | None = None,
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
 
@@ -72,7 +73,8 @@ def denoising(
     path, weighting, times, noise, coupling, terms: sections or names in `families.diffusion.core`
     and `.terms` (or already built). noise: the distribution of eps; coupling: which noise goes with
     which example of a batch. terms: what is minimised besides the weighted error, e.g.
-    "uncertainty", dict(name="contrast", weight=.05). prediction: one of `prediction.KINDS`.
+    "uncertainty", dict(name="contrast", weight=.05); they may ask for networks, other runs' models.
+    prediction: one of `prediction.KINDS`.
     label_dropout: share of labels dropped in training, which guidance needs. learned_variance: the
     network also predicts the reverse variance (ADM, DiT); it gets twice the channels. sigma_data:
     the data's standard deviation, for prediction="edm". coherence: levels of how far a label is to
@@ -96,7 +98,8 @@ def denoising(
         raise invalid("method.noise", noise, "'gaussian' with learned_variance")
     pairing: Coupling = part(coupling, f"{CORE}.coupling", "method.coupling")
     chosen: list[Term] = [
-        part(t, TERMS, f"method.terms[{n}]", spec=spec) for n, t in enumerate(terms)
+        part(t, TERMS, f"method.terms[{n}]", spec=spec, networks=networks or {})
+        for n, t in enumerate(terms)
     ]
     _check_names(chosen)
     sampled: Times = part(times, ROOMS["times"], "method.times")
