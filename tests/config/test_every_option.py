@@ -18,6 +18,7 @@ import pytest
 
 from jaxgen import config as configs
 from jaxgen import families, tokenizers
+from jaxgen.distill.consistency import consistency
 from jaxgen.distill.guidance import guided, progressive
 from jaxgen.distill.matching import matching
 from jaxgen.errors import UsageError
@@ -73,6 +74,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
     ),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
+    "consistency": _tiny(MLP, "wrap=" + repr([dict(name="distill.consistency")])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -503,6 +505,7 @@ WRAPS = (
         )
         for name in ("cca", "ddo")
     ),
+    Sweep("consistency", "wrap.0", programs=UPDATE),
     Sweep(
         "dreambooth",
         "wrap.0",
@@ -685,5 +688,17 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, dreambooth, tokens, guided, progressive, matching, forget, near_access}
+    wraps = {
+        lora,
+        cca,
+        ddo,
+        dreambooth,
+        tokens,
+        guided,
+        progressive,
+        matching,
+        forget,
+        near_access,
+        consistency,
+    }
     assert wraps <= wanted.keys()

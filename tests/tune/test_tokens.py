@@ -17,11 +17,12 @@ from jaxgen.families.adversarial import adversarial
 from jaxgen.families.diffusion import denoising
 from jaxgen.method import Spec
 from jaxgen.method.learning import placed
+from jaxgen.method.streams import NOISE, example_keys, fold, normal
 from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.gan import MLPDiscriminator
 from jaxgen.run.model import load
 from jaxgen.training.ema import Averages
-from jaxgen.tune.tokens import drawn, tokens
+from jaxgen.tune.tokens import DRAWS, drawn, tokens
 from tests import toy_diffusion
 from tests.base_run import base, config
 from tests.nn_kit import live_params, quick_jit
@@ -59,9 +60,6 @@ def test_the_loss_of_a_generator_by_hand():
         .add(params["tokens"]["generator"]["labels"]["embedding"])
     )
     m, g = jnp.split(table[label], 2, 1)
-    from jaxgen.method.streams import NOISE, example_keys, fold, normal
-    from jaxgen.tune.tokens import DRAWS
-
     keys = example_keys(jax.random.fold_in(KEY, DRAWS), BATCH)
     z = normal(fold(keys, NOISE), (2,))
     x = g * z @ net["B"]["kernel"] + m @ net["C"]["kernel"]
