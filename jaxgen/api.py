@@ -123,7 +123,9 @@ def train(
             **({} if setup.holdout is None else {"holdout": setup.holdout}),
         }
         if setup.start is not None and not has_checkpoints(workdir):
-            initial, said["start"] = start.initial(setup.method, setup.start, setup.spec.classes)
+            initial, said["start"] = start.initial(
+                setup.method, setup.start, setup.spec.classes, setup.modules
+            )
         useful = train_flops(setup)
         stack.enter_context(locked(workdir))
         record.save(workdir, setup, **said)

@@ -120,3 +120,18 @@ def options(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
+
+
+def brightness() -> Callable[..., Any]:
+    """A reward: more of a label is brighter."""
+    return lambda x, labels: (1.0 + labels) * x.reshape(len(x), -1).mean(1)
+
+
+def darkness() -> Callable[..., Any]:
+    """A reward: the other way."""
+    return lambda x, labels: -x.reshape(len(x), -1).mean(1)
+
+
+def doubled() -> Callable[..., Any]:
+    """An encoder: twice the example."""
+    return lambda x: 2 * x.reshape(len(x), -1)

@@ -38,8 +38,8 @@ def consistency(
 ) -> Method:
     """Train the model to draw in `sample.steps` calls: from noise, noised anew in between.
 
-    Start from a trained model (`config.start`), of prediction "velocity" or "v", whose answer at
-    t=0 is what it was given. teacher: the name in `networks` of whose flow is followed, at
+    Start from a trained model (`config.start`), of prediction "velocity", "v" or "edm", which
+    say at t=0 what they were given. teacher: the name in `networks` of whose flow is followed, at
     `guidance`, or None: no teacher. steps: the derivative is a difference over a time of 1 / steps;
     None: exact, for networks with time_scale=1, whose own derivative in time is tame. norm: c of
     g / (|g| + c), g the derivative's root mean square, which bounds a step (0.1 in Lu & Song 2025).
@@ -47,8 +47,8 @@ def consistency(
     another prediction or time scale, one that is told a weight.
     """
     network = denoisers(method)(guidance=())(None, None).network
-    if network.kind not in ("velocity", "v"):
-        raise invalid("config.method.prediction", network.kind, "'velocity' or 'v'")
+    if network.kind not in ("velocity", "v", "edm"):
+        raise invalid("config.method.prediction", network.kind, "'velocity', 'v' or 'edm'")
     if norm <= 0 or (teacher is None and guidance != 1.0) or (steps is not None and steps < 2):
         allowed = "norm > 0, steps >= 2 or None; guidance 1 without a teacher"
         raise invalid("distill.consistency", (norm, steps, guidance), allowed)
@@ -61,13 +61,12 @@ def consistency(
     other = None if teacher is None else teacher_of(networks, teacher, "distill.consistency")
 
     def target(params: PyTree, asked: Asked, path: Path) -> jax.Array:
-        x, t, labels = asked.x, asked.t, asked.labels
-        velocity = asked.velocity
+        x, t, velocity = asked.x, asked.t, asked.velocity
         if other is not None:
             held = params["frozen"][teacher]
-            theirs = other.method.sampler(guidance=guidance).denoiser(held, labels)
+            theirs = other.method.sampler(guidance=guidance).denoiser(held, asked.labels)
             velocity = says(theirs, x, t).velocity(path, t)
-        ours = denoisers(method)(guidance=())(params, labels)
+        ours = denoisers(method)(guidance=())(params, asked.told)
         ends = lambda x, t: says(ours, x, t).x0
         if steps is None:
             x0, slope = jax.jvp(ends, (x, t), (velocity, jnp.ones_like(t)))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.distill.student import Asked, declares, denoisers, says, student, told
+from jaxgen.distill.student import Asked, declares, denoisers, says, student
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path, expand
 from jaxgen.families.diffusion.core.prediction import from_x0, to_prediction
@@ -103,11 +103,11 @@ def progressive(
         return jnp.clip(jnp.floor(seen / images), 0, halvings - 1)
 
     def target(params: PyTree, asked: Asked, path: Path) -> jax.Array:
-        (x, t, labels, w, _, n), teacher = asked, {**params, "net": params["teacher"]}
+        (x, t, *_, n, condition), teacher = asked, {**params, "net": params["teacher"]}
         assert n is not None
         z, middle, end = x, t - 0.5 / n, t - 1 / n
         for begin, following in ((t, middle), (middle, end)):
-            denoiser = denoisers(method)(guidance=())(teacher, told(method, labels, w))
+            denoiser = denoisers(method)(guidance=())(teacher, condition)
             z = says(denoiser, z, begin).mix(path, following)
         ratio = path.sigma(end) / path.sigma(t)
         x0 = (z - expand(ratio, x) * x) / expand(path.alpha(end) - ratio * path.alpha(t), x)

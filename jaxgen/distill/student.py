@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,8 @@ class Asked(NamedTuple):
     """What a student is asked: x [B, ...] at t [B] with labels and weight w [B].
 
     velocity: d x / dt at the x0 and eps of which x is made. n: the steps of the grid that t is
-    drawn from, or None.
+    drawn from, or None. told: the condition that the student is given, columns of the data and the
+    weight included where it declares them.
     """
 
     x: jax.Array
@@ -36,6 +37,7 @@ class Asked(NamedTuple):
     w: jax.Array
     velocity: jax.Array
     n: jax.Array | None
+    told: Any
 
 
 def student(
@@ -59,6 +61,7 @@ def student(
     """
     base, of, draw = only_learner(method, "distill"), denoisers(method), method.sampler
     (low, high), weighted = weights, declares(method)
+    columns = [name for name in conditions(method) if name != WEIGHT]
     assert draw is not None  # `denoisers` has refused
     drawn = draw
 
@@ -70,12 +73,13 @@ def student(
         t = t if n is None else (jnp.floor(t * n) + 1) / n
         path = of(guidance=())(None, None).path
         pair = Prediction(batch["image"], normal(fold(keys, NOISE), spec.shape))
-        asked = Asked(pair.mix(path, t), t, labels, w, pair.velocity(path, t), n)
+        condition = told(method, labels, w, {name: batch[name] for name in columns})
+        asked = Asked(pair.mix(path, t), t, labels, w, pair.velocity(path, t), n, condition)
         known = {**params, **extra}
         if states is not None:
             asked = jax.lax.stop_gradient(states(known, asked, keys))
         wanted = jax.lax.stop_gradient(target(known, asked, path))
-        denoiser = of(guidance=())(params, told(method, labels, w))
+        denoiser = of(guidance=())(params, asked.told)
         ours = says(denoiser, asked.x, asked.t).v(path, asked.t)
         return ((ours - wanted) ** 2).mean(), ({}, extra)
 
@@ -110,17 +114,23 @@ def denoisers(method: Method) -> Callable[..., Any]:
     return of
 
 
+def conditions(method: Method) -> list[str]:
+    """What the method's model can be told besides labels, by name."""
+    model = denoisers(method)(guidance=())(None, None).network.model
+    return [name for name, *_ in getattr(model, "conditions", ())]
+
+
 def declares(method: Method) -> bool:
     """Whether the method's model is told a weight."""
-    model = denoisers(method)(guidance=())(None, None).network.model
-    return WEIGHT in [name for name, *_ in getattr(model, "conditions", ())]
+    return WEIGHT in conditions(method)
 
 
-def told(method: Method, labels: jax.Array, w: Any) -> Any:
-    """Labels [B] with the weight, (), or [B], for a model that declares one; else labels alone."""
-    if not declares(method):
-        return labels
-    return {"label": labels, WEIGHT: jnp.broadcast_to(jnp.asarray(w, jnp.float32), labels.shape)}
+def told(method: Method, labels: jax.Array, w: Any, columns: Mapping[str, Any] = {}) -> Any:
+    """Labels [B] with columns and the weight, () or [B], for a model that declares such."""
+    more = dict(columns)
+    if declares(method):
+        more[WEIGHT] = jnp.broadcast_to(jnp.asarray(w, jnp.float32), labels.shape)
+    return {"label": labels, **more} if more else labels
 
 
 def says(denoiser: Denoiser, x: jax.Array, t: jax.Array) -> Prediction:

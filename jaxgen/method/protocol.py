@@ -172,6 +172,8 @@ class Sampler:
     same sampler with a weight of classifier-free guidance for each image, so that one program does
     for all weights; None where guidance is no single weight. log_probs(params, x, labels) ->
     [B, N]: ln of the probability of each of the N draws that made x, where x says what they were.
+    latents(keys[B]) -> the noise [B, D] that a sample is a function of, label and parameters
+    besides; None where it draws more of it.
     """
 
     fn: Callable[[PyTree, jax.Array, jax.Array], Any]
@@ -181,6 +183,7 @@ class Sampler:
     denoiser: Callable[[PyTree, Any], Any] | None = None
     by_weight: Callable[[PyTree, jax.Array, jax.Array, jax.Array], Any] | None = None
     log_probs: Callable[[PyTree, jax.Array, jax.Array], jax.Array] | None = None
+    latents: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, params: PyTree, keys: jax.Array, labels: jax.Array) -> Any:
         """Draw one sample for each key and label."""

@@ -119,6 +119,9 @@ class EDM2(nn.Module):
     remat: str = "none"
     conditions: Conditions = ()
 
+    class_scale = None
+    """What a class's row is multiplied by: normalised over all of them, it is not its own."""
+
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
         fill(self, {size: {"channels": channels} for size, channels in SIZES.items()})

@@ -174,6 +174,11 @@ class UNet(nn.Module):
     identity_attention: tuple[str, ...] = ()
     conditions: Conditions = ()
 
+    @property
+    def class_scale(self) -> float:
+        """What a class's row is multiplied by: as a one-hot vector of unit variance, or not."""
+        return math.sqrt(self.num_classes) if self.labels_first else 1.0
+
     @nn.compact
     def __call__(
         self,
@@ -285,8 +290,7 @@ class UNet(nn.Module):
         def table(labels: jax.Array) -> jax.Array:
             if not classes:
                 return jnp.zeros((size, width), dtype)
-            scale = math.sqrt(classes) if first else 1.0
-            return dense(scale * jax.nn.one_hot(labels, classes, dtype=dtype))
+            return dense(self.class_scale * jax.nn.one_hot(labels, classes, dtype=dtype))
 
         return embed(condition, table, self.conditions, size, width=width, dtype=dtype)
 

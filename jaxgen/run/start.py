@@ -3,17 +3,20 @@
     start="runs/base"
     start=dict(workdir="runs/base", ema="half_life_50000", skip=(r"\\.labels\\.",))
     start=dict(file="base.safetensors")
+    start=dict(workdir="runs/base", parents={"my dog": "dog"})
 
 Parameters are taken by their dotted names (`net.blocks.qkv.kernel`). What the other run does not
 have is initialised as if there were no start, and said; a name that both have with other shapes is
-an error that lists them, unless `skip` matches it.
+an error that lists them, unless `skip` matches it. Where this run has the other's classes and more,
+label tables take the rows of the shared ones by name, and a new one's from the class that `parents`
+names (`jaxgen.run.growth`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +28,7 @@ from jaxgen.errors import UsageError, invalid
 from jaxgen.files import local
 from jaxgen.method import Method, TrainState
 from jaxgen.method.learning import copied
+from jaxgen.run.growth import growth, said
 from jaxgen.training.log import say
 from jaxgen.training.weights import fingerprint, read
 
@@ -37,13 +41,15 @@ MOST = 8
 class StartOptions:
     """`config.start`: a run's `workdir` (and which average, `ema`), or a `file` of parameters.
 
-    skip: regular expressions of dotted names that are not taken.
+    skip: regular expressions of dotted names that are not taken. parents: for new classes, by name,
+    the class of the other run that each begins as.
     """
 
     workdir: str | None = None
     file: str | None = None
     ema: str | None = None
     skip: tuple[str, ...] = ()
+    parents: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError unless there is one source, and for what is no regular expression."""
@@ -51,6 +57,9 @@ class StartOptions:
             raise invalid("config.start", dataclasses.asdict(self), "a workdir or a file")
         if self.file is not None and self.ema is not None:
             raise invalid("config.start.ema", self.ema, "None with a file")
+        if self.file is not None and self.parents:
+            allowed = "None with a file, which does not say its classes"
+            raise invalid("config.start.parents", dict(self.parents), allowed)
         for pattern in self.skip:
             try:
                 re.compile(pattern)
@@ -88,32 +97,43 @@ def source_of(
 
 
 def initial(
-    method: Method, options: StartOptions, classes: Sequence[str] = ()
+    method: Method, options: StartOptions, classes: Sequence[str] = (), models: Any = ()
 ) -> tuple[Callable[[TrainState], TrainState], dict[str, str]]:
     """What gives a fresh state the parameters, and averages, of another run; and what it was.
 
     classes: the names of this run's; a run of other classes, or of the same in another order, is
-    refused unless `skip` leaves something of it out (what holds its labels). All that can be wrong
-    is found here, before anything is written or compiled. Raises UsageError.
+    refused unless `skip` leaves something of it out (what holds its labels), or this one has more.
+    models: this run's networks. All that can be wrong is found here, before anything is written or
+    compiled. Raises UsageError.
     """
     abstract = jax.eval_shape(method.init, jax.random.key(0)).params
     source, place, theirs_are = source_of(options, abstract)
     theirs, ours = _named(source), _named(abstract)
     skipped = {n for n in ours if any(re.search(p, n) for p in options.skip)}
     shared = {n for n in ours if n in theirs and n not in skipped}
-    if theirs_are and classes and tuple(classes) != theirs_are and not skipped & set(theirs):
+    grows = growth(theirs_are, classes, options.parents, models)
+    same = grows is not None or not (theirs_are and classes) or tuple(classes) == theirs_are
+    if not same and not skipped & set(theirs):
         error = mismatch(f"config.start {place}", theirs_are, classes, "the classes of this run")
         raise UsageError(f"{error} What holds labels can be left out: config.start.skip=(regex,).")
     if not shared:
         raise invalid("config.start", place, "a run that shares parameters with this one",
                       f"It has {_listed(theirs)}; this run has {_listed(ours)}.")  # fmt: skip
     differ = [n for n in ours if n in shared and np.shape(theirs[n]) != ours[n].shape]
+    wider = (
+        []
+        if grows is None
+        else [n for n in differ if grows.axis(np.shape(theirs[n]), ours[n].shape) is not None]
+    )
+    differ = [n for n in differ if n not in wider]
     if differ:
         lines = [f"{n}: {np.shape(theirs[n])} there, {ours[n].shape} here" for n in differ]
         raise invalid("config.start", place, "parameters of the same shapes",
                       f"These differ: {_listed(lines, '; ')}. Leave them fresh with "
                       "config.start.skip=(regex, ...).")  # fmt: skip
     say(f"Starting from {place}: {len(shared)} of {len(ours)} arrays.")
+    if grows is not None and wider:
+        say(f"New classes: {said(grows, theirs_are, classes)}. With rows more: {_listed(wider)}.")
     copies = {} if method.training is None else method.training.copies
     fresh = [n for n in ours if n not in shared and n.partition(".")[0] not in copies]
     left = [n for n in theirs if n not in ours]
@@ -125,6 +145,9 @@ def initial(
 
     def taken(path: Any, leaf: Any) -> Any:
         name = _name(path)
+        if name in wider:
+            assert grows is not None
+            return grows.grown(np.asarray(theirs[name]), leaf)
         return np.asarray(theirs[name], leaf.dtype) if name in shared else leaf
 
     def started(state: TrainState) -> TrainState:

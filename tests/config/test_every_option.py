@@ -41,6 +41,9 @@ EDM2 = dict(
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
+SHORT = dict(solver="euler", steps=2)
+DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
+TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
 
 
 def _tiny(model: Any, *more: str) -> tuple[str, list[str]]:
@@ -77,6 +80,12 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "told": _tiny(TOLD_W, "wrap=" + repr([dict(name="tune.told.told", levels=2)])),
     "weighted": _tiny(MLP, f"wrap=[dict(name='tune.weighted.weighted', {LIKENESS})]"),
     "truncated": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])),
+    "dreambooth": _tiny(MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])),
+    "tokens": (
+        FAMILIES["gan"][0],
+        [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
+    ),
+    "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -543,6 +552,41 @@ WRAPS = (
             programs=UPDATE,
         )
         for name in ("cca", "ddo")
+    ),
+    Sweep(
+        "dreambooth",
+        "wrap.0",
+        values=dict(parents={"3": "7"}, sample=SHORT | dict(steps=3)),
+        skip=dict(teacher="names a network"),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "tokens",
+        "wrap.0",
+        ("wrap=" + repr([TOKENS | dict(diversity=1.0)]),),
+        dict(
+            classes=(4,),
+            targets=(5,),
+            reward="tests.option_kit.darkness",
+            encoder="tests.option_kit.doubled",
+            sample=dict(truncation=0.5),
+            match="^generator.*labels",
+        ),
+        skip=dict(last="a generator has one step", match=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "diffusion_tokens",
+        "wrap.0",
+        only=("last",),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "tokens",
+        "wrap.0",
+        values=dict(match="^generator.*labels"),
+        only=("match",),
+        programs=("init",),
     ),
     Sweep(
         "grpo",

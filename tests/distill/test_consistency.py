@@ -21,6 +21,7 @@ from jaxgen.testing import gaussian_denoiser
 from jaxgen.training.ema import Averages
 from tests.toy_diffusion import BATCH, SPEC, build, teacher
 
+LABELS = jnp.zeros(BATCH, int)
 MEAN, STD = jnp.array([1.0, -0.5]), 0.4  # of the Gaussian in closed form
 
 
@@ -68,7 +69,7 @@ def test_the_exact_flow_map_is_where_a_student_stays(path, target):
     """And whatever else it says is moved back along its derivative, by at most t."""
     t = jnp.linspace(0.02, 0.98, BATCH)
     x = 1.5 * jax.random.normal(jax.random.key(0), (BATCH, 2))
-    asked = Asked(x, t, jnp.zeros(BATCH, int), jnp.ones(BATCH), jnp.zeros_like(x), None)
+    asked = Asked(x, t, LABELS, jnp.ones(BATCH), jnp.zeros_like(x), None, LABELS)
     params = {"frozen": {"teacher": None}}
     exact = lambda x, t: flow_map(x, t, path)
     v = target(path, exact)(params, asked, path)
@@ -84,7 +85,7 @@ def test_without_a_teacher_the_line_of_each_pair_is_followed(target):
     told = target(path, lambda x, t: 0.3 * x + expand(t, x) ** 2, teacher=None, norm=2.0)
     x, t = jnp.ones((1, 2)), jnp.array([0.5])
     velocity = jnp.array([[0.7, -0.2]])
-    asked = Asked(x, t, jnp.zeros(1, int), jnp.ones(1), velocity, None)
+    asked = Asked(x, t, LABELS[:1], jnp.ones(1), velocity, None, LABELS[:1])
     slope = 0.3 * velocity + 2 * t[0]
     size = jnp.sqrt((slope**2).mean())
     moved = 0.3 * x + 0.25 - 0.5 / (size + 2.0) * slope
@@ -96,7 +97,7 @@ def test_without_a_teacher_the_line_of_each_pair_is_followed(target):
 def test_a_difference_comes_to_the_derivative(target):
     path, t = linear(), jnp.linspace(0.1, 0.9, BATCH)
     x = jax.random.normal(jax.random.key(0), (BATCH, 2))
-    asked = Asked(x, t, jnp.zeros(BATCH, int), jnp.ones(BATCH), jnp.zeros_like(x), None)
+    asked = Asked(x, t, LABELS, jnp.ones(BATCH), jnp.zeros_like(x), None, LABELS)
     ends = lambda x, t: jnp.sin(x) * expand(1 + t, x)
     told = [target(path, ends, steps=n, norm=1.0) for n in (None, 50, 100)]
     exact, *others = (f({"frozen": {"teacher": None}}, asked, path) for f in told)
@@ -143,5 +144,5 @@ def test_bad_input_is_named(build_options, options, words):
 
 def test_a_network_whose_answer_at_the_end_is_free_is_refused():
     method = denoising(SPEC, MLP(3, 2), optax.sgd(1e-3), Averages((500,)), prediction="eps")
-    with pytest.raises(UsageError, match="'velocity' or 'v'"):
+    with pytest.raises(UsageError, match="'velocity', 'v' or 'edm'"):
         consistency(method, spec=SPEC, networks={"teacher": teacher()})

@@ -32,7 +32,7 @@ def target(monkeypatch):
 
 
 def asked(t, n=None):
-    return Asked(X, t, LABELS, W, jnp.zeros_like(X), n)
+    return Asked(X, t, LABELS, W, jnp.zeros_like(X), n, LABELS)
 
 
 def denoisers(method, params, labels):

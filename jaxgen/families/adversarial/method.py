@@ -153,7 +153,7 @@ def generator_sampler(
         labels = jnp.where(labels == spec.null_label, _any_label(keys, spec.num_classes), labels)
         return generator.apply(variables, draw(fold(keys, NOISE)), labels)
 
-    return Sampler(fn, calls=1)
+    return Sampler(fn, calls=1, latents=lambda keys: draw(fold(keys, NOISE)))
 
 
 def _any_label(keys: jax.Array, classes: int) -> jax.Array:

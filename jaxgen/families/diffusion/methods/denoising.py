@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,7 @@ def denoising(
     coherence: int = 1,
     describe: Any = None,
     accumulate: int = 1,
+    networks: Mapping[str, Any] | None = None,
 ) -> Method:
     """Train a network to denoise; sample, score and classify with it.
 
@@ -73,7 +74,8 @@ def denoising(
     path, weighting, times, noise, coupling, terms: sections or names in `families.diffusion.core`
     and `.terms` (or already built). noise: the distribution of eps; coupling: which noise goes with
     which example of a batch. terms: what is minimised besides the weighted error, e.g.
-    "uncertainty", dict(name="contrast", weight=.05). prediction: one of `prediction.KINDS`.
+    "uncertainty", dict(name="contrast", weight=.05); they may ask for networks, other runs' models.
+    prediction: one of `prediction.KINDS`.
     label_dropout: share of labels dropped in training, which guidance needs. learned_variance: the
     network also predicts the reverse variance (ADM, DiT); it gets twice the channels. sigma_data:
     the data's standard deviation, for prediction="edm". coherence: levels of how far a label is to
@@ -97,7 +99,8 @@ def denoising(
         raise invalid("method.noise", noise, "'gaussian' with learned_variance")
     pairing: Coupling = part(coupling, f"{CORE}.coupling", "method.coupling")
     chosen: list[Term] = [
-        part(t, TERMS, f"method.terms[{n}]", spec=spec) for n, t in enumerate(terms)
+        part(t, TERMS, f"method.terms[{n}]", spec=spec, networks=networks or {})
+        for n, t in enumerate(terms)
     ]
     _check_names(chosen)
     sampled: Times = part(times, ROOMS["times"], "method.times")
@@ -124,9 +127,8 @@ def denoising(
     project = functools.partial(_projected, getattr(model, "project", lambda net: net))
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        return project(first_params(network, spec, chosen, description, key)), {
-            "times": sampled.init()
-        }
+        params = project(first_params(network, spec, chosen, description, key))
+        return params, {"times": sampled.init()}
 
     frozen = _frozen(chosen, description)
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project)
