@@ -29,7 +29,7 @@ from jaxgen.method import (
 from jaxgen.method.streams import example_keys
 
 PyTree = Any
-DRAWS, PRIOR = 2**32 - 10, 2**32 - 11
+DRAWS, PRIOR = 2**32 - 16, 2**32 - 17
 """Of a step's key: what the copy's samples are drawn from, and what the loss on them draws."""
 PLACED = ("index", "seen", "microbatch")
 

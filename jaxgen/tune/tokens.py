@@ -35,7 +35,7 @@ from jaxgen.method import (
 from jaxgen.method.streams import example_keys
 
 PyTree = Any
-DRAWS = 2**32 - 12
+DRAWS = 2**32 - 15
 """Of a step's key: what the samples are drawn from."""
 TABLES = r"\blabels?\d*(\.embedding|\.kernel)?$"
 

@@ -28,3 +28,21 @@ def test_a_stream_of_the_library_is_a_name(tmp_path):
     assert not named, "name it: jaxgen/method/streams.py, or a constant beside its use"
     (tmp_path / "it.py").write_text("a = fold(keys, 1)\nb = jax.random.fold_in(key, 2)\n")
     assert bare(tmp_path / "it.py") == [1, 2]
+
+
+def test_streams_of_a_step_that_wraps_have_are_all_different():
+    """Two wraps of one run fold the same step's key."""
+    found: dict[int, str] = {}
+    for room in ("tune", "distill", "unlearn", "method"):
+        for path in Path("jaxgen", room).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                if not isinstance(node, ast.Assign):
+                    continue
+                values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                for value in values:
+                    text = ast.unparse(value)
+                    if text.startswith("2 ** 32 -"):
+                        number = eval(text)
+                        assert number not in found, (path, text, found[number])
+                        found[number] = str(path)
+    assert len(found) > 12
