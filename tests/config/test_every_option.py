@@ -772,8 +772,9 @@ def test_every_method_and_all_of_its_options_are_swept():
 
 
 def is_wrap(function: Callable[..., Any]) -> bool:
-    """Whether a config can name it: a method, options by name, and a method again."""
+    """Whether a config can name it, with options: a method, these by name, a method again."""
     signature = inspect.signature(function)
     first, *rest = signature.parameters.values()
     named = all(p.kind is p.KEYWORD_ONLY for p in rest) and not function.__name__.startswith("_")
+    named &= {p.name for p in rest} > {"spec", "networks"} & {p.name for p in rest}
     return first.name == "method" and named and signature.return_annotation == "Method"
