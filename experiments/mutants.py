@@ -740,6 +740,13 @@ PARTS = (
         ("tests/unlearn/test_worst_case.py", "-k", "projection"),
     ),
     Mutant(
+        "rewriting: the change goes along the key itself",
+        "jaxgen/tune/rewriting.py",
+        "direction = jnp.linalg.solve(moment, key)",
+        "direction = key",
+        ("tests/experiments/test_experiments.py", "-k", "passes and rewriting"),
+    ),
+    Mutant(
         "LoRA's alpha ignored",
         "jaxgen/tune/lora.py",
         "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",

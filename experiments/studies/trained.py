@@ -75,6 +75,16 @@ class Subject:
         right = (made.probabilities.argmax(1) == labels[good]).sum() / len(images)
         return scored | {"accuracy": float(right)}
 
+    def distance(self, images: np.ndarray, labels: np.ndarray) -> Row:
+        """The Frechet distance of images of some classes to the test half's of these.
+
+        {"value", "interval", ...} as `jaxgen.metrics.evaluate.feature_scores` gives it.
+        """
+        halves = (self._learnt, self._known)
+        some = [h.rows(np.flatnonzero(np.isin(h.labels, labels))) for h in halves]
+        scored = feature_scores(self.scorer, self._side(images, labels), *some, scores=["fid"])
+        return scored[title("fid", self.scorer, None)]
+
     def floor(self, count: int) -> Row:
         """The scores that `count` images of the training half have against the test half."""
         order = np.argsort(self.train["label"], kind="stable")
@@ -157,10 +167,12 @@ def written(out: str | Path) -> list[Row]:
     return [{k: float("nan") if v is None else v for k, v in row.items()} for row in rows]
 
 
-def keep(figure: plt.Figure, rows: Sequence[Row], out: str | Path) -> None:
-    """Write the figure and, beside it, the rows as JSON; print the table."""
+def keep(
+    figure: plt.Figure, rows: Sequence[Row], out: str | Path, shown: Sequence[Row] | None = None
+) -> None:
+    """Write the figure and, beside it, the rows as JSON; print the table, of `shown` if given."""
     write(rows, out)
     path = Path(out)
     figure.savefig(path, dpi=150)
-    print(table(rows))
+    print(table(shown or rows))
     print(f"{path}, {path.with_suffix('.json')}")

@@ -1,1 +1,1 @@
-"""Tuning a trained model: adapters, contrasts with a frozen copy."""
+"""Tuning a trained model: adapters, contrasts with a frozen copy, one layer rewritten."""

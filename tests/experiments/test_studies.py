@@ -3,12 +3,14 @@
 import math
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.studies import classifiers, few_steps, gallery, guidance
+from experiments.studies import classifiers, few_steps, gallery, guidance, unlearning
 from experiments.studies.guidance import STUDIED, study
 from experiments.studies.trained import write, written
+from jaxgen import api
 from tests import base_run
 
 
@@ -63,7 +65,9 @@ def workdir(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("module", [few_steps, guidance, classifiers], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [few_steps, guidance, classifiers, unlearning], ids=lambda m: m.__name__
+)
 def test_studies_run_in_miniature(module, workdir, tmp_path, capsys):
     out = tmp_path / "figure.png"
     module.main(["--workdir", str(workdir), "--tiny", "--out", str(out)])
@@ -80,3 +84,29 @@ def test_the_gallery_has_a_panel_for_each_solver_and_for_each_guidance_that_need
     np.testing.assert_allclose(points.mean(0), gallery.MEANS[0], atol=0.1)
     x, t = np.array([[-1.5, 0.3], [0.4, -1.1]], np.float32), np.float32(0.0)
     assert list(gallery.logits(x, t).argmax(-1)) == [0, 2]
+
+
+def test_every_way_of_forgetting_fits_the_model(workdir):
+    it = SimpleNamespace(model=api.load(workdir))
+    for name, wrap in unlearning.methods(3, 8).items():
+        method = unlearning.setup_of(it, str(workdir), wrap, 256).method
+        params = it.model.weights(None)
+        state = unlearning.begun(method, params, 0)
+        for group in params:
+            jax.tree.map(np.testing.assert_array_equal, state.params[group], params[group])
+        assert (name == "(as trained)") == (wrap is None)
+        assert (method.label_error is None) == (name == "student")
+
+
+def test_means_of_seeds_and_what_never_came_back():
+    row = dict(method="a", instead=0.5, interval=[1.0, 3.0], member=0.5, seconds=1.0)
+    rows = [
+        row | dict(method="(as trained)", forgotten=1.0, frechet=2.0, back=0.0),
+        row | dict(forgotten=0.1, frechet=3.0, back=512.0),
+        row | dict(forgotten=0.3, frechet=5.0, back=math.nan),
+    ]
+    first, second = unlearning.shown(rows)
+    assert first["over the trained model's"] == 1 and second["over the trained model's"] == 2
+    assert second["still called by it"] == "20.0 %" and second["back after"] == "512 (1 not)"
+    assert second["frechet, the rest"] == "4.000 (1.000 to 3.000)"
+    np.testing.assert_allclose(second["spread of seeds"], 2**0.5)
