@@ -350,23 +350,29 @@ def minimise(
     inputs: PyTree,
     *,
     project: Callable[[PyTree], PyTree] = lambda params: params,
+    best: bool = False,
 ) -> tuple[PyTree, jax.Array]:
     """(params, losses [N]) after one step by loss(params, input) -> scalar for each of N inputs.
 
     For what is small and trained in one go, apart from runs: one scan, so that it can be jitted and
     vmapped over parameters and inputs. inputs: a pytree of arrays [N, ...]. project: applied to the
-    parameters after each step.
+    parameters after each step. best: those before the step whose loss was least, not the last.
     """
 
     def body(carry: Any, given: Any) -> tuple[Any, jax.Array]:
-        params, opt_state = carry
+        params, opt_state, kept = carry
         value, grads = jax.value_and_grad(loss)(params, given)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         stepped = optax.apply_updates(params, without_constants(updates))
-        return (project(stepped), opt_state), value
+        if best:
+            least = jnp.minimum(value, kept[0])
+            keep = lambda new, old: jnp.where(value < kept[0], new, old)
+            kept = least, jax.tree.map(keep, params, kept[1])
+        return (project(stepped), opt_state, kept), value
 
-    (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), inputs)
-    return params, losses
+    kept: Any = (jnp.float32(jnp.inf), params) if best else ()
+    (last, _, kept), losses = jax.lax.scan(body, (params, optimizer.init(params), kept), inputs)
+    return kept[1] if best else last, losses
 
 
 def placed(batch: Batch, step: jax.Array) -> Batch:

@@ -378,6 +378,16 @@ def test_minimise_takes_a_step_for_each_input():
         np.testing.assert_allclose(losses, [each for _, each in wanted], rtol=1e-5)
 
 
+def test_minimise_keeps_the_best_where_asked():
+    """Of plain descent: the value before the step whose loss was least."""
+    loss = lambda value, given: (value - given) ** 2 / 2
+    inputs, rule = jnp.asarray(X, jnp.float32), optax.sgd(RATE, 0.5)
+    found, losses = minimise(loss, rule, jnp.float32(A), inputs, best=True)
+    before = [by_hand(A, X[:n], lambda value: value)[0] for n in range(len(X))]
+    assert losses.argmin() != len(X) - 1
+    np.testing.assert_allclose(found, before[int(losses.argmin())], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("trains", "words"),
     [

@@ -12,6 +12,7 @@ from jaxgen.errors import UsageError
 from jaxgen.method.learning import placed
 from jaxgen.tune.grpo import advantages, grpo, surrogate
 from tests import toy_diffusion
+from tests.every_family import built
 from tests.nn_kit import first_state
 
 KEY = jax.random.key(3)
@@ -161,3 +162,28 @@ def test_a_sampler_without_probabilities_and_a_batch_of_no_groups_are_named():
     method = made()
     with pytest.raises(UsageError, match="batch_size.*a multiple of groups of 8"):
         method.update(method.init(KEY), {"label": jnp.zeros(12, jnp.int32)}, KEY, method.frozen)
+
+
+@pytest.mark.parametrize(
+    ("name", "sample", "draws"),
+    [("llamagen", {}, 64), ("maskgit", dict(solver="random", steps=3), 3)],
+)
+def test_tokens_and_masks_are_tuned_too(name, sample, draws):
+    """Traced: a reward of images, a probability for each token or step, a gradient everywhere."""
+    parts = built(name)
+    abstract = jax.eval_shape(parts.method.init, KEY)
+
+    class Other:
+        method = parts.method
+        fitting = staticmethod(lambda spec: abstract.params)
+
+    method = grpo(
+        parts.method, spec=parts.spec, networks={"teacher": Other}, group=4, sample=sample,
+        reward=lambda x, labels: x.mean((1, 2, 3)),
+    )  # fmt: skip
+    batch = placed({"label": jnp.zeros(8, jnp.int32)}, jnp.zeros((), jnp.int32))
+    frozen = {"teacher": abstract.params}
+    _, made, _ = jax.eval_shape(method.training.prepare, abstract, batch, KEY, frozen)
+    assert made["old"].shape == made["reference"].shape == (8, draws)
+    after, _ = jax.eval_shape(method.update, abstract, {"label": batch["label"]}, KEY, frozen)
+    assert jax.tree.map(jnp.shape, after.params) == jax.tree.map(jnp.shape, abstract.params)
