@@ -51,6 +51,7 @@ BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
 SHORT = dict(solver="euler", steps=2)
 DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
+INCLUSIVE = dict(name="tune.inclusive", classes=(3, 4), parent=8, sample=SHORT)
 TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
 
 
@@ -73,6 +74,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         FAMILIES["gan"][0],
         [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
     ),
+    "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
     "consistency": _tiny(MLP, "wrap=" + repr([dict(name="distill.consistency")])),
     "edm2": _tiny(EDM2),
@@ -526,6 +528,18 @@ WRAPS = (
             match="^generator.*labels",
         ),
         skip=dict(last="a generator has one step", match=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "inclusive",
+        "wrap.0",
+        values=dict(
+            classes=(3, 5),
+            parent=7,
+            encoder="tests.option_kit.doubled",
+            sample=SHORT | dict(steps=3),
+        ),
+        skip=dict(match="as in tokens"),
         programs=UPDATE,
     ),
     Sweep(
