@@ -31,7 +31,7 @@ from jaxgen.tune.tokens import tokens
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
 from tests import base_run
-from tests.every_family import FAMILIES, TEACHER
+from tests.every_family import FAMILIES, SHORT, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
 
 MLP = dict(name="mlp.MLP", width=8, depth=2)
@@ -49,8 +49,6 @@ EDM2 = dict(
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
-SHORT = dict(solver="euler", steps=2)
-DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
 INCLUSIVE = dict(name="tune.inclusive", classes=(3, 4), parent=8, sample=SHORT)
 TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
 
@@ -69,7 +67,6 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
-    "dreambooth": _tiny(MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])),
     "tokens": (
         FAMILIES["gan"][0],
         [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
