@@ -17,6 +17,8 @@ ALIGNED = dict(name="alignment", layer=1, encoder="flat", width=16)
 MLP = "model=" + repr(dict(name="mlp.MLP", width=24, depth=1))
 TOLD = MLP.replace("'depth': 1", "'depth': 1, 'conditions': (('w', 'number'),)")
 MATCHING = dict(name="distill.matching", divergence="jensen_shannon", calls=2, adversarial=0.1)
+SHORT = dict(solver="euler", steps=2)
+DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
 TEACHER = "networks={'teacher': BASE}"
 """BASE: the workdir of `tests.base_run`; GOAL: a file there."""
 LIKENESS = "reward=dict(name='likeness', file=GOAL)"
@@ -48,6 +50,10 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
         [MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.forget", classes=(3, 4))])],
     ),
     "grpo": ("tests/tiny.py", [MLP, TEACHER, GRPO]),
+    "dreambooth": (
+        "tests/tiny.py",
+        [MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])],
+    ),
     "jem": ("configs/digits_jem.py", ["model.width=16", "model.depth=1", "method.buffer=64"]),
     "llamagen": (
         "configs/digits_llamagen.py",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util as trees
@@ -68,42 +68,49 @@ def tokens(
     pixels); diversity where samples are no functions of latents (all but adversarial models).
     """
     option = "tune.tokens"
-    training, known = training_of(method, option), method.sampler
     judge = part(reward, ROOMS["reward"], f"{option}.reward")
     features = encoder_of(part(encoder, ROOMS["encoder"], f"{option}.encoder"))
-    rows = jnp.asarray([spec.label(c, f"{option}.classes") for c in classes], jnp.int32)
+    rows = labels_of(spec, classes, f"{option}.classes")
     asked = jnp.asarray(targets, jnp.int32) if targets else rows
-    if not classes or len(asked) != len(classes):
-        raise invalid(option, (classes, targets), "classes, and as many targets or none")
+    if len(asked) != len(rows):
+        raise invalid(option, (classes, targets), "as many targets as classes, or none")
     if diversity < 0 or last < 1:
         raise invalid(option, (diversity, last), "diversity >= 0, last >= 1")
-    if known is None or not _smooth(method, known()):
-        raise invalid(option, "a sampler without gradients", "diffusion, flows, adversarial models")
-    _check_rows(method)
-    sampler = known(**(sample or {}))
+    sampler = smooth_sampler(method, option, sample)
     if diversity and sampler.latents is None:
         raise invalid(f"{option}.diversity", diversity, "0: these samples have no latents")
 
-    def merged(params: PyTree) -> PyTree:
-        return added(params, rows, spec.num_classes)
+    def objective(params: PyTree, batch: Batch, key: jax.Array) -> Any:
+        keys = example_keys(jax.random.fold_in(key, DRAWS), batch)
+        which = jnp.arange(len(keys)) // 2 % len(rows)  # two neighbours are of one class
+        x = drawn(sampler, added(params, rows, spec.num_classes), keys, rows[which], last)
+        goal = judge(x, asked[which]).mean()
+        value, metrics = -goal, {"reward": goal}
+        if diversity:
+            assert sampler.latents is not None
+            apart = (_apart(features(x)) / _apart(sampler.latents(keys))).mean()
+            value, metrics = value - diversity * apart, {**metrics, "diversity": apart}
+        return value, metrics
+
+    return rows_trained(method, spec, rows, match, objective)
+
+
+def rows_trained(
+    method: Method, spec: Spec, rows: jax.Array, match: str, objective: Callable[..., Any]
+) -> Method:
+    """The method that trains changes of these rows alone, `params["tokens"]`, by an objective.
+
+    objective(params, batch, key) -> (value, metrics), of groups without the changes added (see
+    `added`). match: of the dotted names of tables. All that samples has the changes.
+    """
+    training = training_of(method, "tune.tokens")
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         params, extra = training.fresh(key)
         return {**params, "tokens": changes(params, len(rows), spec.num_classes, match)}, extra
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
-        keys = example_keys(jax.random.fold_in(key, DRAWS), batch)
-        which = jnp.arange(len(keys)) // 2 % len(rows)  # two neighbours are of one class
-        x = drawn(sampler, merged(params), keys, rows[which], last)
-        goal = judge(x, asked[which]).mean()
-        value, metrics = -goal, {"reward": goal}
-        if diversity:
-            assert sampler.latents is not None
-            apart = _apart(features(x)) / _apart(sampler.latents(keys))
-            value, metrics = (
-                value - diversity * apart.mean(),
-                {**metrics, "diversity": apart.mean()},
-            )
+        value, metrics = objective(params, batch, key)
         return value, (metrics, extra)
 
     jax.eval_shape(fresh, jax.random.key(0))
@@ -115,7 +122,27 @@ def tokens(
         prepare=None,
         optimizer=_only_optimizer(training.optimizer),
     )
-    return on_params(dataclasses.replace(made, separable=False, train_flops=None), merged)
+    whole = dataclasses.replace(made, separable=False, train_flops=None)
+    return on_params(whole, lambda params: added(params, rows, spec.num_classes))
+
+
+def labels_of(spec: Spec, classes: Sequence[int | str], option: str) -> jax.Array:
+    """Labels of classes, each a name or a number. Raises UsageError for none and for unknown."""
+    if not classes:
+        raise invalid(option, classes, "one class or more")
+    return jnp.asarray([spec.label(c, option) for c in classes], jnp.int32)
+
+
+def smooth_sampler(method: Method, option: str, sample: Mapping[str, Any] | None) -> Sampler:
+    """The method's sampler, of these options, whose samples have gradients in the parameters.
+
+    Raises UsageError where they have none, and where a class's row is not its own.
+    """
+    known = method.sampler
+    if known is None or not _smooth(method, known()):
+        raise invalid(option, "a sampler without gradients", "diffusion, flows, adversarial models")
+    _check_rows(method)
+    return known(**(sample or {}))
 
 
 def drawn(

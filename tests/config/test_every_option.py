@@ -22,7 +22,7 @@ from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from tests import base_run
-from tests.every_family import DRAWN, FAMILIES, LIKENESS, TEACHER
+from tests.every_family import DRAWN, FAMILIES, LIKENESS, SHORT, TEACHER
 from tests.option_kit import PROGRAMS, options, others, program
 
 MLP = dict(name="mlp.MLP", width=8, depth=2)
@@ -41,8 +41,7 @@ EDM2 = dict(
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
-SHORT = dict(solver="euler", steps=2)
-DREAMBOOTH = dict(name="tune.dreambooth", parents={"3": "8"}, sample=SHORT)
+INCLUSIVE = dict(name="tune.inclusive", classes=(3, 4), parent=8, sample=SHORT)
 TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
 
 
@@ -85,11 +84,11 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "told": _tiny(TOLD_W, "wrap=" + repr([dict(name="tune.told.told", levels=2)])),
     "weighted": _tiny(MLP, f"wrap=[dict(name='tune.weighted.weighted', {LIKENESS})]"),
     "truncated": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])),
-    "dreambooth": _tiny(MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])),
     "tokens": (
         FAMILIES["gan"][0],
         [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
     ),
+    "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
@@ -585,6 +584,18 @@ WRAPS = (
             match="^generator.*labels",
         ),
         skip=dict(last="a generator has one step", match=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "inclusive",
+        "wrap.0",
+        values=dict(
+            classes=(3, 5),
+            parent=7,
+            encoder="tests.option_kit.doubled",
+            sample=SHORT | dict(steps=3),
+        ),
+        skip=dict(match="as in tokens"),
         programs=UPDATE,
     ),
     Sweep(

@@ -121,7 +121,7 @@ def test_gradients_go_through_the_last_steps_alone():
     ("change", "words"),
     [
         (dict(classes=("4",)), "tune.tokens.classes: got '4'"),
-        (dict(classes=()), "classes, and as many targets"),
+        (dict(classes=()), "one class or more"),
         (dict(targets=(1, 2)), "as many targets"),
         (dict(diversity=-1.0), "diversity >= 0"),
         (dict(last=0), "last >= 1"),
