@@ -16,33 +16,28 @@ def wraps(*sections):
 
 
 def test_it_moves_what_is_named_and_keeps_the_rest(tmp_path):
+    """Beside LoRA: kernels by a few columns, biases as a whole, and nothing else."""
     both = wraps(("tune.lora", dict(rank=2)), ("tune.only", dict(match=r"\bbias$")))
-    for number, (wrap, groups) in enumerate(
-        [(wraps(("tune.only", dict(match=r"\bbias$"))), {"net", "only"}),
-         (both, {"net", "lora", "only"})]
-    ):  # fmt: skip
-        train(config(wrap, f"start={base()}"), tmp_path / str(number))
-        model = load(tmp_path / str(number))
-        start, own = load(base()).params["half_life_500"]["net"], model.params["half_life_500"]
-        assert set(own) == groups
-        jax.tree.map(np.testing.assert_array_equal, own["net"], start)
-        moved = jax.tree_util.tree_leaves_with_path(own["only"])
-        assert moved and all("bias" in jax.tree_util.keystr(p) for p, _ in moved)
-        assert any(np.abs(a).max() > 0 for _, a in moved)
-        plain = model.setup.method.plain(model.weights(None))["net"]
-        differ = jax.tree.map(lambda a, b: bool((a != b).any()), plain, start)
-        for path, different in jax.tree_util.tree_leaves_with_path(differ):
-            name = jax.tree_util.keystr(path)
-            wanted = "bias" in name or (number == 1 and "kernel" in name)
-            assert different == wanted or not different, name
-        assert any(d for p, d in jax.tree_util.tree_leaves_with_path(differ))
-        assert (number == 1) == any(
-            d for p, d in jax.tree_util.tree_leaves_with_path(differ)
-            if "kernel" in jax.tree_util.keystr(p)
-        )  # fmt: skip
+    train(config(both, f"start={base()}"), tmp_path / "run")
+    model = load(tmp_path / "run")
+    start, own = load(base()).params["half_life_500"]["net"], model.params["half_life_500"]
+    assert set(own) == {"net", "lora", "only"}
+    jax.tree.map(np.testing.assert_array_equal, own["net"], start)
+    plain = model.setup.method.plain(model.weights(None))["net"]
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(start), strict=True
+    ):
+        kind = jax.tree_util.keystr(path, simple=True, separator=".").rpartition(".")[2]
+        assert (a != b).any() == (kind in ("kernel", "bias")), path
     # Added to the model that it began at, it is the run itself.
-    found = load(base()).sample([1], adapters=str(tmp_path / "0")).images
-    np.testing.assert_allclose(found, load(tmp_path / "0").sample([1]).images, atol=1e-5)
+    found = load(base()).sample([1], adapters=str(tmp_path / "run")).images
+    np.testing.assert_allclose(found, model.sample([1]).images, atol=1e-5 * np.abs(found).max())
+
+
+def test_alone_it_trains_nothing_else():
+    method = set_up(config(wraps(("tune.only", dict(match=r"\bbias$"))))).method
+    assert method.training.learners["net"].trains == ("only",)
+    assert method.training.averaged == ("only",)
 
 
 @pytest.mark.parametrize(
