@@ -713,8 +713,8 @@ PARTS = (
     ),
     Mutant(
         "redaction: the tables themselves are trained",
-        "jaxgen/unlearn/redact.py",
-        "trains=(GROUP,))",
+        "jaxgen/tune/changes.py",
+        "trains=(group,))",
         "trains=None)",
         ("tests/unlearn/test_redact.py", "-k", "draws_the_references"),
     ),

@@ -27,7 +27,7 @@ def fit(
     method: Method,
     draw: Callable[[jax.Array], Any],
     steps: int,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     state: TrainState | None = None,
 ) -> TrainState:
     """The state after updates on batches draw(key), from a first one or the one given."""

@@ -71,6 +71,6 @@ def checks() -> list[Check]:
     for name, w in found.items():
         results.append(below(f"error of several values, changes {name}", error(w), 1e-4))
         over = drift(w, kernel, moment) / least - 1
-        check = near(f"other keys' change over the least, changes {name}", over, 0.0, 1e-3)
-        results.append(check if name == "in the span" else control(check))
+        kept = near(f"other keys' change over the least, changes {name}", over, 0.0, 1e-3)
+        results.append(kept if name == "in the span" else control(kept))
     return results

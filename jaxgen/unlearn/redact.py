@@ -8,17 +8,16 @@ several; whatever a network makes of a row, it then makes of a redacted label.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util as trees
 import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.method import Batch, Learner, Method, Spec, on_params, retrained, training_of
+from jaxgen.method import Batch, Method, Spec
+from jaxgen.tune.changes import named, shapes, training_changes
 
 PyTree = Any
 GROUP = "redaction"
@@ -44,7 +43,7 @@ def redact(
     else it shows through. Raises UsageError where no table matches, and for classes that there are
     not.
     """
-    training = training_of(method, "unlearn.redact")
+    known = shapes(method, "unlearn.redact")
     gone = sorted({spec.label(c, "unlearn.redact.classes") for c in classes})
     instead = spec.label(reference, "unlearn.redact.reference")
     if not gone or instead in gone or len(gone) == spec.num_classes:
@@ -52,25 +51,12 @@ def redact(
         raise invalid("unlearn.redact.classes", classes, allowed)
     if weight <= 0:
         raise invalid("unlearn.redact.weight", weight, "weight > 0")
-    shapes = jax.eval_shape(training.fresh, jax.random.key(0))[0]
-    names = _tables(shapes, spec.num_classes, instead, match)
+    names = _tables(known, spec.num_classes, instead, match)
     asked = jnp.arange(spec.num_classes + 1).at[jnp.asarray(gone)].set(instead)
     redacted = jnp.isin(jnp.arange(spec.num_classes + 1), jnp.asarray(gone))
 
-    def merged(params: PyTree) -> PyTree:
-        tables = trees.flatten_dict({k: a for k, a in params.items() if k != GROUP}, sep="/")
-        for name, change in trees.flatten_dict(params[GROUP], sep="/").items():
-            tables[name] = tables[name] + change
-        return trees.unflatten_dict(tables, sep="/")
-
-    def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
-        params, extra = training.fresh(key)
-        tables = trees.flatten_dict(params, sep="/")
-        zeros = {name: jnp.zeros_like(tables[name]) for name in names}
-        return {**params, GROUP: trees.unflatten_dict(zeros, sep="/")}, extra
-
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
-        changes, tables = (trees.flatten_dict(p, sep="/") for p in (params[GROUP], params))
+        changes, tables = named(params[GROUP]), named(params)
         kept, moved = jnp.zeros(()), jnp.zeros(())
         for name in names:
             old = tables[name]
@@ -81,25 +67,18 @@ def redact(
             moved += jnp.mean(square, where=own)
         return kept + weight * moved, ({"kept": kept, "redacted": moved}, extra)
 
-    optimizer = training.optimizer
-    if isinstance(optimizer, Mapping):
-        optimizer = next(iter(optimizer.values()))
-    learners = {"net": Learner(loss=loss, trains=(GROUP,))}
-    made = retrained(
-        method, learners=learners, fresh=fresh, optimizer=optimizer, averaged=(GROUP,), prepare=None
-    )
-    return on_params(dataclasses.replace(made, train_flops=None), merged)
+    return training_changes(method, names, GROUP, loss)
 
 
-def _tables(shapes: PyTree, classes: int, instead: int, match: str) -> list[str]:
+def _tables(known: Mapping[str, Any], classes: int, instead: int, match: str) -> list[str]:
     """Names of the arrays with a row for each label that match. Raises UsageError for none."""
     sizes = (classes, classes + 1)
-    rows = {n: a.shape[0] for n, a in trees.flatten_dict(shapes, sep="/").items() if a.ndim > 1}
+    rows = {name: a.shape[0] for name, a in known.items() if a.ndim > 1}
     tables = {n.replace("/", "."): n for n, count in rows.items() if count in sizes}
     found = [n for dotted, n in tables.items() if re.search(match, dotted)]
     if not found:
-        known = ", ".join(tables) or "nothing: no array has a row for each label"
-        raise invalid("unlearn.redact.match", match, f"a regular expression that matches {known}")
+        some = ", ".join(tables) or "nothing: no array has a row for each label"
+        raise invalid("unlearn.redact.match", match, f"a regular expression that matches {some}")
     if any(instead >= rows[n] for n in found):
         allowed = "a class: the tables have no row for no label"
         raise invalid("unlearn.redact.reference", None, allowed)
