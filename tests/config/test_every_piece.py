@@ -208,6 +208,7 @@ VALUES: dict[str, Any] = {
 }
 
 HELPERS = {
+    "base.gaussian",
     "search.search",
     "pair.pair",
     "pair.ruled",
