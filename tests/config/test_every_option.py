@@ -88,6 +88,10 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         FAMILIES["gan"][0],
         [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],
     ),
+    "concepts": _tiny(
+        MLP | dict(conditions=(("code", "vector", 2),)),
+        "wrap=" + repr([dict(name="tune.concepts")]),
+    ),
     "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
     "edm2": _tiny(EDM2),
@@ -586,6 +590,7 @@ WRAPS = (
         skip=dict(last="a generator has one step", match=ELSEWHERE),
         programs=UPDATE,
     ),
+    Sweep("concepts", "wrap.0", values=dict(encoder="tests.option_kit.doubled"), programs=UPDATE),
     Sweep(
         "inclusive",
         "wrap.0",
