@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.method import Batch, Method, alone, on_params, only_learner, retrained, training_of
+from jaxgen.tune.changes import added
 from jaxgen.tune.lora import ADDED
 
 PyTree = Any
@@ -30,9 +31,7 @@ def only(method: Method, *, match: str) -> Method:
     base, training = only_learner(method, "tune.only"), training_of(method, "tune.only")
 
     def summed(params: PyTree) -> PyTree:
-        flat = trees.flatten_dict({k: v for k, v in params.items() if k != "only"}, sep="/")
-        more = trees.flatten_dict(params["only"], sep="/")
-        return trees.unflatten_dict({**flat, **{n: flat[n] + more[n] for n in more}}, sep="/")
+        return added(params, "only")
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         params, extra = training.fresh(key)
