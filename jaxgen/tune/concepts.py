@@ -31,7 +31,7 @@ from jaxgen.method.streams import NOISE, OTHER, TIME, example_keys, fold, normal
 
 PyTree = Any
 CODE = "code"
-STREAM = 2**32 - 14
+STREAM = 2**32 - 21
 """Of a step's key: its codes, times and noise are not the method's own."""
 
 

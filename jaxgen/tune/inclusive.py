@@ -20,7 +20,7 @@ from jaxgen.method.streams import example_keys
 from jaxgen.tune.tokens import TABLES, added, drawn, labels_of, rows_trained, smooth_sampler
 
 PyTree = Any
-DRAWS = 2**32 - 13
+DRAWS = 2**32 - 20
 """Of a step's key: what the samples are drawn from."""
 
 
