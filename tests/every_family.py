@@ -48,6 +48,10 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
         [MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.forget", classes=(3, 4))])],
     ),
     "grpo": ("tests/tiny.py", [MLP, TEACHER, GRPO]),
+    "truncated": (
+        "tests/tiny.py",
+        [MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])],
+    ),
     "jem": ("configs/digits_jem.py", ["model.width=16", "model.depth=1", "method.buffer=64"]),
     "llamagen": (
         "configs/digits_llamagen.py",
