@@ -54,6 +54,10 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
         "tests/tiny.py",
         [MLP, TEACHER, "wrap=" + repr([DREAMBOOTH])],
     ),
+    "truncated": (
+        "tests/tiny.py",
+        [MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])],
+    ),
     "jem": ("configs/digits_jem.py", ["model.width=16", "model.depth=1", "method.buffer=64"]),
     "llamagen": (
         "configs/digits_llamagen.py",

@@ -60,7 +60,12 @@ def truncated(
         known, ours = theirs(params["frozen"][teacher], batch["label"]), own(params, batch["label"])
         n = jax.random.randint(place_key, (), 1, known.steps + 1)
         m = jax.random.randint(back_key, (), 0, n)
-        state = jax.lax.fori_loop(0, n, lambda i, s: known.step(keys, s, i), known.start(keys))
+
+        def until(state: Any, number: jax.Array) -> tuple[Any, None]:
+            step = lambda state: known.step(keys, state, number)
+            return jax.lax.cond(number < n, step, lambda state: state, state), None
+
+        state, _ = jax.lax.scan(until, known.start(keys), jnp.arange(known.steps))
         wanted = known.estimate(keys, state, n)
         assert known.back is not None
         noised = jax.lax.stop_gradient(known.back(keys, state, n, m))

@@ -83,7 +83,6 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     ),
     "told": _tiny(TOLD_W, "wrap=" + repr([dict(name="tune.told.told", levels=2)])),
     "weighted": _tiny(MLP, f"wrap=[dict(name='tune.weighted.weighted', {LIKENESS})]"),
-    "truncated": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.truncated.truncated")])),
     "tokens": (
         FAMILIES["gan"][0],
         [*FAMILIES["gan"][1], "wrap=" + repr([TOKENS]), "optimizer=" + repr(dict(name="adam"))],

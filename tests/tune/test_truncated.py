@@ -11,6 +11,7 @@ from experiments.shared.tabular import Trained, table
 from jaxgen.errors import UsageError
 from jaxgen.method import Chain, Sampler
 from jaxgen.method.learning import placed
+from jaxgen.nn.flops import count
 from jaxgen.tune.truncated import truncated
 from tests import toy_diffusion
 from tests.nn_kit import first_state
@@ -74,9 +75,11 @@ def test_a_copy_of_diffusion_learns_without_data():
         sample=dict(solver="ancestral.ddim", steps=4, guidance=0.0),
     )  # fmt: skip
     state = first_state(method).replace(params=live)
-    step = jax.jit(
-        lambda s, k: method.update(s, {"label": jnp.arange(64) % 3}, k, {"teacher": live})
-    )
+    labels = {"label": jnp.arange(64) % 3}
+    update = lambda s, k: method.update(s, labels, k, {"teacher": live})
+    # A program whose cost is known, which a loop of so many steps as are drawn has not.
+    assert count(jax.make_jaxpr(update)(state, jax.random.key(0)).jaxpr) > 0
+    step = jax.jit(update)
     for n in range(3):
         state, metrics = step(state, jax.random.key(n))
         assert jnp.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
