@@ -24,6 +24,7 @@ from jaxgen.errors import UsageError
 from jaxgen.run.setup import SECTIONS, TOP, Setup, set_up
 from jaxgen.training.optim import optimizer
 from jaxgen.tune.contrast import cca, ddo
+from jaxgen.tune.directional import directional
 from jaxgen.tune.lora import lora
 from jaxgen.unlearn.forget import forget
 from jaxgen.unlearn.near_access import near_access
@@ -47,6 +48,7 @@ EDM2 = dict(
 )
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
+ONES = (1.0,) * 64
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
 
 
@@ -72,6 +74,14 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         MLP | dict(width=24, depth=1),
         "networks={'adapted': BASE}",
         "wrap=" + repr([dict(name="unlearn.repulsion", group="net")]),
+    ),
+    "directional": (
+        "configs/digits_gan.py",
+        [
+            "model.generator.width=8",
+            "model.discriminator.width=8",
+            "wrap=" + repr([dict(name="tune.directional", encoder="flat", direction=ONES)]),
+        ],
     ),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
@@ -500,6 +510,13 @@ WRAPS = (
         programs=UPDATE,
     ),
     Sweep(
+        "directional",
+        "wrap.0",
+        values=dict(direction=(2.0,) * 64, match=r"^generator\.out\."),
+        skip=dict(encoder="names a network: tests/tune/test_directional.py"),
+        programs=UPDATE,
+    ),
+    Sweep(
         "repulsion",
         "wrap.0",
         skip=dict(adapted="names a network", group="names a group"),
@@ -662,5 +679,6 @@ def test_every_method_and_all_of_its_options_are_swept():
         and not function.__name__.startswith("_")
     }
     assert methods and methods <= wanted.keys(), methods - wanted.keys()
-    wraps = {lora, cca, ddo, guided, progressive, matching, forget, near_access, redact, repulsion}
+    wraps = {lora, cca, ddo, directional, guided, progressive, matching, forget}
+    wraps |= {near_access, redact, repulsion}
     assert wraps <= wanted.keys()
