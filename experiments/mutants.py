@@ -747,6 +747,13 @@ PARTS = (
         ("tests/experiments/test_experiments.py", "-k", "passes and rewriting"),
     ),
     Mutant(
+        "directional: the two generators draw other latents",
+        "jaxgen/tune/directional.py",
+        "(draw(p, keys, batch",
+        "(draw(p, keys[:: 1 if GROUP in p else -1], batch",
+        ("tests/tune/test_directional.py", "-k", "by_hand"),
+    ),
+    Mutant(
         "LoRA's alpha ignored",
         "jaxgen/tune/lora.py",
         "scale = (rank if alpha is None else alpha) / rank if rank > 0 else 0.0",

@@ -23,7 +23,7 @@ def named(params: PyTree) -> dict[str, jax.Array]:
     return trees.flatten_dict(params, sep="/")
 
 
-def shapes(method: Method, option: str) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(method: Method, option: str) -> dict[str, Any]:
     """Those of the method's parameters. Raises UsageError for one that writes its own update."""
     fresh = training_of(method, option).fresh
     return named(jax.eval_shape(fresh, jax.random.key(0))[0])

@@ -40,6 +40,7 @@ EDM2 = dict(
 )
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
+ONES = (1.0,) * 64
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
 INCLUSIVE = dict(name="tune.inclusive", classes=(3, 4), parent=8, sample=SHORT)
 TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
@@ -93,6 +94,14 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     ),
     "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
+    "directional": (
+        "configs/digits_gan.py",
+        [
+            "model.generator.width=8",
+            "model.discriminator.width=8",
+            "wrap=" + repr([dict(name="tune.directional", encoder="flat", direction=ONES)]),
+        ],
+    ),
     "edm2": _tiny(EDM2),
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
@@ -528,6 +537,13 @@ WRAPS = (
         "redact",
         "wrap.0",
         values=dict(classes=(2,), reference=4, match=r"(labels\.embedding|out\.kernel)$"),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "directional",
+        "wrap.0",
+        values=dict(direction=(2.0,) * 64, match=r"^generator\.out\."),
+        skip=dict(encoder="names a network: tests/tune/test_directional.py"),
         programs=UPDATE,
     ),
     Sweep(

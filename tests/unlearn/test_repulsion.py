@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxgen.api import train
 from jaxgen.errors import UsageError
+from jaxgen.run.model import load
 from jaxgen.unlearn.repulsion import repulsion
-from tests import toy_diffusion
+from tests import base_run, toy_diffusion
 from tests.nn_kit import random_like
 from tests.toy_diffusion import Teacher
 from tests.unlearn.test_redact import gan
@@ -95,3 +98,23 @@ def test_bad_input_is_named(options, words):
     networks = {"adapted": Teacher(base, {})}
     with pytest.raises(UsageError, match=words):
         repulsion(base, **{"spec": base.spec, "networks": networks} | options)
+
+
+def test_a_run_leads_away_from_the_adapted_one(tmp_path):
+    """Further from its parameters at the end than at the start, and than without the wrap."""
+    other = base_run.write(tmp_path / "adapted", seed=1)
+    wrap = dict(name="unlearn.repulsion", group="net", kind="negative", weight=0.1)
+    told = (f"start={base_run.base()}", f"networks.adapted={other}")
+    train(base_run.config(*told, "wrap=" + repr([wrap])), tmp_path / "run")
+    train(base_run.config(*told), tmp_path / "plain")
+    ours, theirs, adapted, first = (
+        load(w).params[name]["net"]
+        for w, name in (
+            (tmp_path / "run", "params"),
+            (tmp_path / "plain", "params"),
+            (other, "half_life_500"),
+            (base_run.base(), "half_life_500"),
+        )
+    )
+    far = lambda params: optax.tree.norm(optax.tree.sub(params, adapted))
+    assert far(ours) > max(far(theirs), far(first))
