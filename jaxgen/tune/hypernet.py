@@ -120,10 +120,11 @@ def hypernet(
         inner, alone = known(**options), plain(**options)
 
         def fn(params: PyTree, keys: jax.Array, condition: Any) -> Any:
+            told: Any = condition
             if not isinstance(condition, Mapping) or REFERENCE not in condition:
-                return alone.fn(params, keys, condition)
+                return alone.fn(params, keys, told)
             rest = {k: a for k, a in condition.items() if k != REFERENCE}
-            told: Any = rest["label"] if set(rest) == {"label"} else rest
+            told = rest["label"] if set(rest) == {"label"} else rest
 
             def one(change: jax.Array, key: jax.Array, told: Any) -> Any:
                 told = jax.tree.map(lambda a: a[None], told)
