@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments.shared.check import Check, above, below, control
+from experiments.shared.quick import quick_jit
 from jaxgen.families.adversarial import adversarial
 from jaxgen.method import Spec
 from jaxgen.nn.gan import MLPDiscriminator
@@ -52,7 +53,7 @@ def tuned(diversity: float, seed: int, steps: int = 500) -> tuple[Any, Any, Any]
     method = tokens(base, spec=SPEC, classes=(COLLAPSED,), reward=judge, diversity=diversity)
     # The collapsed class is where the first one is, with hardly any noise.
     table = jnp.concatenate([MEANS, jnp.full((3, 2), 0.4)], 1).at[COLLAPSED].set([2, 0, 0.01, 0.01])
-    state = method.init(jax.random.key(0))
+    state = quick_jit(method.init)(jax.random.key(0))
     net = {"labels": {"embedding": table}} | {n: {"kernel": jnp.eye(2)} for n in "BC"}
     state = state.replace(params={**state.params, "generator": net})
     batch = {"image": jnp.zeros((64, 2)), "label": jnp.zeros(64, jnp.int32)}
@@ -72,7 +73,7 @@ def checks(seed: int = 0) -> list[Check]:
     results, spread = [], {}
     for diversity in (0.2, 0.0):
         method, before, after = tuned(diversity, seed)
-        sample = jax.jit(method.sampler().fn)
+        sample = quick_jit(method.sampler().fn)
         old, new = (np.asarray(sample(p, keys, labels)) for p in (before, after))
         chance = lambda x: np.exp(judge(x[2 * COUNT :], labels[2 * COUNT :])).mean()
         name = "probability of its class"

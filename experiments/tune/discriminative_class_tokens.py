@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments.shared.check import Check, above, below, control
+from experiments.shared.quick import quick_jit
 from jaxgen.families.diffusion import denoising
 from jaxgen.method import Method, Spec
 from jaxgen.training.ema import Averages
@@ -50,7 +51,7 @@ def tuned(seed: int, steps: int = 400) -> tuple[Method, Any, Any]:
         base, spec=SPEC, classes=(TOKEN,), targets=(TARGET,), reward=judge, last=1,
         sample=dict(solver="euler", steps=8, guidance=1.0),
     )  # fmt: skip
-    state = method.init(jax.random.key(0))
+    state = quick_jit(method.init)(jax.random.key(0))
     table = jnp.concatenate([MEANS, jnp.zeros((1, 2))])
     state = state.replace(params={**state.params, "net": {"labels": {"embedding": table}}})
     batch = {"image": jnp.zeros((32, 2)), "label": jnp.zeros(32, jnp.int32)}
@@ -68,7 +69,7 @@ def checks(seed: int = 0) -> list[Check]:
     keys = jax.random.split(jax.random.key(2), 4 * COUNT)
     labels = jnp.repeat(jnp.arange(4), COUNT)
     method, before, after = tuned(seed)
-    sample = jax.jit(method.sampler(solver="heun", steps=12, guidance=1.0).fn)
+    sample = quick_jit(method.sampler(solver="heun", steps=12, guidance=1.0).fn)
     old, new = (np.asarray(sample(p, keys, labels)) for p in (before, after))
     name = "samples in the region of the target"
 

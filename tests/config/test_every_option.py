@@ -92,6 +92,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         MLP | dict(conditions=(("code", "vector", 2),)),
         "wrap=" + repr([dict(name="tune.concepts")]),
     ),
+    "hypernet": _tiny(MLP, "wrap=" + repr([dict(name="tune.hypernet")])),
     "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
     "directional": (
@@ -603,6 +604,12 @@ WRAPS = (
             match="^generator.*labels",
         ),
         skip=dict(last="a generator has one step", match=ELSEWHERE),
+        programs=UPDATE,
+    ),
+    Sweep(
+        "hypernet",
+        "wrap.0",
+        values=dict(encoder="tests.option_kit.doubled", match="out\\.kernel$"),
         programs=UPDATE,
     ),
     Sweep("concepts", "wrap.0", values=dict(encoder="tests.option_kit.doubled"), programs=UPDATE),
