@@ -699,7 +699,7 @@ PARTS = (
     ),
     Mutant(
         "forgetting: the answer with a label is preserved",
-        "jaxgen/unlearn/forget.py",
+        "jaxgen/unlearn/answers.py",
         "_square(ours(0.0) - theirs(0.0, labels))",
         "_square(ours(1.0) - theirs(1.0, labels))",
         ("tests/unlearn/test_forget.py", "-k", "preserved"),

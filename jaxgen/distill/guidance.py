@@ -10,19 +10,18 @@ A model that is to be told the weight declares it: `model.conditions=(("w", "num
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxgen.distill.student import Asked, declares, denoisers, says, student
+from jaxgen.distill.student import Asked, declares, denoisers, says, student, visited
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.path import Path, expand
-from jaxgen.families.diffusion.core.prediction import from_x0, to_prediction
-from jaxgen.families.diffusion.core.sampler import prior
+from jaxgen.families.diffusion.core.prediction import from_x0
 from jaxgen.method import Batch, Method, Spec, TrainState, frozen_with, teacher_of
-from jaxgen.method.streams import TIME, fold
 
 PyTree = Any
 
@@ -51,6 +50,8 @@ def guided(
     if not declares(method):
         raise invalid("config.model.conditions", "no weight", '(("w", "number"),) among others')
 
+    path = denoisers(other.method)(guidance=())(None, None).path
+
     def guided_v(params: PyTree, asked: Asked, path: Path) -> jax.Array:
         held, of = params["frozen"]["teacher"], denoisers(other.method)
         cond, uncond = (
@@ -59,25 +60,12 @@ def guided(
         )
         return uncond + expand(asked.w, cond) * (cond - uncond)
 
-    def visited(params: PyTree, asked: Asked, keys: jax.Array) -> Asked:
-        """The state after some of the steps, each number of them as often."""
-        path = denoisers(other.method)(guidance=())(None, None).path
-        last = jax.vmap(lambda k: jax.random.randint(k, (), 0, trajectory))(fold(keys, TIME))
-
-        def step(state: Any, n: jax.Array) -> tuple[Any, None]:
-            x, kept = state
-            t = jnp.full(last.shape, 1 - n / trajectory)
-            v = guided_v(params, asked._replace(x=x, t=t), path)
-            x = to_prediction("v", v, x, t, path).mix(path, t - 1 / trajectory)
-            return (x, jnp.where(expand(last == n + 1, x), x, kept)), None
-
-        x = prior(path, keys, spec.shape)
-        (_, x), _ = jax.lax.scan(step, (x, x), jnp.arange(trajectory - 1))
-        return asked._replace(x=x, t=1 - last / trajectory)
+    def states(params: PyTree, asked: Asked, keys: jax.Array) -> Asked:
+        return visited(functools.partial(guided_v, params), asked, keys, path, trajectory)
 
     frozen = frozen_with(method, spec, networks, "teacher")
-    states = visited if trajectory else None
-    return student(method, spec, guided_v, (low, high), states=states, frozen=frozen)
+    at = states if trajectory else None
+    return student(method, spec, guided_v, (low, high), states=at, frozen=frozen)
 
 
 def progressive(

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.families.diffusion.core.denoiser import Denoiser
-from jaxgen.families.diffusion.core.path import Path
-from jaxgen.families.diffusion.core.prediction import Prediction
+from jaxgen.families.diffusion.core.path import Path, expand
+from jaxgen.families.diffusion.core.prediction import Prediction, to_prediction
+from jaxgen.families.diffusion.core.sampler import prior
 from jaxgen.method import Batch, Method, Sampler, Spec, denoiser_factory, only_learner, retrained
 from jaxgen.method.streams import NOISE, OTHER, TIME, example_keys, fold, normal
 
@@ -112,6 +113,31 @@ def denoisers(method: Method) -> Callable[..., Any]:
     if of is None:
         raise invalid("distill", "a method without a denoiser of labels", "diffusion on labels")
     return of
+
+
+def visited(
+    says_v: Callable[[Asked, Path], jax.Array],
+    asked: Asked,
+    keys: jax.Array,
+    path: Path,
+    steps: int,
+) -> Asked:
+    """What is asked, at states of DDIM trajectories of `steps` steps by says_v(asked, path) -> v.
+
+    Each is after some of the steps, each number of them as often.
+    """
+    last = jax.vmap(lambda k: jax.random.randint(k, (), 0, steps))(fold(keys, TIME))
+
+    def step(state: Any, n: jax.Array) -> tuple[Any, None]:
+        x, kept = state
+        t = jnp.full(last.shape, 1 - n / steps)
+        v = says_v(asked._replace(x=x, t=t), path)
+        x = to_prediction("v", v, x, t, path).mix(path, t - 1 / steps)
+        return (x, jnp.where(expand(last == n + 1, x), x, kept)), None
+
+    x = prior(path, keys, asked.x.shape[1:])
+    (_, x), _ = jax.lax.scan(step, (x, x), jnp.arange(steps - 1))
+    return asked._replace(x=x, t=1 - last / steps)
 
 
 def conditions(method: Method) -> list[str]:

@@ -21,7 +21,8 @@ from jaxgen import files
 from jaxgen.errors import invalid, unknown
 from jaxgen.nn.placement import STACKED
 from jaxgen.pretrained.dit import Factors, adapter_layers, diffusers_layers
-from jaxgen.tune import lora
+from jaxgen.training.weights import dump
+from jaxgen.training.weights import read as read_weights
 
 PyTree = Any
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -36,7 +37,7 @@ LAYOUTS = ("jaxgen", "peft", "diffusers")
 def read(place: str | Path, params: PyTree, *, heads: int | None = None) -> PyTree:
     """The change of `params` that is in a file or folder, as `params["lora"]` of scale 1.
 
-    place: a file that `lora.save` or diffusers wrote, or a folder of peft's. params: groups of
+    place: a file that `save` or diffusers wrote, or a folder of peft's. params: groups of
     arrays, or of their shapes. heads: of the network's attention, which diffusers' and the paper's
     names need. Raises UsageError for what cannot be read, what is no LoRA, and an adapter of
     another network, with what does not fit.
@@ -46,7 +47,7 @@ def read(place: str | Path, params: PyTree, *, heads: int | None = None) -> PyTr
     arrays, about = _opened(file)
     kernels = {n: w for n, w in trees.flatten_dict(params, sep=".").items() if n[:5] != "lora."}
     if "rank" in about:
-        known, scale = lora.load(file)
+        known, scale = load(file)
         flat = trees.flatten_dict(known, sep=".")
         names = [n.removesuffix(".a") for n in flat if n.endswith(".a")]
         found = {n: Factors(flat[f"{n}.a"], scale * flat[f"{n}.b"]) for n in names}
@@ -84,7 +85,7 @@ def write(
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     if layout == "jaxgen":
-        lora.save(place, changes, rank=rank, alpha=alpha)
+        save(place, changes, rank=rank, alpha=alpha)
         return place
     layers = _unstacked(changes)
     prefix = PEFT
@@ -109,6 +110,19 @@ def write(
     files.write(place / WEIGHTS, to_bytes(arrays, {"format": "pt"}))
     files.write(place / CONFIG, files.json_text(whole).encode())
     return place
+
+
+def save(path: files.Place, adapter: PyTree, *, rank: int, alpha: float) -> None:
+    """`params["lora"]` as safetensors, with rank and alpha, without which it means nothing."""
+    files.write(path, dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
+
+
+def load(path: files.Place) -> tuple[PyTree, float]:
+    """(the adapter, its scale alpha / rank) of a file that `save` wrote. Raises UsageError."""
+    adapter, about = read_weights(path)
+    if not {"rank", "alpha"} <= set(about):
+        raise invalid("tune.lora", str(path), "a file of an adapter with its rank and alpha")
+    return adapter, float(about["alpha"]) / int(about["rank"])
 
 
 def _opened(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -34,7 +34,7 @@ from jaxgen.tune.changes import added, shapes, training_changes
 
 PyTree = Any
 GROUP, ENCODER = "moved", "direction_encoder"
-DRAWS = 2**32 - 10
+DRAWS = 2**32 - 22
 """Of a step's key: what the two generators draw."""
 SMALL = 1e-4
 """Of the encodings' mean square: the least that a difference counts. At first there is none, and

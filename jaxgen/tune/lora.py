@@ -14,7 +14,6 @@ import flax.traverse_util as trees
 import jax
 import jax.numpy as jnp
 
-from jaxgen import files
 from jaxgen.errors import invalid
 from jaxgen.method import (
     Batch,
@@ -26,7 +25,6 @@ from jaxgen.method import (
     training_of,
 )
 from jaxgen.nn.placement import STACKED
-from jaxgen.training.weights import dump, read
 
 PyTree = Any
 ADDED = ("lora", "only")
@@ -97,16 +95,3 @@ def merge(params: PyTree, scale: float) -> PyTree:
         b = b.reshape(*b.shape[:-2], *(1,) * (a.ndim - b.ndim), *b.shape[-2:])
         kernels[name] = kernels[name] + (scale * (a @ b)).astype(kernels[name].dtype)
     return trees.unflatten_dict(kernels, sep="/")
-
-
-def save(path: files.Place, adapter: PyTree, *, rank: int, alpha: float) -> None:
-    """`params["lora"]` as safetensors, with rank and alpha, without which it means nothing."""
-    files.write(path, dump(adapter, {"rank": str(rank), "alpha": str(alpha)}))
-
-
-def load(path: files.Place) -> tuple[PyTree, float]:
-    """(the adapter, its scale alpha / rank) of a file that `save` wrote. Raises UsageError."""
-    adapter, about = read(path)
-    if not {"rank", "alpha"} <= set(about):
-        raise invalid("tune.lora", str(path), "a file of an adapter with its rank and alpha")
-    return adapter, float(about["alpha"]) / int(about["rank"])

@@ -10,6 +10,7 @@ from jaxgen.api import train
 from jaxgen.errors import UsageError
 from jaxgen.run.model import load
 from jaxgen.run.setup import set_up
+from jaxgen.tune import adapters
 from jaxgen.tune import lora as loras
 from tests.base_run import base, config
 
@@ -105,15 +106,15 @@ def test_merged_and_unmerged_saved_and_loaded(tmp_path):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), back["net"], params["net"]
     )
-    loras.save(tmp_path / "a.safetensors", params["lora"], rank=2, alpha=8.0)
-    adapter, scale = loras.load(tmp_path / "a.safetensors")
+    adapters.save(tmp_path / "a.safetensors", params["lora"], rank=2, alpha=8.0)
+    adapter, scale = adapters.load(tmp_path / "a.safetensors")
     assert scale == 4.0
     jax.tree.map(np.testing.assert_array_equal, adapter, params["lora"])
     from jaxgen.training.weights import dump
 
     (tmp_path / "b.safetensors").write_bytes(dump(params["lora"]))
     with pytest.raises(UsageError, match="rank and alpha"):
-        loras.load(tmp_path / "b.safetensors")
+        adapters.load(tmp_path / "b.safetensors")
 
 
 def test_a_family_of_two_losses_is_refused():
