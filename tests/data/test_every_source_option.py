@@ -161,6 +161,26 @@ def put_features(root: Path) -> dict[str, Any]:
     return dict(of="digits.digits", path=str(root / "f.npz"))
 
 
+def put_scored(root: Path) -> dict[str, Any]:
+    """Images with two columns of numbers, of both splits."""
+    chance, held = np.random.default_rng(0), {}
+    for part in PARTS:
+        held[f"images_{part}"] = chance.integers(0, 256, (24, 4, 4, 1), np.uint8)
+        held[f"labels_{part}"] = np.arange(24) % 3
+        for name in ("score", "other"):
+            held[f"{name}_{part}"] = chance.permutation(np.linspace(0, 1, 24)).astype(np.float32)
+    np.savez(root / "a.npz", **held)
+    keys = {f"{k}_key": f"{k}_{{split}}" for k in ("images", "labels")}
+    columns = ("score_{split}", "other_{split}")
+    of = dict(name="arrays.arrays", path=str(root / "a.npz"), columns=columns, **keys)
+    return dict(of=of, column="score", edges=(0.5,))
+
+
+def put_some(root: Path) -> dict[str, Any]:
+    """The digits, as some of eleven classes."""
+    return dict(of="digits.digits", classes=tuple("0123456789a"))
+
+
 def put_union(root: Path) -> dict[str, Any]:
     """The digits twice."""
     return dict(sources=("digits.digits", "digits.digits"), weights=(1.0, 1.0))
@@ -205,6 +225,10 @@ CASES = (
         class_names=TWO), ELSEWHERE | dict(subset="of the hub alone", revision="of the hub alone")),
     Tried("features.features", put_features, dict(of="bars_and_stripes.bars_and_stripes",
         column="other", verify=True, split="test"), ELSEWHERE),
+    Tried("binned.binned", put_scored, dict(of="digits.digits", column="other", edges=(0.4,),
+        split="test")),
+    Tried("among.among", put_some, dict(of=dict(name="digits.digits", channels=3), split="test",
+        classes=tuple("a0123456789"))),
     Tried("union.union", put_union, dict(sources=("digits.digits",) * 3, weights=(3.0, 1.0),
         group="of", split="test")),
     Tried("digits.digits", nothing, dict(split="test", channels=3)),
