@@ -39,6 +39,7 @@ EDM2 = dict(
     attention_sizes=(8,),
 )
 UNET = dict(channels=8, multipliers=(1, 1), blocks=1, attention_sizes=(8,))
+THIN = dict(width=2, attention=0)
 BARS = dict(name="bars_and_stripes.bars_and_stripes", size=4)
 ONES = (1.0,) * 64
 WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
@@ -107,6 +108,21 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "unet": _tiny(dict(name="unet.UNet") | UNET),
     "uvit_model": _tiny(
         dict(name="uvit.UViT", patch=4, width=8, depth=3, heads=2, attention="xla")
+    ),
+    "biggan": (
+        "configs/digits_gan.py",
+        [
+            "data.holds=" + repr(dict(shape=(32, 32, 3), num_classes=3, levels=256)),
+            "data.workers=0",
+            "model="
+            + repr(
+                dict(
+                    generator=dict(name="biggan.Generator", label_width=4) | THIN,
+                    discriminator=dict(name="biggan.Discriminator") | THIN,
+                )
+            ),
+            "method.latent=" + repr(dict(name="normal", size=8)),
+        ],
     ),
     "own": _tiny(dict(name="own.Pure", of="tests.own_kit.shaded")),
     "interpolants": (
@@ -491,6 +507,16 @@ MODELS = (
         HIDDEN | dict(kernel=5, first=7, lowering="direct"),
         skip=dict(outputs="the method sets it"),
         programs=NETWORK,
+    ),
+    *(
+        Sweep(
+            "biggan",
+            f"model.{player}",
+            values=dict(width=4, deep=True, label_width=8, attention=16, dtype="bfloat16"),
+            skip=dict(spectral="always on, and False is refused"),
+            programs=UPDATE,
+        )
+        for player in ("generator", "discriminator")
     ),
     Sweep("gan", "model.generator", values=HIDDEN | dict(width=8), programs=NETWORK),
     Sweep(
