@@ -40,8 +40,8 @@ def guided(
     Start from the teacher, too (`config.start`). `sample.guidance` is then the weight that the
     student is told, at one call a step. trajectory: at states of the guided teacher's own DDIM
     trajectories of so many steps, in the place of noised data (0), where guidance leads elsewhere
-    (Jensen & Sadat 2025, "Efficient Distillation of Classifier-Free Guidance using Adapters",
-    sec. 4; with `tune.lora` after this wrap as the adapters, and its `also` for what is told w).
+    (Jensen & Sadat 2025, "Efficient Distillation of Classifier-Free Guidance using Adapters"; with
+    `tune.lora` after this wrap as the adapters, and `tune.only` for what is told w).
     Raises UsageError: no teacher, a model without "w".
     """
     other = teacher_of(networks, "teacher", "distill.guidance.guided")

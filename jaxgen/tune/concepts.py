@@ -20,6 +20,7 @@ from jaxgen.method import (
     Batch,
     Method,
     Spec,
+    alone,
     denoiser_factory,
     encoder_of,
     on_params,
@@ -99,10 +100,5 @@ def concepts(
         own, (metrics, extra) = base.loss(params, {**batch, CODE: drawn}, key, extra)
         return triplet + keep * own, ({**metrics, "triplet": triplet}, extra)
 
-    made = retrained(
-        method,
-        learners={"net": dataclasses.replace(base, loss=loss, trains=("mapping",), after=None)},
-        fresh=fresh,
-        averaged=("mapping",),
-    )
+    made = retrained(method, fresh=fresh, **alone(base, loss, "mapping", ()))
     return on_params(dataclasses.replace(made, separable=False, train_flops=None), merged)

@@ -24,6 +24,7 @@ from jaxgen.method import (
     Method,
     Sampler,
     Spec,
+    alone,
     encoder_of,
     on_params,
     only_learner,
@@ -104,12 +105,7 @@ def hypernet(
         fit, squares = jax.vmap(one)(changes, each).mean(), (changes**2).mean()
         return fit + penalty * squares, ({"fit": fit, "squares": squares}, extra)
 
-    made = retrained(
-        method,
-        learners={"net": dataclasses.replace(base, loss=loss, trains=("hyper",), after=None)},
-        fresh=fresh,
-        averaged=("hyper",),
-    )
+    made = retrained(method, fresh=fresh, **alone(base, loss, "hyper", ()))
     made = on_params(dataclasses.replace(made, train_flops=None), own)
     if method.sampler is None or made.sampler is None:
         return made
