@@ -122,6 +122,8 @@ def train(
             "networks": networks.digests(setup.networks, said.get("networks", {})),
             **({} if setup.holdout is None else {"holdout": setup.holdout}),
         }
+        if setup.method.training is not None:
+            setup.method.training.check()
         if setup.start is not None and not has_checkpoints(workdir):
             initial, said["start"] = start.initial(
                 setup.method, setup.start, setup.spec.classes, setup.modules

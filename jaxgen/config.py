@@ -52,6 +52,11 @@ ROOMS = {
 }
 """Where the `name` of a section with this key is looked for."""
 
+
+class Later:
+    """In a parameter's type (`reward: Later | Any`): its section is handed on to be built later."""
+
+
 WRAPS = ("tune", "distill", "unlearn")
 """Packages of jaxgen with functions from Method to Method."""
 
@@ -429,7 +434,9 @@ def partial(section: Any, room: str, option: str, **given: Any) -> Callable[...,
     built, hints = {}, _hints(function)
     for key, value in keywords.items():
         # A parameter that is plain text (a source's `path`) is no section.
-        if key in ROOMS and _is_section(value) and hints.get(key) is not str:
+        hint = hints.get(key)
+        now = hint is not str and Later not in typing.get_args(hint)
+        if key in ROOMS and _is_section(value) and now:
             place = f"{option}.{key}"
             value = build(value, ROOMS[key], place, **wanted(value, ROOMS[key], place, given))
         built[key] = value

@@ -85,6 +85,14 @@ class Subject:
         scored = feature_scores(self.scorer, self._side(images, labels), *some, scores=["fid"])
         return scored[title("fid", self.scorer, None)]
 
+    def between(self, images: np.ndarray, others: np.ndarray) -> float:
+        """The Frechet distance of two sets of images of balanced labels."""
+        here, there = (
+            self._side(x, balanced_labels(len(x), self.classes)) for x in (images, others)
+        )
+        scored = feature_scores(self.scorer, here, there, there, scores=["fid"], intervals=0)
+        return float(scored[title("fid", self.scorer, None)]["value"])
+
     def floor(self, count: int) -> Row:
         """The scores that `count` images of the training half have against the test half."""
         order = np.argsort(self.train["label"], kind="stable")

@@ -49,8 +49,7 @@ def guided(
         raise invalid("distill.guidance", (low, high, trajectory), "low <= high, trajectory >= 0")
     if not declares(method):
         raise invalid("config.model.conditions", "no weight", '(("w", "number"),) among others')
-
-    path = denoisers(other.method)(guidance=())(None, None).path
+    path = functools.cache(lambda: denoisers(other.method)(guidance=())(None, None).path)
 
     def guided_v(params: PyTree, asked: Asked, path: Path) -> jax.Array:
         held, of = params["frozen"]["teacher"], denoisers(other.method)
@@ -61,7 +60,7 @@ def guided(
         return uncond + expand(asked.w, cond) * (cond - uncond)
 
     def states(params: PyTree, asked: Asked, keys: jax.Array) -> Asked:
-        return visited(functools.partial(guided_v, params), asked, keys, path, trajectory)
+        return visited(functools.partial(guided_v, params), asked, keys, path(), trajectory)
 
     frozen = frozen_with(method, spec, networks, "teacher")
     at = states if trajectory else None

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import mesh
+from jaxgen.config import Later
 from jaxgen.errors import invalid
 from jaxgen.method import (
     Batch,
@@ -25,6 +26,7 @@ from jaxgen.method import (
     TrainState,
     fold,
     frozen_with,
+    having,
     only_learner,
     retrained,
     teacher_of,
@@ -44,7 +46,7 @@ def pool(
     *,
     spec: Spec,
     networks: Mapping[str, Any],
-    reward: Any,
+    reward: Later | Any,
     teachers: Sequence[str] = ("teacher",),
     margin: float = 0.05,
     explore: float = 0.1,
@@ -72,10 +74,8 @@ def pool(
         raise invalid(f"{option}.teachers", teachers, "one name of config.networks or more")
     others = [teacher_of(networks, name, option) for name in teachers]
     draw = method.sampler
-    if draw is None or any(other.method.sampler is None for other in others):
-        raise invalid(
-            option, "a model without a sampler", "a model and teachers that one can sample"
-        )
+    if draw is None:
+        raise invalid(option, "a model without a sampler", "a model that one can sample")
     judged = scored(reward, spec, f"{option}.reward")
     base, training = only_learner(method, option), training_of(method, option)
     rows, classes = len(teachers), spec.num_classes
@@ -106,7 +106,7 @@ def pool(
         student = with_frozen(method, {**state.params, "frozen": frozen})
         ours = draw(**(own or {})).fn(student, tries, labels)
         held = remembered(
-            held, (judged(shown, labels), judged(ours, labels)), labels, whose, memory
+            held, (judged()(shown, labels), judged()(ours, labels)), labels, whose, memory
         )
         extra, made = state.extra["method"], {**batch, "image": image, "label": labels}
         metrics = {"behind": gap.mean(), "mastered": (gap <= margin).mean()}
@@ -128,6 +128,7 @@ def pool(
     changed = None if base.after is None else after
     made = retrained(
         method,
+        (judged, having(networks, teachers, "sampler")),
         learners={"net": dataclasses.replace(base, loss=loss, after=changed)},
         fresh=fresh,
         prepare=prepare,

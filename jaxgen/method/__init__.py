@@ -50,7 +50,7 @@ from jaxgen.method.streams import (
     no_label,
     normal,
 )
-from jaxgen.method.teachers import frozen_with, teacher_of
+from jaxgen.method.teachers import frozen_with, having, teacher_of
 
 __all__ = [
     "CONSTANTS",
@@ -92,6 +92,7 @@ __all__ = [
     "only_learner",
     "optimizers_of",
     "placed",
+    "having",
     "retrained",
     "sampling_params",
     "single",

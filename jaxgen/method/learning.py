@@ -77,7 +77,9 @@ class Training:
     initialisation). frozen: arrays by name that the losses need and nobody trains, or functions
     without arguments that give them (what is loaded only to train): arguments of the update, never
     differentiated, averaged or saved. started(state) -> state: what follows where the parameters
-    came from another run. copies: groups by the group whose parameters they begin with, wherever
+    came from another run. needed: functions without arguments that training calls before all else,
+    which open what sampling does without (other runs, rewards) and raise UsageError where it will
+    not do. copies: groups by the group whose parameters they begin with, wherever
     those came from.
     """
 
@@ -90,10 +92,17 @@ class Training:
     prepare: Prepare | None = None
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     started: Callable[[TrainState], TrainState] | None = None
+    needed: tuple[Callable[[], object], ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def check(self) -> None:
+        """Open what is needed. Raises UsageError for what will not do."""
+        for look in self.needed:
+            look()
+
     def arrays(self) -> dict[str, PyTree]:
-        """The frozen arrays themselves."""
+        """The frozen arrays themselves, after `check`."""
+        self.check()
         return {n: held() if callable(held) else held for n, held in self.frozen.items()}
 
     @property
@@ -415,9 +424,15 @@ def optimizers_of(optimizer: Any, names: Sequence[str]) -> dict[str, optax.Gradi
     return {name: optimizer[name] for name in names}
 
 
-def retrained(method: Method, **changes: Any) -> Method:
-    """The same method with changes of its `Training`: what a wrap does to how it learns."""
-    training = dataclasses.replace(training_of(method, "wrap"), **changes)
+def retrained(
+    method: Method, needed: Sequence[Callable[[], object]] = (), **changes: Any
+) -> Method:
+    """The same method with changes of its `Training`: what a wrap does to how it learns.
+
+    needed: what is to be looked at besides, before training.
+    """
+    known = training_of(method, "wrap")
+    training = dataclasses.replace(known, needed=(*known.needed, *needed), **changes)
     init, update = learn(training)
     return dataclasses.replace(method, training=training, init=init, update=update)
 

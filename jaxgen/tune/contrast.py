@@ -24,6 +24,7 @@ from jaxgen.method import (
     Method,
     Spec,
     frozen_with,
+    having,
     only_learner,
     retrained,
 )
@@ -92,11 +93,10 @@ def ddo(
         drawn = other.sampler(**(sample or {})).fn(params["frozen"][teacher], own, batch["label"])
         return jax.lax.stop_gradient(drawn), batch["label"]
 
-    if teacher in networks and networks[teacher].method.sampler is None:
-        raise invalid(f"config.networks.{teacher}", "no sampler", "a model that one can sample")
-    return _contrasted(
+    made = _contrasted(
         method, "ddo", spec, networks, teacher, negatives, beta, weight, draws, label_dropout
     )
+    return retrained(made, needed=[having(networks, [teacher], "sampler")])
 
 
 def _contrasted(
@@ -133,5 +133,6 @@ def _contrasted(
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
     frozen = frozen_with(method, spec, networks, teacher)
-    made = retrained(method, learners=learners, frozen=frozen)
+    needed = [having(networks, [teacher], "label_error")]
+    made = retrained(method, needed, learners=learners, frozen=frozen)
     return dataclasses.replace(made, train_flops=None)

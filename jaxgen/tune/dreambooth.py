@@ -21,6 +21,7 @@ from jaxgen.method import (
     Batch,
     Method,
     Spec,
+    having,
     only_learner,
     retrained,
     teacher_of,
@@ -69,7 +70,7 @@ def dreambooth(
         value, (metrics, extra) = base.loss(params, batch, key, extra)
         keys = example_keys(jax.random.fold_in(key, DRAWS), batch)
         labels = here[batch["label"]]
-        draw = sampler_of(other, teacher)(**(sample or {})).fn
+        draw = other.method.sampler(**(sample or {})).fn
         image = draw(params["frozen"][teacher], keys, theirs(other, spec, parent)[labels])
         placed = {name: batch[name] for name in PLACED}
         drawn = {**placed, "image": jax.lax.stop_gradient(image), "label": labels}
@@ -83,7 +84,8 @@ def dreambooth(
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
     frozen = {**training_of(method, "tune.dreambooth").frozen, teacher: held}
-    made = retrained(method, learners=learners, frozen=frozen)
+    needed = (having(networks, [teacher], "sampler"), lambda: theirs(other, spec, parent))
+    made = retrained(method, needed, learners=learners, frozen=frozen)
     return dataclasses.replace(made, train_flops=None)
 
 
@@ -101,10 +103,3 @@ def theirs(other: Any, spec: Spec, parent: list[int]) -> jax.Array:
         fewer=True,
     )
     return jnp.zeros(spec.num_classes, jnp.int32).at[jnp.asarray(sorted(set(parent)))].set(places)
-
-
-def sampler_of(other: Any, name: str) -> Any:
-    """The copy's sampler. Raises UsageError where it has none."""
-    if other.method.sampler is None:
-        raise invalid(f"config.networks.{name}", "no sampler", "a model that one can sample")
-    return other.method.sampler

@@ -9,12 +9,14 @@ steps of masked ones, Gaussian steps of diffusion (DDPO, Black et al. 2023; Flow
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxgen.config import Later
 from jaxgen.errors import invalid
 from jaxgen.method import (
     Batch,
@@ -40,7 +42,7 @@ def grpo(
     *,
     spec: Spec,
     networks: Mapping[str, Any],
-    reward: Any,
+    reward: Later | Any,
     group: int = 8,
     beta: float = 0.04,
     clip: float = 0.2,
@@ -80,7 +82,7 @@ def grpo(
         raise invalid(option, (group, beta, clip, steps), allowed)
     judged = scored(reward, spec, f"{option}.reward")
     drawn = policy(method, sample or {}, f"{option}.sample")
-    held = policy(other.method, sample or {}, f"{option}.sample")
+    held = functools.cache(lambda: policy(other.method, sample or {}, f"{option}.sample"))
 
     def prepare(state: TrainState, batch: Batch, key: jax.Array, frozen: PyTree) -> Any:
         size = batch["label"].shape[0]
@@ -90,14 +92,14 @@ def grpo(
         keys = example_keys(jax.random.fold_in(key, ROLLOUTS), batch)
         params = {**state.params, "frozen": frozen}
         x, draws = drawn.rollout(params, keys, labels)
-        rewards = judged(x, labels)
+        rewards = judged()(x, labels)
         own, finite = advantages(rewards.reshape(-1, group), normalise)
         made = {
             **batch,
             "label": labels,
             "draws": draws,
             "old": drawn.log_probs(params, draws, labels),
-            "reference": held.log_probs(frozen[teacher], draws, labels),
+            "reference": held().log_probs(frozen[teacher], draws, labels),
             "advantage": own.reshape(-1),
         }
         mean = jnp.where(finite, rewards.reshape(-1, group), 0).sum() / jnp.maximum(finite.sum(), 1)
@@ -114,7 +116,7 @@ def grpo(
 
     learners = {"net": dataclasses.replace(base, loss=loss, steps=steps)}
     frozen = frozen_with(method, spec, networks, teacher)
-    made = retrained(method, learners=learners, frozen=frozen, prepare=prepare)
+    made = retrained(method, (judged, held), learners=learners, frozen=frozen, prepare=prepare)
     return dataclasses.replace(made, separable=False, train_flops=None)
 
 

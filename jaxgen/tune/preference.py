@@ -8,12 +8,13 @@ every family that classifies; of diffusion models by errors at the same noise (W
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxgen.config import Later
 from jaxgen.data import normalise
 from jaxgen.errors import invalid
 from jaxgen.method import (
@@ -21,6 +22,7 @@ from jaxgen.method import (
     Method,
     Spec,
     frozen_with,
+    having,
     only_learner,
     require_column,
     retrained,
@@ -42,7 +44,7 @@ def dpo(
     spec: Spec,
     networks: Mapping[str, Any],
     loser: str | None = None,
-    reward: Any = None,
+    reward: Later | Any = None,
     data: bool = False,
     beta: float = 0.1,
     draws: int = 2,
@@ -79,9 +81,10 @@ def dpo(
         if column.shape != tuple(spec.shape):
             raise invalid(f"{option}.loser", column.shape, f"examples, {tuple(spec.shape)}")
     judged = None if reward is None else scored(reward, spec, f"{option}.reward")
-    other = networks[teacher].method
-    if judged is not None and other.sampler is None:
-        raise invalid(f"config.networks.{teacher}", "no sampler", "a model that one can sample")
+    other = networks[teacher]
+    needed: list[Callable[[], object]] = [having(networks, [teacher], "label_error")]
+    if judged is not None:
+        needed += [judged, having(networks, [teacher], "sampler")]
 
     def pair(params: PyTree, batch: Batch, keys: jax.Array) -> tuple[jax.Array, ...]:
         """(x, y, the probability [B] that x is the better)."""
@@ -90,10 +93,10 @@ def dpo(
             y = normalise({"image": batch[loser]})["image"]
             return batch["image"], y, jnp.ones(len(y))
         labels = batch["label"]
-        drawn = other.sampler(**(sample or {})).fn
+        drawn = other.method.sampler(**(sample or {})).fn
         x, y = (drawn(params["frozen"][teacher], fold(keys, n), labels) for n in (FIRST, SECOND))
         x = batch["image"] if data else x
-        return x, y, jax.nn.sigmoid(judged(x, labels) - judged(y, labels))
+        return x, y, jax.nn.sigmoid(judged()(x, labels) - judged()(y, labels))
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         keys, labels = example_keys(jax.random.fold_in(key, PAIRS), batch), batch["label"]
@@ -112,5 +115,5 @@ def dpo(
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
     frozen = frozen_with(method, spec, networks, teacher)
-    made = retrained(method, learners=learners, frozen=frozen)
+    made = retrained(method, needed, learners=learners, frozen=frozen)
     return dataclasses.replace(made, train_flops=None)

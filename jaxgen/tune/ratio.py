@@ -24,16 +24,16 @@ def log_ratio(
     """fn(params, x [B, ...], labels [B], keys [B]) -> nats [B], of networks[teacher] as p_ref.
 
     params have the copy's under ["frozen"][teacher]. draws: errors that it is estimated by, where
-    likelihoods are not exact; the same keys are the same noise, whatever x and label. Raises
-    UsageError: no such network, a method that does not classify.
+    likelihoods are not exact; the same keys are the same noise, whatever x and label. Training
+    needs `having(networks, [teacher], "label_error")`. Raises UsageError: no such network, a method
+    that does not classify.
     """
-    own, theirs = model.label_error, teacher_of(networks, teacher, option).method.label_error
-    if own is None or theirs is None:
+    if model.label_error is None:
         raise invalid(option, "a method without likelihoods", "methods that classify")
-    error, reference = own, theirs
+    error, other = model.label_error, teacher_of(networks, teacher, option)
 
     def ratio(params: PyTree, x: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
-        held = params["frozen"][teacher]
+        held, reference = params["frozen"][teacher], other.method.label_error
 
         def draw(n: jax.Array) -> jax.Array:
             each = jnp.full(labels.shape, n)

@@ -18,7 +18,7 @@ import flax.traverse_util as trees
 import jax
 import jax.numpy as jnp
 
-from jaxgen.config import ROOMS, part
+from jaxgen.config import ROOMS, Later, part
 from jaxgen.errors import invalid
 from jaxgen.method import (
     Batch,
@@ -33,6 +33,7 @@ from jaxgen.method import (
     training_of,
 )
 from jaxgen.method.streams import example_keys
+from jaxgen.tune.rewards import scored
 
 PyTree = Any
 DRAWS = 2**32 - 15
@@ -45,7 +46,7 @@ def tokens(
     *,
     spec: Spec,
     classes: tuple[int | str, ...],
-    reward: Any,
+    reward: Later | Any,
     targets: tuple[int, ...] = (),
     diversity: float = 0.0,
     encoder: Any = "flat",
@@ -68,7 +69,7 @@ def tokens(
     pixels); diversity where samples are no functions of latents (all but adversarial models).
     """
     option = "tune.tokens"
-    judge = part(reward, ROOMS["reward"], f"{option}.reward")
+    judged = scored(reward, spec, f"{option}.reward")
     features = encoder_of(part(encoder, ROOMS["encoder"], f"{option}.encoder"))
     rows = labels_of(spec, classes, f"{option}.classes")
     asked = jnp.asarray(targets, jnp.int32) if targets else rows
@@ -84,7 +85,7 @@ def tokens(
         keys = example_keys(jax.random.fold_in(key, DRAWS), batch)
         which = jnp.arange(len(keys)) // 2 % len(rows)  # two neighbours are of one class
         x = drawn(sampler, added(params, rows, spec.num_classes), keys, rows[which], last)
-        goal = judge(x, asked[which]).mean()
+        goal = judged()(x, asked[which]).mean()
         value, metrics = -goal, {"reward": goal}
         if diversity:
             assert sampler.latents is not None
@@ -92,16 +93,22 @@ def tokens(
             value, metrics = value - diversity * apart, {**metrics, "diversity": apart}
         return value, metrics
 
-    return rows_trained(method, spec, rows, match, objective)
+    return rows_trained(method, spec, rows, match, objective, (judged,))
 
 
 def rows_trained(
-    method: Method, spec: Spec, rows: jax.Array, match: str, objective: Callable[..., Any]
+    method: Method,
+    spec: Spec,
+    rows: jax.Array,
+    match: str,
+    objective: Callable[..., Any],
+    needed: Sequence[Callable[[], object]] = (),
 ) -> Method:
     """The method that trains changes of these rows alone, `params["tokens"]`, by an objective.
 
     objective(params, batch, key) -> (value, metrics), of groups without the changes added (see
-    `added`). match: of the dotted names of tables. All that samples has the changes.
+    `added`). match: of the dotted names of tables. needed: as of `retrained`. All
+    that samples has the changes.
     """
     training = training_of(method, "tune.tokens")
 
@@ -116,6 +123,7 @@ def rows_trained(
     jax.eval_shape(fresh, jax.random.key(0))
     made = retrained(
         method,
+        needed,
         learners={"tokens": Learner(loss=loss, trains=("tokens",))},
         fresh=fresh,
         averaged=("tokens",),

@@ -9,6 +9,7 @@ shows the model's errors enlarged; guidance by it goes the other way (`sample.mo
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,12 +53,14 @@ def truncated(
     """
     option = "tune.truncated.truncated"
     base, other = only_learner(method, option), teacher_of(networks, teacher, option)
-    own, theirs = (_chain(of, sample or {}, option) for of in (method, other.method))
+    own = _chain(method, sample or {}, option)
+    theirs = functools.cache(lambda: _chain(other.method, sample or {}, option))
 
     def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
         keys = example_keys(jax.random.fold_in(key, DRAWS), batch)
         place_key, back_key = jax.random.split(jax.random.fold_in(key, PLACES))
-        known, ours = theirs(params["frozen"][teacher], batch["label"]), own(params, batch["label"])
+        labels = batch["label"]
+        known, ours = theirs()(params["frozen"][teacher], labels), own(params, labels)
         n = jax.random.randint(place_key, (), 1, known.steps + 1)
         m = jax.random.randint(back_key, (), 0, n)
 
@@ -74,7 +77,7 @@ def truncated(
 
     learners = {"net": dataclasses.replace(base, loss=loss)}
     frozen = frozen_with(method, spec, networks, teacher)
-    made = retrained(method, learners=learners, frozen=frozen)
+    made = retrained(method, (theirs,), learners=learners, frozen=frozen)
     return dataclasses.replace(made, train_flops=None)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxgen.config import Later
 from jaxgen.errors import invalid
 from jaxgen.method import Batch, Method, Spec, TrainState, require_column, retrained, training_of
 from jaxgen.steer.resample import effective_size, systematic
@@ -28,7 +29,7 @@ def weighted(
     *,
     spec: Spec,
     column: str | None = None,
-    reward: Any = None,
+    reward: Later | Any = None,
     beta: float | None = 1.0,
     least: float | None = None,
 ) -> Method:
@@ -56,7 +57,7 @@ def weighted(
             assert column is not None
             value = batch[column].astype(jnp.float32)
         else:
-            value = judged(batch["image"], batch["label"]).astype(jnp.float32)
+            value = judged()(batch["image"], batch["label"]).astype(jnp.float32)
         seen = jnp.isfinite(value) if least is None else jnp.isfinite(value) & (value >= least)
         log = jnp.where(seen, 0.0 if beta is None else value / beta, -jnp.inf)
         order_key, own = jax.random.split(jax.random.fold_in(key, CHOSEN))
@@ -71,4 +72,5 @@ def weighted(
             metrics |= more
         return state, batch, metrics
 
-    return dataclasses.replace(retrained(method, prepare=prepare), separable=False)
+    needed = () if judged is None else (judged,)
+    return dataclasses.replace(retrained(method, needed, prepare=prepare), separable=False)

@@ -60,15 +60,16 @@ def repulsion(
         raise unknown(f"{option}.kind", kind, KINDS)
     if not (weight > 0 and a > 0):
         raise invalid(option, (weight, a), "weight > 0 and a > 0")
-    ours, theirs = (
-        jax.eval_shape(m.init, jax.random.key(0)).params for m in (method, other.method)
-    )
+    ours = jax.eval_shape(method.init, jax.random.key(0)).params
     trained = {n: it.groups(it.trained(ours)) for n, it in training.learners.items()}
     if not any(group in groups for groups in trained.values()):
         raise unknown(f"{option}.group", group, {g for groups in trained.values() for g in groups})
-    if group not in theirs or _shapes(theirs[group]) != _shapes(ours[group]):
-        allowed = f"a run of the same {group}"
-        raise invalid(f"config.networks.{adapted}", f"a run of another {group}", allowed)
+
+    def same() -> None:
+        theirs = jax.eval_shape(other.method.init, jax.random.key(0)).params
+        if group not in theirs or _shapes(theirs[group]) != _shapes(ours[group]):
+            allowed = f"a run of the same {group}"
+            raise invalid(f"config.networks.{adapted}", f"a run of another {group}", allowed)
 
     def repelled(learner: Learner) -> Learner:
         def loss(params: PyTree, batch: Batch, key: jax.Array, extra: PyTree) -> Any:
@@ -85,7 +86,7 @@ def repulsion(
         for name, it in training.learners.items()
     }
     frozen = frozen_with(method, spec, networks, adapted)
-    made = retrained(method, learners=learners, frozen=frozen)
+    made = retrained(method, (same,), learners=learners, frozen=frozen)
     return dataclasses.replace(made, train_flops=None)
 
 

@@ -94,10 +94,11 @@ def test_a_method_with_a_state_of_its_own_keeps_it():
 )
 def test_bad_input_is_named(options, words):
     with pytest.raises(UsageError, match=words):
-        method_of(**options)
+        method_of(**options).training.check()
 
 
 def test_a_judge_of_another_shape_is_refused():
     base = table(1e-2)
     with pytest.raises(UsageError, match="a number for each sample"):
-        pool(base, spec=SPEC, networks={"teacher": Trained(base)}, reward=lambda x, y: x)
+        bad = lambda x, y: x
+        pool(base, spec=SPEC, networks={"teacher": Trained(base)}, reward=bad).training.check()

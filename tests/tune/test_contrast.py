@@ -127,7 +127,10 @@ def test_a_method_that_cannot_be_contrasted_is_named():
         cca(silent, spec=SPEC, networks={"teacher": Trained(base)})
     mute = Trained(dataclasses.replace(base, sampler=None))
     with pytest.raises(UsageError, match="one can sample"):
-        ddo(base, spec=SPEC, networks={"teacher": mute})
+        ddo(base, spec=SPEC, networks={"teacher": mute}).training.check()
+    unsure = Trained(silent)
+    with pytest.raises(UsageError, match="networks.teacher.*a model that classifies"):
+        cca(base, spec=SPEC, networks={"teacher": unsure}).training.check()
     with pytest.raises(UsageError, match="two classes"):
         one = dataclasses.replace(SPEC, num_classes=1)
         cca(base, spec=one, networks={"teacher": Trained(base)})

@@ -101,9 +101,8 @@ def test_a_copy_without_a_sampler_is_named():
     method = dreambooth(
         table(1e-2), spec=NAMED, networks={"teacher": other}, parents={"mine": "dog"}
     )
-    params = method.init(jax.random.key(0)).params | {"frozen": method.frozen}
     with pytest.raises(UsageError, match="one can sample"):
-        method.loss(params, BATCH, KEY, ())
+        method.training.check()
 
 
 def test_a_source_of_some_of_the_classes(tmp_path):

@@ -143,7 +143,7 @@ def test_diffusion_goes_where_the_reward_is():
 )
 def test_bad_input_is_named(change, words):
     with pytest.raises(UsageError, match=words):
-        made(**change)
+        made(**change).training.check()
 
 
 def test_a_sampler_without_probabilities_and_a_batch_of_no_groups_are_named():

@@ -121,14 +121,14 @@ def test_the_harmonic_mean_of_two_rewards():
 )
 def test_bad_input_is_named(change, words):
     with pytest.raises(UsageError, match=words):
-        made(**change)
+        made(**change).training.check()
 
 
 def test_a_method_that_cannot_be_compared_is_named():
     base = table(1e-2)
     mute = Trained(dataclasses.replace(base, sampler=None))
     with pytest.raises(UsageError, match="one can sample"):
-        dpo(base, spec=SPEC, networks={"teacher": mute}, reward=low)
+        dpo(base, spec=SPEC, networks={"teacher": mute}, reward=low).training.check()
     silent = dataclasses.replace(base, label_error=None)
     with pytest.raises(UsageError, match="methods that classify"):
         dpo(silent, spec=SPEC, networks={"teacher": Trained(base)}, reward=low)

@@ -131,7 +131,7 @@ def test_gradients_go_through_the_last_steps_alone():
 )
 def test_bad_input_is_named(change, words):
     with pytest.raises(UsageError, match=words):
-        tokens(gan(), **dict(spec=SPEC, classes=(1,), reward=judge) | change)
+        tokens(gan(), **dict(spec=SPEC, classes=(1,), reward=judge) | change).training.check()
 
 
 def test_what_has_no_gradients_or_latents_is_refused():

@@ -81,4 +81,4 @@ def test_what_the_method_prepares_comes_after():
 )
 def test_bad_input_is_named(change, words):
     with pytest.raises(UsageError, match=words):
-        made(**change)
+        made(**change).training.check()

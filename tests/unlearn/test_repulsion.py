@@ -97,7 +97,7 @@ def test_bad_input_is_named(options, words):
     base = gan()
     networks = {"adapted": Teacher(base, {})}
     with pytest.raises(UsageError, match=words):
-        repulsion(base, **{"spec": base.spec, "networks": networks} | options)
+        repulsion(base, **{"spec": base.spec, "networks": networks} | options).training.check()
 
 
 def test_a_run_leads_away_from_the_adapted_one(tmp_path):

@@ -1,0 +1,106 @@
+"""What the studies of a trained model that is trained on share: its config with a wrap, and steps.
+
+All happens in one process: a program is compiled once for all seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.studies.trained import Subject
+from jaxgen import config as configs
+from jaxgen.data import normalise, to_host
+from jaxgen.method import Method, TrainState, sampling_params, update_with, with_frozen
+from jaxgen.metrics.sets.quantise import quantise
+from jaxgen.run import start
+from jaxgen.run.setup import TOP, Setup, set_up
+
+BATCH = 128
+ROWS = 128
+"""Of a step's key: which rows of the data the batch has."""
+Section = dict[str, Any]
+
+
+def setup_of(
+    it: Subject, workdir: str, wraps: Sequence[Section], *, rate: float, images: int,
+    schedule: str = "cosine", **told: Any,
+) -> Setup:  # fmt: skip
+    """The model's own config, to train on from it by Adam with wraps, for `images` images.
+
+    told: other sections, with dots for underscores' doubles (`model__conditions`).
+    """
+    config = configs.ml_collections.ConfigDict(configs.to_dict(it.model.setup.config))
+    sections: Section = dict(
+        wrap=list(wraps),
+        networks={"teacher": workdir},
+        start=workdir,
+        optimizer=dict(name="adam", learning_rate=rate, schedule=schedule),
+        sample={},
+        ema={"half_life": (2000,)},
+    )
+    sections |= {"train.images": images, "data.batch_size": BATCH}
+    sections |= {name.replace("__", "."): value for name, value in told.items()}
+    configs.override(config, [f"{key}={value!r}" for key, value in sections.items()], TOP)
+    return set_up(config, spec=it.model.setup.spec, coding=it.model.setup.coding)
+
+
+def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> TrainState:
+    """A first state with the parameters of the model that it starts from, or these groups."""
+    method = setup.method
+    assert setup.start is not None
+    first = start.initial(method, setup.start, setup.spec.classes, setup.modules)[0]
+    state = first(jax.jit(method.init)(jax.random.key(seed)))
+    if params is None:
+        return state
+    known = {**state.params, **{k: a for k, a in params.items() if k in state.params}}
+    averages = {name: {g: known[g] for g in a} for name, a in state.ema.items()}
+    return state.replace(params=known, ema=averages)
+
+
+class Trainer:
+    """Updates of a method on random batches of a data set; compiled once for any number of them."""
+
+    def __init__(self, method: Method, data: Mapping[str, np.ndarray]) -> None:
+        """data: "image" [N, H, W, C] and "label" [N], which the device holds."""
+        self.data = jnp.asarray(data["image"]), jnp.asarray(data["label"], jnp.int32)
+        self.frozen = method.frozen
+
+        @jax.jit
+        def run(state: TrainState, data: Any, frozen: Any, seed: jax.Array, count: Any) -> Any:
+            def step(_: Any, state: TrainState) -> TrainState:
+                key = jax.random.fold_in(jax.random.key(seed), state.step)
+                rows = jax.random.fold_in(key, ROWS)
+                chosen = jax.random.randint(rows, (BATCH,), 0, len(data[1]))
+                batch = normalise({"image": data[0][chosen], "label": data[1][chosen]})
+                return update_with(method, state, batch, key, frozen)[0]
+
+            return jax.lax.fori_loop(0, count, step, state)
+
+        self.run = run
+
+    def __call__(self, state: TrainState, seed: int, images: int) -> TrainState:
+        """The state after updates on so many images, rounded up to a batch."""
+        return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // BATCH))
+
+
+def drawer(method: Method, **options: Any) -> Any:
+    """draw(params, labels, seed) -> images as bytes."""
+    assert method.sampler is not None
+    fn = jax.jit(method.sampler(**options).fn)
+
+    def draw(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+        keys = jax.random.split(jax.random.key(seed), len(labels))
+        return quantise(to_host(fn(params, keys, jnp.asarray(labels, jnp.int32))))
+
+    return draw
+
+
+def averaged(method: Method, state: TrainState) -> dict[str, Any]:
+    """What the method's functions take, by the first average."""
+    average = next(iter(state.ema.values()))
+    return with_frozen(method, sampling_params(method, state.params, average))
