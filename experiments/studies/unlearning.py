@@ -23,19 +23,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from experiments.studies.further import (
+    BATCH,
+    Section,
+    Trainer,
+    averaged,
+    begun,
+    drawer,
+    setup_of,
+)
 from experiments.studies.trained import Row, Subject, keep, parser, subject
-from jaxgen import config as configs
-from jaxgen.data import normalise, to_host
-from jaxgen.method import Method, TrainState, sampling_params, update_with, with_frozen
-from jaxgen.method.learning import copied
-from jaxgen.metrics.sets.quantise import quantise
-from jaxgen.run.setup import TOP, Setup, set_up
+from jaxgen.data import normalise
+from jaxgen.method import Method, TrainState
+from jaxgen.run.setup import Setup
 
-BACK, LOOK, BATCH, DRAWS = 0.8, 4, 128, 8
-"""Share of samples at which a class is back; updates between looks; a batch; draws of an error."""
+BACK, LOOK, DRAWS = 0.8, 4, 8
+"""Share of samples at which a class is back; updates between looks; draws of an error."""
 SOLVED = dict(solver="heun", steps=10, guidance=1.0)
 FEW = dict(solver="ddim", steps=6, guidance=1.0)
-Section = dict[str, Any]
 
 
 def methods(gone: int, instead: int) -> Mapping[str, Section | None]:
@@ -67,66 +72,11 @@ class Asked:
     limit: int
 
 
-def setup_of(it: Subject, workdir: str, wrap: Section | None, images: int) -> Setup:
+def setup(it: Subject, workdir: str, wrap: Section | None, images: int) -> Setup:
     """The model's own config, to train on from it with a wrap at a rate that moves it."""
-    config = configs.ml_collections.ConfigDict(configs.to_dict(it.model.setup.config))
-    wraps = [] if wrap is None else [wrap]
     rate = 1e-2 if wrap is not None and wrap["name"] == "unlearn.redact" else 5e-4
-    optimizer = dict(name="adam", learning_rate=rate, schedule="cosine" if wraps else "constant")
-    told = dict(wrap=wraps, networks={"teacher": workdir}, optimizer=optimizer, sample={},
-                ema={"half_life": (2000,)})  # fmt: skip
-    overrides = [f"{key}={value!r}" for key, value in told.items()]
-    overrides += [f"train.images={images}", f"data.batch_size={BATCH}"]
-    configs.override(config, overrides, TOP)
-    return set_up(config, spec=it.model.setup.spec, coding=it.model.setup.coding)
-
-
-def begun(method: Method, params: Any, seed: int) -> TrainState:
-    """A first state with the groups of params, and averages that begin there."""
-    state = jax.jit(method.init)(jax.random.key(seed))
-    known = {**state.params, **{k: a for k, a in params.items() if k in state.params}}
-    known = copied(known, method.training.copies)
-    averages = {name: {g: known[g] for g in a} for name, a in state.ema.items()}
-    return state.replace(params=known, ema=averages)
-
-
-class Trainer:
-    """Updates of a method on random batches of a data set; compiled once for any number of them."""
-
-    def __init__(self, method: Method, images: np.ndarray, labels: np.ndarray) -> None:
-        """images [N, H, W, C] and labels [N], which the device holds."""
-        self.data = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-        self.frozen = method.frozen
-
-        @jax.jit
-        def run(state: TrainState, data: Any, frozen: Any, seed: jax.Array, count: Any) -> Any:
-            def step(_: Any, state: TrainState) -> TrainState:
-                key = jax.random.fold_in(jax.random.key(seed), state.step)
-                chosen = jax.random.randint(
-                    jax.random.fold_in(key, BATCH), (BATCH,), 0, len(data[1])
-                )
-                batch = normalise({"image": data[0][chosen], "label": data[1][chosen]})
-                return update_with(method, state, batch, key, frozen)[0]
-
-            return jax.lax.fori_loop(0, count, step, state)
-
-        self.run = run
-
-    def __call__(self, state: TrainState, seed: int, count: int) -> TrainState:
-        """The state after `count` updates."""
-        return self.run(state, self.data, self.frozen, jnp.uint32(seed), count)
-
-
-def drawer(method: Method, **options: Any) -> Any:
-    """draw(params, labels, seed) -> images as bytes."""
-    assert method.sampler is not None
-    fn = jax.jit(method.sampler(**options).fn)
-
-    def draw(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
-        keys = jax.random.split(jax.random.key(seed), len(labels))
-        return quantise(to_host(fn(params, keys, jnp.asarray(labels, jnp.int32))))
-
-    return draw
+    wraps, schedule = ([], "constant") if wrap is None else ([wrap], "cosine")
+    return setup_of(it, workdir, wraps, rate=rate, images=images, schedule=schedule)
 
 
 def membership(it: Subject, method: Method, params: Any, label: int) -> float:
@@ -153,24 +103,23 @@ def membership(it: Subject, method: Method, params: Any, label: int) -> float:
 def studied(it: Subject, workdir: str, names: Sequence[str], seeds: int, asked: Asked) -> list[Row]:
     """A row for each method and seed."""
     rows: list[Row] = []
-    plain = setup_of(it, workdir, None, asked.images).method
-    again = Trainer(plain, it.train["image"], it.train["label"])
-    look = drawer(plain, **SOLVED)
+    plain = setup(it, workdir, None, asked.images)
+    again = Trainer(plain.method, it.train)
+    look = drawer(plain.method, **SOLVED)
     kept = np.resize(np.delete(np.arange(it.classes), asked.gone), asked.samples)
     labels = np.concatenate([np.full(asked.samples // 4, asked.gone), kept])
     for name, wrap in methods(asked.gone, asked.instead).items():
         if name not in names:
             continue
-        method = setup_of(it, workdir, wrap, asked.images).method
-        train = Trainer(method, it.train["image"], it.train["label"])
+        own = setup(it, workdir, wrap, asked.images)
+        method, train = own.method, Trainer(own.method, it.train)
         draw = drawer(method, **({} if name == "student" else SOLVED))
         for seed in range(seeds):
             start = time.monotonic()
-            state = begun(method, it.model.weights(None), seed)
+            state = begun(own, seed)
             if wrap is not None:
-                state = train(state, seed, -(-asked.images // BATCH))
-            average = next(iter(state.ema.values()))
-            params = with_frozen(method, sampling_params(method, state.params, average))
+                state = train(state, seed, asked.images)
+            params = averaged(method, state)
             images = draw(params, labels, seed)
             called = it.scorer.probabilities(images[: -len(kept)]).argmax(1)
             distance = it.distance(images[-len(kept) :], kept)
@@ -200,7 +149,7 @@ def relearnt(
         called = it.scorer.probabilities(look(state.params, labels, seed)).argmax(1)
         if (called == asked.gone).mean() >= BACK:
             return float(updates * BATCH)
-        state = again(state, 1000 + seed, LOOK)
+        state = again(state, 1000 + seed, LOOK * BATCH)
     return float("nan")
 
 
@@ -253,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print the table and write figure and numbers."""
     asked = parser(__doc__ or "", "unlearning.png")
     asked.add_argument("--forget", type=int, default=3, help="the class")
-    asked.add_argument("--instead", type=int, default=8, help="the class in its place")
+    asked.add_argument("--instead", type=int, default=0, help="the class in its place")
     asked.add_argument("--images", type=int, default=15_000, help="of training, for each method")
     asked.add_argument("--limit", type=int, default=5_120, help="images to learn it again in")
     asked.add_argument("--seeds", type=int, default=3)

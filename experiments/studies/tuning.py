@@ -1,0 +1,190 @@
+"""Tuning a trained model: adapters, rewards and contrasts, each against what is known of it.
+
+    python -m experiments.studies.tuning --workdir runs/digits --part adapters
+
+adapters: the model goes on on the negatives of its images, all of it, by LoRA or by its biases:
+parameters trained, and the Frechet distance to the negatives of the test images.
+rewards: samples are to have more ink. Mean reward before and after, beside that of the law
+p_ref exp(r / beta), which the model's own samples tell by their weights.
+contrast: the model against a frozen copy, on its own data. Scores without guidance, before and
+after: DDO in three rounds, CCA, and guidance by a worse copy (Self-NPO).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.studies.further import Section, Trainer, averaged, begun, drawer, setup_of
+from experiments.studies.trained import Row, Subject, parser, subject, table, write
+from jaxgen.data import normalise
+from jaxgen.run.model import balanced_labels
+
+SOLVED = dict(solver="heun", steps=10, guidance=1.0)
+FEW = dict(solver="heun", steps=5)
+DRAWN = dict(solver="ancestral.ddpm", steps=10)
+BETA, INK = 0.5, 12.0
+NAME = "experiments.studies.tuning"
+LAYERS = r"\b(qkv|proj|expand|contract)\.kernel$"
+"""All kernels of the blocks but those of the modulation."""
+
+
+def ink() -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A reward [B]: how bright an image is."""
+    return lambda x, labels: INK * x.reshape(len(x), -1).mean(1)
+
+
+def adapters(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
+    """A row for each way to go on on negatives, and seed."""
+    only = dict(name="tune.only", match=r"\bbias$")
+    ways: dict[str, tuple[list[Section], float]] = {
+        "everything": ([], 5e-4),
+        "LoRA, rank 1": ([dict(name="tune.lora", rank=1, match=LAYERS)], 5e-3),
+        "LoRA, rank 4": ([dict(name="tune.lora", rank=4, match=LAYERS)], 5e-3),
+        "biases": ([only], 1e-2),
+    }  # fmt: skip
+    negatives = {**it.train, "image": 255 - it.train["image"]}
+    labels = balanced_labels(samples, it.classes)
+
+    def scored(draw: Any, params: Any, seed: int) -> Row:
+        # Negatives of the samples against the images as they are: the same distance.
+        return it.scores(-draw(params, labels, seed).astype(np.float32))
+
+    for name, (wraps, rate) in ways.items():
+        setup = setup_of(it, workdir, wraps, rate=rate, images=images)
+        method, train = setup.method, Trainer(setup.method, negatives)
+        draw = floats(method, **SOLVED)
+        for seed in range(seeds):
+            begin = time.monotonic()
+            state = begun(setup, seed)
+            groups = method.training.trained or set(state.params)
+            count = sum(a.size for g in groups for a in jax.tree.leaves(state.params[g]))
+            if name == "everything":
+                before = scored(draw, averaged(method, state), seed)
+                yield dict(way="(as trained)", seed=seed, trained=0) | before
+            state = train(state, seed, images)
+            row = dict(way=name, seed=seed, trained=count)
+            row |= scored(draw, averaged(method, state), seed)
+            yield row | dict(seconds=time.monotonic() - begin)
+
+
+def floats(method: Any, **options: Any) -> Callable[..., np.ndarray]:
+    """draw(params, labels, seed) -> images in [-1, 1]."""
+    draw = drawer(method, **options)
+    return lambda *told: np.asarray(normalise({"image": draw(*told)})["image"])
+
+
+def rewards(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
+    """A row for each way to more ink, and seed."""
+    judged = dict(reward=f"{NAME}.ink", beta=BETA)
+    grouped = dict(group=8, normalise=False, sample=DRAWN)
+    ways: dict[str, tuple[Section, float, int]] = {
+        "GRPO": (dict(name="tune.grpo.grpo") | grouped | judged, 1e-4, images),
+        "DPO": (dict(name="tune.preference.dpo", sample=FEW) | judged, 2e-4, images),
+        "weighted data": (dict(name="tune.weighted.weighted") | judged, 5e-4, 4 * images),
+    }  # fmt: skip
+    labels = balanced_labels(samples, it.classes)
+    method, params = it.model.setup.method, it.model.weights(None)
+    for solver, options in (("ddpm", DRAWN), ("heun", SOLVED)):
+        for seed in range(seeds):
+            x = floats(method, **options)(params, labels, seed)
+            r = np.asarray(ink()(jnp.asarray(x), jnp.asarray(labels)))
+            # By class: the law is tilted in each.
+            each = [r[labels == c] for c in range(it.classes)]
+            goal = np.mean([(a * softmax(a / BETA)).sum() for a in each])
+            row = dict(way=f"(as trained, {solver})", seed=seed, reward=float(r.mean()))
+            yield row | dict(goal=float(goal)) | it.scores(x)
+    for name, (wrap, rate, count) in ways.items():
+        setup = setup_of(it, workdir, [wrap], rate=rate, images=count)
+        train = Trainer(setup.method, it.train)
+        draw = floats(setup.method, **(DRAWN if name == "GRPO" else SOLVED))
+        for seed in range(seeds):
+            begin = time.monotonic()
+            state = train(begun(setup, seed), seed, count)
+            x = draw(averaged(setup.method, state), labels, seed)
+            reward = float(ink()(jnp.asarray(x), jnp.asarray(labels)).mean())
+            row = dict(way=name, seed=seed, reward=reward, goal=float("nan"))
+            yield row | it.scores(x) | dict(seconds=time.monotonic() - begin)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Weights [N] in proportion to exp(x)."""
+    weights = np.exp(x - x.max())
+    return weights / weights.sum()
+
+
+def contrast(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
+    """A row for the model as trained, three rounds of DDO and CCA, and each seed."""
+    labels = balanced_labels(samples, it.classes)
+    own = drawer(it.model.setup.method, **SOLVED)
+    for guidance in (1.0, 2.0):
+        own = drawer(it.model.setup.method, **SOLVED | dict(guidance=guidance))
+        for seed in range(seeds):
+            found = it.scores(own(it.model.weights(None), labels, seed))
+            yield dict(way=f"(as trained, guidance {guidance:g})", seed=seed) | found
+    ways: dict[str, tuple[Section, int]] = {
+        "DDO": (dict(name="tune.contrast.ddo", sample=FEW, beta=0.05), 3),
+        "CCA": (dict(name="tune.contrast.cca", beta=0.1), 1),
+    }
+    for name, (wrap, rounds) in ways.items():
+        setup = setup_of(it, workdir, [wrap], rate=1e-4, images=images)
+        train, draw = Trainer(setup.method, it.train), drawer(setup.method, **SOLVED)
+        for seed in range(seeds):
+            params = dict(it.model.weights(None))
+            for number in range(rounds):
+                begin = time.monotonic()
+                # A round is against the result of the one before.
+                train.frozen = {"teacher": params}
+                state = train(begun(setup, seed, params), seed, images)
+                params = averaged(setup.method, state)
+                row = dict(way=f"{name}, round {number + 1}", seed=seed)
+                row |= it.scores(draw(params, labels, seed))
+                yield row | dict(seconds=time.monotonic() - begin)
+
+
+PARTS = {"adapters": adapters, "rewards": rewards, "contrast": contrast}
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """A line for each way: means over seeds and their standard deviation."""
+    lines: list[Row] = []
+    for name in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == name]
+        line: Row = {"way": name}
+        for key in own[0]:
+            values = np.array([row.get(key, np.nan) for row in own if key not in ("way", "seed")])
+            if len(values) and not np.isnan(values).all():
+                spread = f" +- {values.std(ddof=1):.2g}" if values.std() > 0 else ""
+                line[key] = f"{values.mean():.4g}{spread}"
+        lines.append(line)
+    keys = list(dict.fromkeys(key for line in lines for key in line))
+    return [{key: line.get(key, "-") for key in keys} for line in lines]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a part, print its table and write the numbers."""
+    asked = parser(__doc__ or "", "tuning.json")
+    asked.add_argument("--part", choices=list(PARTS), default="adapters")
+    asked.add_argument("--images", type=int, default=10_000, help="of training, for each way")
+    asked.add_argument("--seeds", type=int, default=3)
+    given = asked.parse_args(arguments)
+    if given.tiny:
+        given.images, given.samples, given.seeds = 256, 100, 1
+    rows: list[Row] = []
+    found = PARTS[given.part](
+        subject(given.workdir), given.workdir, given.seeds, given.images, given.samples
+    )
+    for row in found:
+        rows.append(row)
+        print(row, flush=True)
+    write(rows, given.out)
+    print(table(shown(rows)))
+
+
+if __name__ == "__main__":
+    main()
