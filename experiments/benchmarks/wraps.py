@@ -28,6 +28,7 @@ from jaxgen.run.setup import Setup, train_flops
 
 FEW = dict(solver="heun", steps=5)
 DRAWN = dict(solver="ancestral.ddpm", steps=10)
+PLAIN = dict(steps=5, guidance=1.0)
 INK = dict(reward="experiments.studies.tuning.ink")
 FORGET = dict(name="unlearn.forget", classes=(3,))
 WAYS: dict[str, dict[str, Any] | None] = {
@@ -44,7 +45,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "tune.preference.dpo, 9 calls": dict(name="tune.preference.dpo", sample=FEW) | INK,
     "tune.grpo, 10 calls": dict(name="tune.grpo.grpo", sample=DRAWN) | INK,
     "tune.weighted": dict(name="tune.weighted.weighted") | INK,
-    "tune.tokens, 10 calls": dict(name="tune.tokens", classes=(3,), sample=dict(steps=10, guidance=1.0)) | INK,
+    "tune.tokens, 9 calls": dict(name="tune.tokens", classes=(3,), sample=PLAIN) | INK,
     "unlearn.forget, relabel": FORGET | dict(substitute=0),
     "unlearn.forget, guidance, 9 calls": FORGET | dict(target="guidance", sample=FEW),
     "unlearn.redact": dict(name="unlearn.redact", classes=(3,), reference=0),

@@ -11,6 +11,7 @@ Frechet distance to samples of that teacher says how well the student has learnt
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.studies.further import BATCH, Trainer, averaged, begun, drawer, setup_of
-from experiments.studies.trained import Row, Subject, keep, parser, subject
+from experiments.studies.further import BATCH, Section, Trainer, averaged, begun, drawer, setup_of
+from experiments.studies.trained import Row, Subject, keep, parser, subject, written
 from jaxgen.run.model import balanced_labels
 
 CALLS = (4, 2, 1)
@@ -72,11 +73,15 @@ class Guided:
 
 
 class Matching:
-    """Its own samples are drawn to the teacher's law (DMD2); a student for each number of calls."""
+    """Its own samples are drawn to the teacher's law; a student for each number of calls."""
 
-    def __init__(self, it: Subject, workdir: str, guidance: float, images: int) -> None:
-        """A method for each."""
-        ways = {n: dict(name="distill.matching", calls=n, guidance=guidance) for n in CALLS}
+    def __init__(
+        self, it: Subject, workdir: str, guidance: float, images: int,
+        calls: Sequence[int] = CALLS, **options: Any,
+    ) -> None:  # fmt: skip
+        """A method for each; options: of the wrap."""
+        way = dict(name="distill.matching", guidance=guidance) | options
+        ways = {n: way | dict(calls=n) for n in calls}
         told = dict(rate=RATE, images=images)
         self.images = images
         self.setups = {n: setup_of(it, workdir, [way], **told) for n, way in ways.items()}
@@ -107,10 +112,36 @@ class Consistency:
             yield n, self.draw[n], averaged(self.setup.method, state), self.images
 
 
+class Adapter:
+    """Told the weight by low-rank changes alone (AGD): as many steps, half the calls."""
+
+    def __init__(self, it: Subject, workdir: str, guidance: float, images: int) -> None:
+        """One method of three wraps."""
+        ways: list[Section] = [
+            dict(name="distill.guidance.guided", high=max(3.0, guidance), trajectory=8),
+            dict(name="tune.lora", rank=8),
+            dict(name="tune.only", match=r"\bw\b"),
+        ]
+        told = dict(rate=2e-3, images=images, model__conditions=TOLD)
+        self.setup, self.images = setup_of(it, workdir, ways, **told), images
+        self.trainer = Trainer(self.setup.method, it.train)
+        self.draw = drawer(self.setup.method, solver="ddim", steps=20, guidance=guidance)
+
+    def __call__(self, seed: int) -> Iterator[Sampled]:
+        """One student of 20 steps."""
+        state = self.trainer(begun(self.setup, seed), seed, self.images)
+        yield 20, self.draw, averaged(self.setup.method, state), self.images
+
+
+ONE = functools.partial(Matching, calls=(1,))
 WAYS: dict[str, Any] = {
     "told w, then half the steps": Guided,
     "matching (DMD2)": Matching,
     "consistency": Consistency,
+    "adapter told w (AGD)": Adapter,
+    "matching, implicit (SIM)": functools.partial(ONE, by="implicit"),
+    "matching, Jeffreys (f-distill)": functools.partial(ONE, divergence="jeffreys"),
+    "matching, ratio (no teacher's score)": functools.partial(ONE, by="ratio"),
 }
 
 
@@ -166,14 +197,14 @@ def picture(rows: Sequence[Row], heading: str) -> plt.Figure:
     floor = np.mean([r["frechet"] for r in rows if (r["way"], r["calls"]) == ("teacher", 40)])
     axes.axhline(floor, color="black", lw=1, ls="--", label="teacher, 20 steps, 40 calls")
     for place, name in enumerate(dict.fromkeys(row["way"] for row in rows)):
-        own = [r for r in rows if r["way"] == name and r["calls"] in CALLS]
+        own = [r for r in rows if r["way"] == name and r["calls"] < 40]
         calls = sorted({row["calls"] for row in own})
         means = [np.mean([r["frechet"] for r in own if r["calls"] == n]) for n in calls]
         colour = f"C{place}"
         axes.plot(calls, means, color=colour, label=name)
         axes.scatter([r["calls"] for r in own], [r["frechet"] for r in own], color=colour, s=14)
     axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Frechet distance")
-    axes.set_xticks(CALLS, [str(n) for n in CALLS])
+    axes.set_xticks((1, 2, 4, 20), ["1", "2", "4", "20"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
@@ -187,12 +218,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--guidance", type=float, default=2.0, help="the teacher's weight")
     asked.add_argument("--images", type=int, default=80_000, help="of training, for each student")
     asked.add_argument("--seeds", type=int, default=3)
-    asked.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS), help="these")
+    asked.add_argument(
+        "--only", nargs="*", default=list(WAYS), choices=list(WAYS),
+        help="these ways; the rows of others, of an earlier run, stay",
+    )  # fmt: skip
     given = asked.parse_args(arguments)
     if given.tiny:
         given.images, given.samples, given.seeds = 16 * BATCH, 100, 1
         given.only = given.only[:1]
     rows = studied(subject(given.workdir), given.workdir, given.only, given)
+    rows = [row for row in written(given.out) if row["way"] not in {r["way"] for r in rows}] + rows
     heading = f"{given.workdir.rstrip('/').split('/')[-1]}: guidance {given.guidance:g} distilled"
     keep(picture(rows, heading), rows, given.out, shown(rows))
 
