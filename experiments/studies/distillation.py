@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from experiments.studies.further import BATCH, Section, Trainer, averaged, begun, drawer, setup_of
 from experiments.studies.trained import Row, Subject, keep, parser, subject, written
@@ -192,23 +193,29 @@ def shown(rows: Sequence[Row]) -> list[Row]:
 
 
 def picture(rows: Sequence[Row], heading: str) -> plt.Figure:
-    """Distance by calls, a line a way, every seed a point."""
-    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    floor = np.mean([r["frechet"] for r in rows if (r["way"], r["calls"]) == ("teacher", 40)])
-    axes.axhline(floor, color="black", lw=1, ls="--", label="teacher, 20 steps, 40 calls")
-    for place, name in enumerate(dict.fromkeys(row["way"] for row in rows)):
-        own = [r for r in rows if r["way"] == name and r["calls"] < 40]
-        calls = sorted({row["calls"] for row in own})
-        means = [np.mean([r["frechet"] for r in own if r["calls"] == n]) for n in calls]
-        colour = f"C{place}"
-        axes.plot(calls, means, color=colour, label=name)
-        axes.scatter([r["calls"] for r in own], [r["frechet"] for r in own], color=colour, s=14)
-    axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Frechet distance")
-    axes.set_xticks((1, 2, 4, 20), ["1", "2", "4", "20"])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
-    axes.set_title(heading)
+    """Distances to the test images and to the teacher's samples by calls, every seed a point."""
+    figure, both = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    goal = [row for row in rows if (row["way"], row["calls"]) == ("teacher", 40)]
+    names = {"frechet": "to the test images", "apart": "to samples of the teacher"}
+    for axes, (key, of) in zip(both, names.items(), strict=True):
+        level = np.mean([row[key] for row in goal])
+        axes.axhline(level, color="black", lw=1, ls="--", label="teacher, 20 steps, 40 calls")
+        for place, name in enumerate(dict.fromkeys(row["way"] for row in rows)):
+            own = [row for row in rows if row["way"] == name and row["calls"] < 40]
+            calls = sorted({row["calls"] for row in own})
+            means = [np.mean([row[key] for row in own if row["calls"] == n]) for n in calls]
+            axes.plot(calls, means, color=f"C{place}", label=name)
+            axes.scatter(
+                [row["calls"] for row in own], [row[key] for row in own], color=f"C{place}", s=14
+            )
+        axes.set(xscale="log", xlabel="network calls an image", ylabel=f"Frechet distance {of}")
+        ticks = sorted({row["calls"] for row in rows} - {40})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    both[0].legend(fontsize=9)
+    figure.suptitle(heading)
     return figure
 
 
@@ -227,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.images, given.samples, given.seeds = 16 * BATCH, 100, 1
         given.only = given.only[:1]
     rows = studied(subject(given.workdir), given.workdir, given.only, given)
-    rows = [row for row in written(given.out) if row["way"] not in {r["way"] for r in rows}] + rows
+    named = lambda row: (row["way"], row["calls"], row["seed"])
+    anew = {named(row) for row in rows}
+    rows = [row for row in written(given.out) if named(row) not in anew] + rows
     heading = f"{given.workdir.rstrip('/').split('/')[-1]}: guidance {given.guidance:g} distilled"
     keep(picture(rows, heading), rows, given.out, shown(rows))
 

@@ -27,7 +27,7 @@ from jaxgen.run.model import balanced_labels
 
 SOLVED = dict(solver="heun", steps=10, guidance=1.0)
 FEW = dict(solver="heun", steps=5)
-DRAWN = dict(solver="ancestral.ddpm", steps=10)
+DRAWN = dict(solver="ancestral.ddpm", steps=6)
 BETA, INK = 0.5, 12.0
 NAME = "experiments.studies.tuning"
 LAYERS = r"\b(qkv|proj|expand|contract)\.kernel$"
@@ -84,7 +84,7 @@ def rewards(it: Subject, workdir: str, seeds: int, images: int, samples: int) ->
     judged = dict(reward=f"{NAME}.ink", beta=BETA)
     grouped = dict(group=8, normalise=False, sample=DRAWN)
     ways: dict[str, tuple[Section, float, int]] = {
-        "GRPO": (dict(name="tune.grpo.grpo") | grouped | judged, 1e-4, images),
+        "GRPO": (dict(name="tune.grpo.grpo") | grouped | judged, 4e-4, images),
         "DPO": (dict(name="tune.preference.dpo", sample=FEW) | judged, 2e-4, images),
         "weighted data": (dict(name="tune.weighted.weighted") | judged, 5e-4, 4 * images),
     }  # fmt: skip
@@ -127,12 +127,13 @@ def contrast(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
         for seed in range(seeds):
             found = it.scores(own(it.model.weights(None), labels, seed))
             yield dict(way=f"(as trained, guidance {guidance:g})", seed=seed) | found
-    ways: dict[str, tuple[Section, int]] = {
-        "DDO": (dict(name="tune.contrast.ddo", sample=FEW, beta=0.05), 3),
-        "CCA": (dict(name="tune.contrast.cca", beta=0.1), 1),
-    }
-    for name, (wrap, rounds) in ways.items():
-        setup = setup_of(it, workdir, [wrap], rate=1e-4, images=images)
+    near = dict(solver="heun", steps=8)
+    ways: dict[str, tuple[Section, int, float, int]] = {
+        "DDO": (dict(name="tune.contrast.ddo", sample=near), 3, 3e-5, images),
+        "CCA": (dict(name="tune.contrast.cca", beta=0.1), 1, 1e-4, 4 * images),
+    }  # fmt: skip
+    for name, (wrap, rounds, rate, count) in ways.items():
+        setup = setup_of(it, workdir, [wrap], rate=rate, images=count)
         train, draw = Trainer(setup.method, it.train), drawer(setup.method, **SOLVED)
         for seed in range(seeds):
             params = dict(it.model.weights(None))
@@ -140,7 +141,7 @@ def contrast(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
                 begin = time.monotonic()
                 # A round is against the result of the one before.
                 train.frozen = {"teacher": params}
-                state = train(begun(setup, seed, params), seed, images)
+                state = train(begun(setup, seed, params), seed, count)
                 params = averaged(setup.method, state)
                 row = dict(way=f"{name}, round {number + 1}", seed=seed)
                 row |= it.scores(draw(params, labels, seed))
