@@ -208,11 +208,15 @@ def picture(rows: Sequence[Row], heading: str) -> plt.Figure:
             axes.scatter(
                 [row["calls"] for row in own], [row[key] for row in own], color=f"C{place}", s=14
             )
-        axes.set(xscale="log", xlabel="network calls an image", ylabel=f"Frechet distance {of}")
+        label = f"Frechet distance {of}"
+        axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel=label)
         ticks = sorted({row["calls"] for row in rows} - {40})
         axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(bottom=0)
+        low, high = axes.get_ylim()
+        levels = [n for n in (0.3, 0.5, 1, 2, 3, 5, 10, 20, 30) if low < n < high]
+        axes.set_yticks(levels, [f"{n:g}" for n in levels])
+        for one in (axes.xaxis, axes.yaxis):
+            one.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     both[0].legend(fontsize=9)
     figure.suptitle(heading)

@@ -44,11 +44,11 @@ def adapters(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
     only = dict(name="tune.only", match=r"\bbias$")
     ways: dict[str, tuple[list[Section], float]] = {
         "everything": ([], 5e-4),
-        "LoRA, rank 1": ([dict(name="tune.lora", rank=1, match=LAYERS)], 5e-3),
-        "LoRA, rank 4": ([dict(name="tune.lora", rank=4, match=LAYERS)], 5e-3),
-        "biases": ([only], 1e-2),
+        "LoRA, rank 1": ([dict(name="tune.lora", rank=1, match=LAYERS)], 1e-3),
+        "LoRA, rank 4": ([dict(name="tune.lora", rank=4, match=LAYERS)], 1e-3),
+        "biases": ([only], 2e-3),
     }  # fmt: skip
-    negatives = {**it.train, "image": 255 - it.train["image"]}
+    negatives = {**it.train, "image": -np.asarray(normalise({"image": it.train["image"]})["image"])}
     labels = balanced_labels(samples, it.classes)
 
     def scored(draw: Any, params: Any, seed: int) -> Row:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import gpu_dit, machine, traces
+from tests import base_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +102,7 @@ TINY = {
     "plans": ("libtpu",),
     "scores": (),
     "steering": (),
+    "wraps": (),
 }
 """Every benchmark that is run by itself, and what it needs beside jaxgen."""
 
@@ -116,6 +118,9 @@ def test_benchmarks_run_in_miniature(name, tmp_path):
         pytest.importorskip(package)
     command = [sys.executable, "-m", f"experiments.benchmarks.{name}", "--tiny"]
     command += ["--out", str(tmp_path)] if name in ("families", "steering") else []
+    if name == "wraps":
+        source = "data.source='digits.digits'"
+        command += ["--workdir", str(base_run.write(tmp_path / "run", source))]
     command += ["--eager"] if name == "gpu_dit" else []
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

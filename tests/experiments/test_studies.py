@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.studies import classifiers, few_steps, gallery, guidance, unlearning
+from experiments.studies import (
+    classifiers,
+    distillation,
+    few_steps,
+    further,
+    gallery,
+    guidance,
+    tuning,
+    unlearning,
+)
 from experiments.studies.guidance import STUDIED, study
 from experiments.studies.trained import write, written
 from jaxgen import api
@@ -66,13 +75,32 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "module", [few_steps, guidance, classifiers, unlearning], ids=lambda m: m.__name__
+    "module",
+    [few_steps, guidance, classifiers, unlearning, distillation],
+    ids=lambda m: m.__name__,
 )
 def test_studies_run_in_miniature(module, workdir, tmp_path, capsys):
     out = tmp_path / "figure.png"
     module.main(["--workdir", str(workdir), "--tiny", "--out", str(out)])
     assert out.stat().st_size > 1000 and out.with_suffix(".json").stat().st_size > 50
     assert "| " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", tuning.PARTS)
+def test_parts_of_tuning_run_in_miniature(part, workdir, tmp_path, capsys):
+    out = tmp_path / "tuning.json"
+    tuning.main(["--workdir", str(workdir), "--tiny", "--part", part, "--out", str(out)])
+    assert len(written(out)) >= 4
+    assert "| way |" in capsys.readouterr().out
+
+
+def test_rows_of_an_earlier_run_stay(workdir, tmp_path):
+    out = tmp_path / "figure.png"
+    old = dict(way="another", calls=2, seed=0, images=1, frechet=1.0, apart=1.0, precision=1.0)
+    write([old | dict(recall=1.0, accuracy=1.0)], out)
+    command = ["--workdir", str(workdir), "--tiny", "--only", "consistency", "--out", str(out)]
+    distillation.main(command)
+    assert {row["way"] for row in written(out)} == {"another", "teacher", "consistency"}
 
 
 def test_the_gallery_has_a_panel_for_each_solver_and_for_each_guidance_that_needs_no_network(
@@ -89,9 +117,9 @@ def test_the_gallery_has_a_panel_for_each_solver_and_for_each_guidance_that_need
 def test_every_way_of_forgetting_fits_the_model(workdir):
     it = SimpleNamespace(model=api.load(workdir))
     for name, wrap in unlearning.methods(3, 8).items():
-        method = unlearning.setup_of(it, str(workdir), wrap, 256).method
-        params = it.model.weights(None)
-        state = unlearning.begun(method, params, 0)
+        setup = unlearning.setup(it, str(workdir), wrap, 256)
+        method, params = setup.method, it.model.weights(None)
+        state = further.begun(setup, 0)
         for group in params:
             jax.tree.map(np.testing.assert_array_equal, state.params[group], params[group])
         assert (name == "(as trained)") == (wrap is None)
