@@ -2,86 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from jaxgen.pretrained.layout import (
+    Found,
+    Layout,
+    State,
+    Table,
+    conv,
+    converted,
+    count,
+    dense,
+    norm,
+    shape_of,
+    within,
+)
 
-from jaxgen.errors import invalid
-
-_RES = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"}
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"}
 # The names of checkpoints written before diffusers 0.14.
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+_WHAT = "an AutoencoderKL of diffusers"
+FIRST = "encoder.conv_in.weight"
 
 
-def from_diffusers(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def from_diffusers(state: State) -> dict[str, Any]:
     """Parameters (float32) from the state dict of an `AutoencoderKL`.
 
     state: name -> array, as a safetensors file gives it. Its scaling factor (0.18215 for Stable
     Diffusion's) is not a weight: give it to the source of latents. Raises UsageError for weights
     that are missing and for weights that this network has no place for.
     """
-    used: set[str] = set()
+    shape_of(state, FIRST, _WHAT)
+    return dict(converted(state, table(state), _WHAT))
 
-    def get(name: str) -> np.ndarray:
-        parts = name.rsplit(".", 1)
-        for new, old in _OLD_ATTENTION.items():
-            if name not in state and parts[0].endswith(new):
-                name = f"{parts[0].removesuffix(new)}{old}.{parts[1]}"
-        if name not in state:
-            raise invalid("weights", name, "an AutoencoderKL state dict, which holds it")
-        used.add(name)
-        return np.asarray(state[name], np.float32)
 
-    def layer(name: str) -> dict[str, np.ndarray]:
-        weight = get(f"{name}.weight")
-        if weight.ndim == 1:
-            return {"scale": weight, "bias": get(f"{name}.bias")}
-        kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
-        return {"kernel": kernel, "bias": get(f"{name}.bias")}
-
-    def dense(name: str) -> dict[str, np.ndarray]:
-        # Old checkpoints keep the attention's matrices as 1x1 convolutions.
-        found = layer(name)
-        if "kernel" in found and found["kernel"].ndim == 4:
-            found["kernel"] = found["kernel"][0, 0]
-        return found
-
-    def res(name: str) -> dict[str, Any]:
-        found = {ours: layer(f"{name}.{theirs}") for ours, theirs in _RES.items()}
-        if f"{name}.conv_shortcut.weight" in state:
-            found["shortcut"] = layer(f"{name}.conv_shortcut")
-        return found
-
-    def half(side: str) -> dict[str, Any]:
-        out: dict[str, Any] = {n: layer(f"{side}.{n}") for n in ("conv_in", "conv_out")}
-        out["norm_out"] = layer(f"{side}.conv_norm_out")
-        middle = f"{side}.mid_block"
-        out["mid0"], out["mid1"] = (res(f"{middle}.resnets.{n}") for n in (0, 1))
-        names = {k: f"{middle}.attentions.0.{v}" for k, v in _ATTENTION.items()}
-        out["mid_attention"] = {k: dense(v) for k, v in names.items()}
-        kind = "down" if side == "encoder" else "up"
-        prefix = f"{side}.{kind}_blocks."
-        levels = 1 + max((int(k.split(".")[2]) for k in state if k.startswith(prefix)), default=-1)
-        for theirs in range(levels):
-            ours = theirs if kind == "down" else levels - 1 - theirs
-            block = f"{prefix}{theirs}"
-            count = sum(f"{block}.resnets.{n}.conv1.weight" in state for n in range(64))
-            for number in range(count):
-                out[f"{kind}{ours}_{number}"] = res(f"{block}.resnets.{number}")
-            sampler = f"{block}.{kind}samplers.0.conv"
-            if f"{sampler}.weight" in state:
-                out[f"{kind}{ours}_sample"] = layer(sampler)
-        return out
-
-    params = {
-        "encoder": half("encoder"),
-        "decoder": half("decoder"),
-        "quant": layer("quant_conv"),
-        "post_quant": layer("post_quant_conv"),
+def table(state: State) -> Table:
+    """Names of an autoencoder of as many levels and blocks as the state dict has."""
+    return {
+        **within("encoder", "encoder", _half(state, "encoder", "down")),
+        **within("decoder", "decoder", _half(state, "decoder", "up")),
+        **conv("quant", "quant_conv"),
+        **conv("post_quant", "post_quant_conv"),
     }
-    left = sorted(set(state) - used)
-    if left:
-        raise invalid("weights", left[0], "an AutoencoderKL without further weights")
-    return params
+
+
+def _half(state: State, side: str, kind: str) -> Table:
+    """One of the two networks: levels of residual blocks around a middle with attention."""
+    names = {**conv("conv_in", "conv_in"), **conv("conv_out", "conv_out")}
+    names |= norm("norm_out", "conv_norm_out")
+    for n in (0, 1):
+        names |= within(f"mid{n}", f"mid_block.resnets.{n}", res(state, f"{side}.mid_block", n))
+    names |= norm("mid_attention.norm", "mid_block.attentions.0.group_norm")
+    old = f"{side}.mid_block.attentions.0.query.weight" in state
+    for ours, theirs in _ATTENTION.items():
+        # Old checkpoints keep the attention's matrices as 1x1 convolutions, under other names.
+        theirs = _OLD_ATTENTION[theirs] if old else theirs
+        names |= dense(f"mid_attention.{ours}", f"mid_block.attentions.0.{theirs}")
+    levels = count(state, f"{side}.{kind}_blocks")
+    for number in range(levels):
+        level = number if kind == "down" else levels - 1 - number
+        block = f"{kind}_blocks.{number}"
+        for n in range(count(state, f"{side}.{block}.resnets")):
+            made = res(state, f"{side}.{block}", n)
+            names |= within(f"{kind}{level}_{n}", f"{block}.resnets.{n}", made)
+        if f"{side}.{block}.{kind}samplers.0.conv.weight" in state:
+            names |= conv(f"{kind}{level}_sample", f"{block}.{kind}samplers.0.conv")
+    return names
+
+
+def res(state: State, block: str, number: int) -> Table:
+    """A residual block, with a shortcut where there is one."""
+    names = {**norm("norm1", "norm1"), **norm("norm2", "norm2")}
+    names |= {**conv("conv1", "conv1"), **conv("conv2", "conv2")}
+    if f"{block}.resnets.{number}.conv_shortcut.weight" in state:
+        names |= conv("shortcut", "conv_shortcut")
+    return names
+
+
+def _config(found: Found) -> dict[str, Any]:
+    state, about = found.state, found.about
+    out, latent = (shape_of(state, f"decoder.{n}.weight", _WHAT) for n in ("conv_out", "conv_in"))
+    levels = count(state, "encoder.down_blocks")
+    widths = tuple(
+        shape_of(state, f"encoder.down_blocks.{i}.resnets.0.conv2.weight", _WHAT)[0]
+        for i in range(levels)
+    )
+    blocks = count(state, "encoder.down_blocks.0.resnets")
+    side = about.get("sample_size", 256)
+    return dict(
+        data=dict(
+            source=dict(name="folder.folder", path="data", image_size=side),
+            holds=dict(shape=(side, side, out[0]), num_classes=1000, levels=256),
+        ),
+        model=dict(
+            name="autoencoder.AutoencoderKL",
+            latent_channels=latent[1],
+            widths=widths,
+            blocks=blocks,
+            groups=about.get("norm_num_groups", 32),
+        ),
+        method=dict(name="jaxgen.tokenizers.vqgan.vqgan", quantiser=dict(name="gaussian")),
+    )
+
+
+def scale_of(found: Found) -> tuple[float, float]:
+    """(scale, shift) of the latents by its config.json, or else Stable Diffusion's."""
+    scale, shift = (found.about.get(f"{n}_factor") for n in ("scaling", "shift"))
+    return float(scale or 0.18215), float(shift or 0.0)
+
+
+LAYOUTS = (
+    Layout(
+        "autoencoder_kl",
+        "diffusers' AutoencoderKL, Stable Diffusion's VAE",
+        (FIRST, "decoder.conv_out.weight", r"encoder\.down_blocks\.0\.resnets\.0\.conv1\.weight"),
+        _config,
+        lambda found, net: {"net": from_diffusers(found.state)},
+    ),
+)

@@ -24,7 +24,8 @@ from jaxgen.nn.llama import Llama
 from jaxgen.nn.mp import MPFourier
 from jaxgen.nn.tarflow import TarFlow
 from jaxgen.nn.unet import ADM, NCSNpp, UNet
-from jaxgen.pretrained.dit import by_head, from_official
+from jaxgen.pretrained.dit import from_official
+from jaxgen.pretrained.layout import by_head
 from jaxgen.training.ema import Averages
 from tests.nn_kit import abstract, quick_jit
 
