@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from jaxgen.errors import UsageError, invalid, unknown
-from jaxgen.pretrained import autoencoder_kl, dit
+from jaxgen.pretrained import autoencoder_kl, dit, llamagen, uvit
 from jaxgen.pretrained.layout import Layout, State
 
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (*dit.LAYOUTS, *autoencoder_kl.LAYOUTS)
-}
+_ROOMS = (dit, uvit, llamagen, autoencoder_kl)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for room in _ROOMS for layout in room.LAYOUTS}
 
 
 def layout_of(state: State, name: str | None = None) -> Layout:

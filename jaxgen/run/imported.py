@@ -110,8 +110,9 @@ def _config(layout: Layout, found: Found, overrides: Sequence[str]) -> ml_collec
         allowed = "the number of heads of its attention, which weights do not tell"
         raise invalid("config.model.heads", None, allowed, "Say it: --config.model.heads=N")
     if config.data.holds.shape is None:
-        allowed = "(height, width, channels) of an example, which these weights do not tell"
-        fix = "Say it: --config.data.holds.shape=(32,32,4)"
+        allowed = "the shape of an example, which these weights do not tell"
+        example = "(16,16) of tokens" if config.data.holds.get("tokens") else "(32,32,4)"
+        fix = f"Say it: --config.data.holds.shape={example}"
         raise invalid("config.data.holds.shape", None, allowed, fix)
     return config
 
@@ -142,10 +143,12 @@ def _decoder(found: Found, out: Path, model: ml_collections.ConfigDict) -> str:
         f"data.holds.num_classes={model.data.holds.num_classes}",
     )
     setup, params = _converted(layout, found, _config(layout, found, overrides))
-    code, holds = setup.method.code, tuple(model.data.holds.shape)
-    if code is None or tuple(code.shape) != holds:
-        given = f"codes of shape {None if code is None else tuple(code.shape)}"
-        raise invalid("--vae", given, f"those of the model: {holds}")
+    code = setup.method.code
+    assert code is not None  # of every tokenizer
+    (given, wanted) = ((tuple(c.shape), c.levels) for c in (code, model.data.holds))
+    if given != wanted:
+        told = [f"codes {shape} of {levels} levels" for shape, levels in (given, wanted)]
+        raise invalid("--vae", told[0], f"{told[1]}, as the model's")
     _write(out, setup, params, None, {"layout": layout.name}, None)
     return fingerprint(params)
 
@@ -185,7 +188,5 @@ def _say(out: Path, layout: Layout, setup: Setup, *, coded: bool, decoded: bool)
     classes = setup.spec.num_classes
     say(f"{layout.name}: {layout.what}; examples {shape}, {classes} classes -> {out}")
     if coded and not decoded:
-        say(
-            "Its samples are codes, and nothing here decodes them: import it again with --vae "
-            "PLACE (an AutoencoderKL of diffusers, e.g. stabilityai/sd-vae-ft-mse)."
-        )
+        what = "the network of its tokens" if setup.spec.tokens else "an AutoencoderKL of diffusers"
+        say(f"Its samples are codes, and nothing decodes them: import it with --vae PLACE, {what}.")

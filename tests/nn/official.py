@@ -101,6 +101,74 @@ def dit(w, x, t, y, *, depth, heads, patch):
     return torch.einsum("nhwpqc->nchpwq", h).reshape(len(x), -1, *x.shape[2:])
 
 
+# --- U-ViT (Bao et al. 2023) ---
+
+
+def uvit_shapes(*, half, width, patch, channels, classes, places, last):
+    shapes = {
+        "patch_embed.proj.weight": (width, channels, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "label_emb.weight": (classes + 1, width),
+        "pos_embed": (1, 2 + places, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "decoder_pred.weight": (patch * patch * channels, width),
+        "decoder_pred.bias": (patch * patch * channels,),
+    }
+    if last:
+        shapes |= {
+            "final_layer.weight": (channels, channels, 3, 3),
+            "final_layer.bias": (channels,),
+        }
+    blocks = [f"{side}_blocks.{i}" for side in ("in", "out") for i in range(half)]
+    for name in [*blocks, "mid_block"]:
+        dense = {"attn.proj": (width, width), "mlp.fc1": (4 * width, width)}
+        dense |= {"mlp.fc2": (width, 4 * width), "norm1": (width,), "norm2": (width,)}
+        if name.startswith("out"):
+            dense["skip_linear"] = (width, 2 * width)
+        shapes[f"{name}.attn.qkv.weight"] = (3 * width, width)
+        shapes |= {f"{name}.{n}.weight": shape for n, shape in dense.items()}
+        shapes |= {f"{name}.{n}.bias": shape[:1] for n, shape in dense.items()}
+    return shapes
+
+
+def uvit(w, x, t, y, *, half, heads, patch):
+    """Output [B, C, H, W] of x at the numbers t [B] for labels y [B]."""
+    width, channels, side = w["norm.weight"].shape[0], x.shape[1], x.shape[-1] // patch
+    h = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch)
+    half_width = width // 2
+    steps = torch.arange(half_width, dtype=torch.float32)
+    angles = t[:, None].float() * torch.exp(-math.log(10_000) * steps / half_width)
+    time = torch.cat([angles.cos(), angles.sin()], -1)
+    first = torch.stack([w["label_emb.weight"][y], time], 1)
+    h = torch.cat([first, h.flatten(2).transpose(1, 2)], 1) + w["pos_embed"]
+
+    def norm(name, h):
+        return F.layer_norm(h, (width,), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def block(name, h):
+        qkv = linear(w, f"{name}.attn.qkv", norm(f"{name}.norm1", h)).chunk(3, -1)
+        a = F.scaled_dot_product_attention(*(heads_of(part, heads) for part in qkv))
+        h = h + linear(w, f"{name}.attn.proj", a.transpose(1, 2).reshape(h.shape))
+        m = F.gelu(linear(w, f"{name}.mlp.fc1", norm(f"{name}.norm2", h)))
+        return h + linear(w, f"{name}.mlp.fc2", m)
+
+    skips = []
+    for i in range(half):
+        h = block(f"in_blocks.{i}", h)
+        skips.append(h)
+    h = block("mid_block", h)
+    for i in range(half):
+        merged = torch.cat([h, skips.pop()], -1)
+        h = block(f"out_blocks.{i}", linear(w, f"out_blocks.{i}.skip_linear", merged))
+    h = linear(w, "decoder_pred", norm("norm", h))[:, 2:]
+    h = h.reshape(len(x), side, side, patch, patch, channels)
+    h = h.permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+    if "final_layer.weight" in w:
+        h = F.conv2d(h, w["final_layer.weight"], w["final_layer.bias"], padding=1)
+    return h
+
+
 # --- DDPM++ and NCSN++ (Song et al. 2021) as EDM's code has them (Karras et al. 2022) ---
 
 
@@ -462,3 +530,86 @@ def llamagen(w, tokens, labels, *, layers, heads, side, turned):
         gate = F.silu(linear(w, f"{at}.feed_forward.w1", m))
         h = h + linear(w, f"{at}.feed_forward.w2", gate * linear(w, f"{at}.feed_forward.w3", m))
     return linear(w, "output", norm("norm", h))
+
+
+class LlamaGenVQ:
+    """Its tokenizer: `names()` the shapes of its checkpoint, `encode` and `decode` on weights."""
+
+    def __init__(self, *, widths, blocks, channels, levels, width, groups=32):
+        self.widths, self.blocks, self.channels, self.groups = widths, blocks, channels, groups
+        self.levels, self.width, self.shapes, self.recording = levels, width, {}, False
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        side = 2 ** len(self.widths)
+        self.encode({}, torch.zeros(1, 3, side, side))
+        self.decode({}, torch.zeros(1, 2, 2, dtype=torch.int64))
+        self.recording = False
+        return self.shapes
+
+    def get(self, w, name, shape):
+        if self.recording:
+            self.shapes[name] = shape
+            return torch.zeros(shape)
+        return w[name]
+
+    def conv(self, w, name, x, out, kernel=3, **options):
+        weight = self.get(w, f"{name}.weight", (out, x.shape[1], kernel, kernel))
+        options = options or dict(padding=kernel // 2)
+        return F.conv2d(x, weight, self.get(w, f"{name}.bias", (out,)), **options)
+
+    def norm(self, w, name, x):
+        weight, bias = (self.get(w, f"{name}.{n}", (x.shape[1],)) for n in ("weight", "bias"))
+        return F.group_norm(x, self.groups, weight, bias, eps=1e-6)
+
+    def res(self, w, name, x, out):
+        h = self.conv(w, f"{name}.conv1", F.silu(self.norm(w, f"{name}.norm1", x)), out)
+        h = self.conv(w, f"{name}.conv2", F.silu(self.norm(w, f"{name}.norm2", h)), out)
+        return h + (x if x.shape[1] == out else self.conv(w, f"{name}.nin_shortcut", x, out, 1))
+
+    def attend(self, w, name, x):
+        c, h = x.shape[1], self.norm(w, f"{name}.norm", x)
+        q, k, v = (self.conv(w, f"{name}.{n}", h, c, 1).flatten(2) for n in "qkv")
+        weight = (q.transpose(1, 2) @ k * c**-0.5).softmax(-1)
+        a = (v @ weight.transpose(1, 2)).reshape(x.shape)
+        return x + self.conv(w, f"{name}.proj_out", a, c, 1)
+
+    def middle(self, w, side, h):
+        h = self.res(w, f"{side}.mid.0", h, self.widths[-1])
+        return self.res(w, f"{side}.mid.2", self.attend(w, f"{side}.mid.1", h), self.widths[-1])
+
+    def codes(self, w):
+        return F.normalize(self.get(w, "quantize.embedding.weight", (self.levels, self.width)))
+
+    def encode(self, w, x):
+        """Tokens [B, h, w] of images [B, 3, H, W]."""
+        h, last = self.conv(w, "encoder.conv_in", x, self.widths[0]), len(self.widths) - 1
+        for level, width in enumerate(self.widths):
+            at = f"encoder.conv_blocks.{level}"
+            for i in range(self.blocks):
+                h = self.res(w, f"{at}.res.{i}", h, width)
+                h = self.attend(w, f"{at}.attn.{i}", h) if level == last else h
+            if level < last:
+                h = F.pad(h, (0, 1, 0, 1))
+                h = self.conv(w, f"{at}.downsample.conv", h, width, stride=2)
+        h = F.silu(self.norm(w, "encoder.norm_out", self.middle(w, "encoder", h)))
+        h = self.conv(w, "quant_conv", self.conv(w, "encoder.conv_out", h, self.channels),
+                      self.width, 1)  # fmt: skip
+        return (F.normalize(h).permute(0, 2, 3, 1) @ self.codes(w).T).argmax(-1)
+
+    def decode(self, w, tokens):
+        """Images [B, 3, H, W], not clipped, of tokens [B, h, w]."""
+        h = self.codes(w)[tokens].permute(0, 3, 1, 2)
+        h = self.conv(w, "post_quant_conv", h, self.channels, 1)
+        h = self.middle(w, "decoder", self.conv(w, "decoder.conv_in", h, self.widths[-1]))
+        last = len(self.widths) - 1
+        for level, width in enumerate(reversed(self.widths)):
+            at = f"decoder.conv_blocks.{level}"
+            for i in range(self.blocks + 1):
+                h = self.res(w, f"{at}.res.{i}", h, width)
+                h = self.attend(w, f"{at}.attn.{i}", h) if level == 0 else h
+            if level < last:
+                h = F.interpolate(h, scale_factor=2.0)
+                h = self.conv(w, f"{at}.upsample.conv", h, width)
+        return self.conv(w, "decoder.conv_out", F.silu(self.norm(w, "decoder.norm_out", h)), 3)
