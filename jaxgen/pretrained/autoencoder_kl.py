@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxgen.pretrained.layout import (
     Found,
     Layout,
+    PyTree,
     State,
     Table,
     conv,
@@ -109,6 +113,23 @@ def scale_of(found: Found) -> tuple[float, float]:
     """(scale, shift) of the latents by its config.json, or else Stable Diffusion's."""
     scale, shift = (found.about.get(f"{n}_factor") for n in ("scaling", "shift"))
     return float(scale or 0.18215), float(shift or 0.0)
+
+
+def normalised(params: PyTree, mean: Sequence[float], scale: Sequence[float]) -> PyTree:
+    """Parameters of an autoencoder whose latents are (z - mean) * scale, channel by channel.
+
+    Its 1x1 convolutions around the latents take the change, so that images stay as they were.
+    """
+    shift, factor = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
+    quant, post = params["net"]["quant"], params["net"]["post_quant"]
+    both = np.concatenate([factor, np.ones_like(factor)])
+    moved = np.concatenate([-shift * factor, 2 * np.log(factor)])
+    into = {"kernel": quant["kernel"] * both, "bias": quant["bias"] * both + moved}
+    back = {
+        "kernel": post["kernel"] / factor[:, None],
+        "bias": post["bias"] + shift @ post["kernel"][0, 0],
+    }
+    return {**params, "net": {**params["net"], "quant": into, "post_quant": back}}
 
 
 LAYOUTS = (

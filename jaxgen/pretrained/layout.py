@@ -55,7 +55,8 @@ class Layout:
     what: in words. marks, never: names (regular expressions) that such a state dict has, and has
     not. config(found) -> the sections of a config that its shapes say, None where they do not say
     (`heads` of an attention). params(found, modules) -> parameters by group, for the networks of
-    that config. Both raise UsageError.
+    that config. Both raise UsageError. latents: of each channel, the mean that was taken away of
+    the autoencoder's latents and what they were multiplied by then; None: one scale for all.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     config: Callable[[Found], dict[str, Any]]
     params: Callable[[Found, Any], PyTree]
     never: tuple[str, ...] = ()
+    latents: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def fits(self, state: Iterable[str]) -> bool:
         """Whether a state dict of these names is of this layout."""

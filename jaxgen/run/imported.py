@@ -22,7 +22,7 @@ from jaxgen import config as configs
 from jaxgen import files
 from jaxgen.data import Coding
 from jaxgen.errors import invalid
-from jaxgen.pretrained.autoencoder_kl import scale_of
+from jaxgen.pretrained.autoencoder_kl import normalised, scale_of
 from jaxgen.pretrained.layout import Found, Layout, check
 from jaxgen.pretrained.layouts import LAYOUTS, layout_of
 from jaxgen.pretrained.reading import opened
@@ -77,7 +77,7 @@ def imported(
     chosen = layout_of(network.state, layout)
     config = _config(chosen, network, overrides)
     coding = None
-    if decoder is not None and "scale" in config.data.source:
+    if decoder is not None and "scale" in config.data.source and chosen.latents is None:
         scale, shift = scale_of(decoder)
         if not any(o.startswith("data.source.scale=") for o in overrides):
             config.data.source.scale = scale
@@ -88,7 +88,7 @@ def imported(
         tokenizer = None
         if decoder is not None:
             tokenizer = Path(home) / portable.TOKENIZER
-            digest = _decoder(decoder, tokenizer, config)
+            digest = _decoder(decoder, tokenizer, config, chosen)
             coding = Coding(ema=NAME, digest=digest)
         setup, params = _converted(chosen, network, config)
         if coding is not None or _coded(config):
@@ -129,7 +129,7 @@ def _converted(
     return setup, params
 
 
-def _decoder(found: Found, out: Path, model: ml_collections.ConfigDict) -> str:
+def _decoder(found: Found, out: Path, model: ml_collections.ConfigDict, of: Layout) -> str:
     """Write what decodes the samples of a model's config; returns its parameters' digest."""
     layout = layout_of(found.state)
     if "sample" in (said := layout.config(found)):
@@ -149,6 +149,8 @@ def _decoder(found: Found, out: Path, model: ml_collections.ConfigDict) -> str:
     if given != wanted:
         told = [f"codes {shape} of {levels} levels" for shape, levels in (given, wanted)]
         raise invalid("--vae", told[0], f"{told[1]}, as the model's")
+    if of.latents is not None and code.levels is None:
+        params = normalised(params, *of.latents)
     _write(out, setup, params, None, {"layout": layout.name}, None)
     return fingerprint(params)
 

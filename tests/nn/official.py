@@ -613,3 +613,108 @@ class LlamaGenVQ:
                 h = F.interpolate(h, scale_factor=2.0)
                 h = self.conv(w, f"{at}.upsample.conv", h, width)
         return self.conv(w, "decoder.conv_out", F.silu(self.norm(w, "decoder.norm_out", h)), 3)
+
+
+# --- EDM2 (Karras et al. 2024) ---
+
+
+class EDM2Net(SongUNet):
+    """EDM2's network: `names` the shapes of its checkpoint, and `__call__` on such weights."""
+
+    def __init__(self, *, channels, multipliers, blocks, attend, side, classes, head):
+        self.c, self.multipliers, self.blocks, self.attend = channels, multipliers, blocks, attend
+        self.side, self.classes, self.head, self.shapes = side, classes, head, {}
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        self(
+            {},
+            torch.zeros(1, 3, self.side, self.side),
+            torch.zeros(1),
+            torch.zeros(1, self.classes),
+        )
+        self.recording = False
+        return self.shapes
+
+    @staticmethod
+    def unit(x, dims):
+        """Over the root mean square, to which 1e-4 is added."""
+        return x / (x.square().mean(dims, keepdim=True).sqrt() + 1e-4)
+
+    @staticmethod
+    def silu(x):
+        return F.silu(x) / 0.596
+
+    @staticmethod
+    def add(a, b, t):
+        return ((1 - t) * a + t * b) / ((1 - t) ** 2 + t**2) ** 0.5
+
+    def mp(self, w, name, x, out, kernel=None, gain=1.0):
+        """A layer on weights of unit magnitude: dense where there is no kernel."""
+        shape = (out, x.shape[1], *(() if kernel is None else (kernel, kernel)))
+        weight = self.get(w, f"{name}.weight", shape)
+        weight = self.unit(weight, tuple(range(1, weight.ndim))) * gain / weight[0].numel() ** 0.5
+        return x @ weight.T if kernel is None else F.conv2d(x, weight, padding=kernel // 2)
+
+    def block(self, w, name, x, emb, out, change="", attend=False, decoder=True):
+        x = F.avg_pool2d(x, 2) if change == "down" else x
+        x = F.interpolate(x, scale_factor=2.0) if change == "up" else x
+        if not decoder:
+            x = x if x.shape[1] == out else self.mp(w, f"{name}.conv_skip", x, out, 1)
+            x = self.unit(x, 1)
+        gain = self.get(w, f"{name}.emb_gain", ())
+        scale = 1 + self.mp(w, f"{name}.emb_linear", emb, out, gain=gain)
+        h = self.mp(w, f"{name}.conv_res0", self.silu(x), out, 3)
+        h = self.silu(h * scale[:, :, None, None])
+        h = self.mp(w, f"{name}.conv_res1", h, out, 3)
+        if decoder and x.shape[1] != out:
+            x = self.mp(w, f"{name}.conv_skip", x, out, 1)
+        x = self.add(x, h, 0.3)
+        if attend:
+            b, heads = len(x), max(1, out // self.head)
+            qkv = self.mp(w, f"{name}.attn_qkv", x, 3 * out, 1).reshape(
+                b, heads, -1, 3, x[0, 0].numel()
+            )
+            q, k, v = self.unit(qkv, 2).unbind(3)
+            weight = torch.einsum("nhcq,nhck->nhqk", q, k / q.shape[2] ** 0.5).softmax(3)
+            a = torch.einsum("nhqk,nhck->nhcq", weight, v).reshape(x.shape)
+            x = self.add(x, self.mp(w, f"{name}.attn_proj", a, out, 1), 0.3)
+        return x.clip(-256, 256)
+
+    def __call__(self, w, x, noise, labels):
+        """[B, 3, H, W] at noise [B] for one-hot labels [B, classes]."""
+        widths, levels = [self.c * m for m in self.multipliers], len(self.multipliers)
+        freqs, phases = (self.get(w, f"emb_fourier.{n}", (self.c,)) for n in ("freqs", "phases"))
+        emb = (torch.outer(noise, freqs) + phases).cos() * 2**0.5
+        emb = self.mp(w, "emb_noise", emb, max(widths))
+        told = self.mp(w, "emb_label", labels * self.classes**0.5, max(widths))
+        emb, skips = self.silu(self.add(emb, told, 0.5)), []
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        for level, width in enumerate(widths):
+            res = self.side >> level
+            at, options = f"enc.{res}x{res}", dict(decoder=False)
+            if level == 0:
+                x = self.mp(w, f"{at}_conv", x, width, 3)
+            else:
+                x = self.block(w, f"{at}_down", x, emb, x.shape[1], "down", **options)
+            skips.append(x)
+            for i in range(self.blocks):
+                attend = res in self.attend
+                x = self.block(w, f"{at}_block{i}", x, emb, width, attend=attend, **options)
+                skips.append(x)
+        for level, width in reversed(list(enumerate(widths))):
+            res = self.side >> level
+            at = f"dec.{res}x{res}"
+            if level == levels - 1:
+                x = self.block(w, f"{at}_in0", x, emb, width, attend=True)
+                x = self.block(w, f"{at}_in1", x, emb, width)
+            else:
+                x = self.block(w, f"{at}_up", x, emb, x.shape[1], "up")
+            for i in range(self.blocks + 1):
+                skip = skips.pop()
+                n, m = x.shape[1], skip.shape[1]
+                scale = ((n + m) / 0.5) ** 0.5 / 2
+                x = torch.cat([x * scale / n**0.5, skip * scale / m**0.5], 1)
+                x = self.block(w, f"{at}_block{i}", x, emb, width, attend=res in self.attend)
+        return self.mp(w, "out_conv", x, 3, 3, gain=self.get(w, "out_gain", ()))

@@ -7,7 +7,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.nn.autoencoder import AutoencoderKL, Decoder, Encoder
-from jaxgen.pretrained.autoencoder_kl import from_diffusers
+from jaxgen.pretrained.autoencoder_kl import from_diffusers, normalised
 from tests.nn_kit import quick_jit, random_like
 
 TINY = dict(widths=(8, 16, 16), blocks=1, latent_channels=3, groups=4)
@@ -85,3 +85,20 @@ def test_shapes_attention_levels_and_bfloat16():
     held = random_like(jax.eval_shape(decoder.init, jax.random.key(0), code))
     image = quick_jit(decoder.apply)(held, code)
     assert image.shape == x.shape and image.dtype == jnp.float32
+
+
+def test_latents_normalised_by_channel_are_of_the_same_images():
+    """Of EDM2: the mean, the deviation and the image, before and after."""
+    net = AutoencoderKL(out_channels=3, **TINY)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    params = {"net": random_like(jax.eval_shape(net.init, jax.random.key(0), x))["params"]}
+    mean, scale = np.array([5.8, 0.1, -2.0]), np.array([0.12, 0.4, 2.0])
+    changed = normalised(jax.device_get(params), mean, scale)
+    apply = quick_jit(net.apply, static_argnames="method")
+    (m, v), (n, w) = (apply({"params": p["net"]}, x, method="encode") for p in (params, changed))
+    np.testing.assert_allclose(n, (m - mean) * scale, atol=1e-4)
+    np.testing.assert_allclose(np.exp(w / 2), np.exp(v / 2) * scale, rtol=1e-4)
+    first, second = (
+        apply({"params": p["net"]}, z, method="decode") for p, z in ((params, m), (changed, n))
+    )
+    np.testing.assert_allclose(first, second, atol=1e-3)
