@@ -39,7 +39,7 @@ def sides(state: State) -> list[int]:
 
 def parts(state: State) -> dict[str, str]:
     """Our names of all blocks, and theirs: of the encoder, the middle and the decoder."""
-    found = {}
+    found: dict[str, str] = {}
     for level, side in enumerate(sides(state)):
         encoder, decoder = (f"{half}.{side}x{side}" for half in ("enc", "dec"))
         for part, kind in ((encoder, "encode"), (decoder, "decode")):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from jaxgen.errors import UsageError, invalid, unknown
-from jaxgen.pretrained import autoencoder_kl, dit, edm, llamagen, uvit
+from jaxgen.pretrained import adm, autoencoder_kl, dit, edm, llamagen, uvit
 from jaxgen.pretrained.layout import Layout, State
 
-_ROOMS = (dit, uvit, edm, llamagen, autoencoder_kl)
+_ROOMS = (dit, uvit, edm, adm, llamagen, autoencoder_kl)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for room in _ROOMS for layout in room.LAYOUTS}
 
 

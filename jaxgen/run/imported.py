@@ -47,6 +47,10 @@ _REST: dict[str, Any] = dict(
     classify=dict(at_end=False, draws=64),
 )
 """What no checkpoint says and every config has, for who goes on with the model."""
+_UNTOLD = {
+    "heads": "the number of heads of its attention",
+    "attention_sizes": "the heights at which it attends, e.g. (32,16,8)",
+}
 _TOKENIZER = {k: v for k, v in _REST.items() if k != "classify"}
 
 
@@ -106,9 +110,10 @@ def _config(layout: Layout, found: Found, overrides: Sequence[str]) -> ml_collec
     said = layout.config(found)
     config = ml_collections.ConfigDict({**(_REST if "sample" in said else _TOKENIZER), **said})
     configs.override(config, overrides, TOP)
-    if config.model.get("heads", 0) is None:
-        allowed = "the number of heads of its attention, which weights do not tell"
-        raise invalid("config.model.heads", None, allowed, "Say it: --config.model.heads=N")
+    for name, what in _UNTOLD.items():
+        if config.model.get(name, 0) is None:
+            fix = f"Say it: --config.model.{name}=N"
+            raise invalid(f"config.model.{name}", None, f"{what}, which weights do not tell", fix)
     if config.data.holds.shape is None:
         allowed = "the shape of an example, which these weights do not tell"
         example = "(16,16) of tokens" if config.data.holds.get("tokens") else "(32,32,4)"

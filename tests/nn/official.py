@@ -718,3 +718,100 @@ class EDM2Net(SongUNet):
                 x = torch.cat([x * scale / n**0.5, skip * scale / m**0.5], 1)
                 x = self.block(w, f"{at}_block{i}", x, emb, width, attend=res in self.attend)
         return self.mp(w, "out_conv", x, 3, 3, gain=self.get(w, "out_gain", ()))
+
+
+# --- ADM (Dhariwal & Nichol 2021) ---
+
+
+class GuidedUNet(SongUNet):
+    """ADM's network: `names` the shapes of its checkpoint, and `__call__` on such weights.
+
+    Groups of norms have four channels at least, which those of its networks (32 groups) have.
+    """
+
+    def __init__(self, *, channels, multipliers, blocks, attend, classes, head, new_order):
+        self.c, self.multipliers, self.blocks, self.attend = channels, multipliers, blocks, attend
+        self.classes, self.head, self.new_order, self.shapes = classes, head, new_order, {}
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        x = torch.zeros(1, 3, 8, 8)
+        self({}, x, torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+        self.recording = False
+        return self.shapes
+
+    def plain(self, w, name, x, out, kernel=3):
+        weight = self.get(w, f"{name}.weight", (out, x.shape[1], kernel, kernel))
+        return F.conv2d(x, weight, self.get(w, f"{name}.bias", (out,)), padding=kernel // 2)
+
+    def grouped(self, w, name, x):
+        weight, bias = (self.get(w, f"{name}.{n}", (x.shape[1],)) for n in ("weight", "bias"))
+        return F.group_norm(x, min(32, x.shape[1] // 4), weight, bias, eps=1e-5)
+
+    def res(self, w, name, x, emb, out, change=""):
+        h = F.silu(self.grouped(w, f"{name}.in_layers.0", x))
+        if change:
+            scaled = (lambda a: F.avg_pool2d(a, 2)) if change == "down" else (
+                lambda a: F.interpolate(a, scale_factor=2.0)
+            )  # fmt: skip
+            h, x = scaled(h), scaled(x)
+        h = self.plain(w, f"{name}.in_layers.2", h, out)
+        told = self.dense(w, f"{name}.emb_layers.1", F.silu(emb), 2 * out)[:, :, None, None]
+        scale, shift = told.chunk(2, 1)
+        h = F.silu(self.grouped(w, f"{name}.out_layers.0", h) * (1 + scale) + shift)
+        h = self.plain(w, f"{name}.out_layers.3", h, out)
+        return h + (x if x.shape[1] == out else self.plain(w, f"{name}.skip_connection", x, out, 1))
+
+    def attention(self, w, name, x):
+        b, c = x.shape[:2]
+        h = self.grouped(w, f"{name}.norm", x).flatten(2)
+        weight = self.get(w, f"{name}.qkv.weight", (3 * c, c, 1))
+        qkv = F.conv1d(h, weight, self.get(w, f"{name}.qkv.bias", (3 * c,)))
+        if self.new_order:
+            q, k, v = (part.reshape(-1, self.head, h.shape[-1]) for part in qkv.chunk(3, 1))
+        else:
+            q, k, v = qkv.reshape(-1, 3 * self.head, h.shape[-1]).chunk(3, 1)
+        share = (q.transpose(1, 2) @ k * self.head**-0.5).softmax(-1)
+        a = (v @ share.transpose(1, 2)).reshape(b, c, -1)
+        weight = self.get(w, f"{name}.proj_out.weight", (c, c, 1))
+        a = F.conv1d(a, weight, self.get(w, f"{name}.proj_out.bias", (c,)))
+        return x + a.reshape(x.shape)
+
+    def __call__(self, w, x, t, labels):
+        """[B, 6, H, W] at the numbers t [B] for labels [B]; levels in `attend` have attention."""
+        half = self.c // 2
+        freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        angles = t[:, None].float() * freqs
+        emb = torch.cat([angles.cos(), angles.sin()], 1)
+        emb = self.dense(w, "time_embed.0", emb, 4 * self.c)
+        emb = self.dense(w, "time_embed.2", F.silu(emb), 4 * self.c)
+        emb = emb + self.get(w, "label_emb.weight", (self.classes, 4 * self.c))[labels]
+        widths, last = [self.c * m for m in self.multipliers], len(self.multipliers) - 1
+        x, n = self.plain(w, "input_blocks.0.0", x, widths[0]), 1
+        skips = [x]
+        for level, width in enumerate(widths):
+            for _ in range(self.blocks):
+                x = self.res(w, f"input_blocks.{n}.0", x, emb, width)
+                if level in self.attend:
+                    x = self.attention(w, f"input_blocks.{n}.1", x)
+                skips.append(x)
+                n += 1
+            if level < last:
+                x = self.res(w, f"input_blocks.{n}.0", x, emb, width, "down")
+                skips.append(x)
+                n += 1
+        x = self.res(w, "middle_block.0", x, emb, widths[-1])
+        x = self.attention(w, "middle_block.1", x)
+        x, n = self.res(w, "middle_block.2", x, emb, widths[-1]), 0
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.blocks + 1):
+                at = f"output_blocks.{n}"
+                x = self.res(w, f"{at}.0", torch.cat([x, skips.pop()], 1), emb, width)
+                if level in self.attend:
+                    x = self.attention(w, f"{at}.1", x)
+                if level and i == self.blocks:
+                    after = 2 if level in self.attend else 1
+                    x = self.res(w, f"{at}.{after}", x, emb, width, "up")
+                n += 1
+        return self.plain(w, "out.2", F.silu(self.grouped(w, "out.0", x)), 6)

@@ -19,7 +19,7 @@ def official():
 
 def written(path, state):
     """A safetensors file of arrays or tensors."""
-    save_file({k: np.array(a, order="C") for k, a in state.items()}, path)
+    save_file({k: np.asarray(a).copy(order="C") for k, a in state.items()}, path)
     return path
 
 
