@@ -1,31 +1,50 @@
-"""Weights of diffusers' `AutoencoderKL` as parameters of `jaxgen.nn.autoencoder.AutoencoderKL`."""
+"""Stable Diffusion's VAE as `jaxgen.nn.autoencoder.AutoencoderKL`: diffusers' names, or its own."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxgen.pretrained.autoencoder import Names, attending, half, levels
 from jaxgen.pretrained.layout import (
     Found,
     Layout,
     PyTree,
     State,
-    Table,
     conv,
     converted,
     count,
-    dense,
-    norm,
     shape_of,
     within,
 )
 
-_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"}
-# The names of checkpoints written before diffusers 0.14.
-_OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-_WHAT = "an AutoencoderKL of diffusers"
+DIFFUSERS = Names(
+    levels="{kind}_blocks",
+    residuals="resnets",
+    attentions="attentions",
+    sampler="{kind}samplers.0.conv",
+    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    norm_out="conv_norm_out",
+    shortcut="conv_shortcut",
+    attention={"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"},
+)
+# Of checkpoints written before diffusers 0.14.
+_OLD = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj": "proj_attn"}
+OWN = Names(
+    levels="{kind}",
+    residuals="block",
+    attentions="attn",
+    sampler="{kind}sample.conv",
+    middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
+    norm_out="norm_out",
+    shortcut="nin_shortcut",
+    attention={"norm": "norm", "q": "q", "k": "k", "v": "v", "proj": "proj_out"},
+    upwards=True,
+)
+_WHAT, _OWN_WHAT = "an AutoencoderKL of diffusers", "an AutoencoderKL of latent diffusion's code"
 FIRST = "encoder.conv_in.weight"
 
 
@@ -36,62 +55,40 @@ def from_diffusers(state: State) -> dict[str, Any]:
     Diffusion's) is not a weight: give it to the source of latents. Raises UsageError for weights
     that are missing and for weights that this network has no place for.
     """
-    shape_of(state, FIRST, _WHAT)
-    return dict(converted(state, table(state), _WHAT))
+    return _converted(state, _names(state), _WHAT)
 
 
-def table(state: State) -> Table:
-    """Names of an autoencoder of as many levels and blocks as the state dict has."""
-    return {
-        **within("encoder", "encoder", _half(state, "encoder", "down")),
-        **within("decoder", "decoder", _half(state, "decoder", "up")),
+def from_own(state: State) -> dict[str, Any]:
+    """Parameters (float32) from the state dict of latent diffusion's own code. UsageError."""
+    return _converted(state, OWN, _OWN_WHAT)
+
+
+def _names(state: State) -> Names:
+    """diffusers', or what it had before."""
+    old = "encoder.mid_block.attentions.0.query.weight" in state
+    return DIFFUSERS if not old else dataclasses.replace(DIFFUSERS, attention=_OLD)
+
+
+def _converted(state: State, names: Names, what: str) -> dict[str, Any]:
+    shape_of(state, FIRST, what)
+    table = {
+        **within("encoder", "encoder", half(state, "encoder", names)),
+        **within("decoder", "decoder", half(state, "decoder", names)),
         **conv("quant", "quant_conv"),
         **conv("post_quant", "post_quant_conv"),
     }
+    # Training's losses, a discriminator among them, are in the same file.
+    return dict(converted(state, table, what, beside=(r"loss\..*",)))
 
 
-def _half(state: State, side: str, kind: str) -> Table:
-    """One of the two networks: levels of residual blocks around a middle with attention."""
-    names = {**conv("conv_in", "conv_in"), **conv("conv_out", "conv_out")}
-    names |= norm("norm_out", "conv_norm_out")
-    for n in (0, 1):
-        names |= within(f"mid{n}", f"mid_block.resnets.{n}", res(state, f"{side}.mid_block", n))
-    names |= norm("mid_attention.norm", "mid_block.attentions.0.group_norm")
-    old = f"{side}.mid_block.attentions.0.query.weight" in state
-    for ours, theirs in _ATTENTION.items():
-        # Old checkpoints keep the attention's matrices as 1x1 convolutions, under other names.
-        theirs = _OLD_ATTENTION[theirs] if old else theirs
-        names |= dense(f"mid_attention.{ours}", f"mid_block.attentions.0.{theirs}")
-    levels = count(state, f"{side}.{kind}_blocks")
-    for number in range(levels):
-        level = number if kind == "down" else levels - 1 - number
-        block = f"{kind}_blocks.{number}"
-        for n in range(count(state, f"{side}.{block}.resnets")):
-            made = res(state, f"{side}.{block}", n)
-            names |= within(f"{kind}{level}_{n}", f"{block}.resnets.{n}", made)
-        if f"{side}.{block}.{kind}samplers.0.conv.weight" in state:
-            names |= conv(f"{kind}{level}_sample", f"{block}.{kind}samplers.0.conv")
-    return names
-
-
-def res(state: State, block: str, number: int) -> Table:
-    """A residual block, with a shortcut where there is one."""
-    names = {**norm("norm1", "norm1"), **norm("norm2", "norm2")}
-    names |= {**conv("conv1", "conv1"), **conv("conv2", "conv2")}
-    if f"{block}.resnets.{number}.conv_shortcut.weight" in state:
-        names |= conv("shortcut", "conv_shortcut")
-    return names
-
-
-def _config(found: Found) -> dict[str, Any]:
+def _config(found: Found, names: Names, what: str) -> dict[str, Any]:
     state, about = found.state, found.about
-    out, latent = (shape_of(state, f"decoder.{n}.weight", _WHAT) for n in ("conv_out", "conv_in"))
-    levels = count(state, "encoder.down_blocks")
+    out, latent = (shape_of(state, f"decoder.{n}.weight", what) for n in ("conv_out", "conv_in"))
+    first = f"encoder.{names.levels.format(kind='down')}"
     widths = tuple(
-        shape_of(state, f"encoder.down_blocks.{i}.resnets.0.conv2.weight", _WHAT)[0]
-        for i in range(levels)
+        shape_of(state, f"{first}.{i}.{names.residuals}.0.conv2.weight", what)[0]
+        for i in range(levels(state, "encoder", names))
     )
-    blocks = count(state, "encoder.down_blocks.0.resnets")
     side = about.get("sample_size", 256)
     return dict(
         data=dict(
@@ -102,7 +99,8 @@ def _config(found: Found) -> dict[str, Any]:
             name="autoencoder.AutoencoderKL",
             latent_channels=latent[1],
             widths=widths,
-            blocks=blocks,
+            blocks=count(state, f"{first}.0.{names.residuals}"),
+            attention_levels=attending(state, names),
             groups=about.get("norm_num_groups", 32),
         ),
         method=dict(name="jaxgen.tokenizers.vqgan.vqgan", quantiser=dict(name="gaussian")),
@@ -137,7 +135,15 @@ LAYOUTS = (
         "autoencoder_kl",
         "diffusers' AutoencoderKL, Stable Diffusion's VAE",
         (FIRST, "decoder.conv_out.weight", r"encoder\.down_blocks\.0\.resnets\.0\.conv1\.weight"),
-        _config,
+        lambda found: _config(found, _names(found.state), _WHAT),
         lambda found, net: {"net": from_diffusers(found.state)},
+    ),
+    Layout(
+        "autoencoder_ldm",
+        "latent diffusion's own AutoencoderKL (Rombach et al. 2022), Stable Diffusion's VAE",
+        (FIRST, "post_quant_conv.weight", r"encoder\.down\.0\.block\.0\.conv1\.weight"),
+        lambda found: _config(found, OWN, _OWN_WHAT),
+        lambda found, net: {"net": from_own(found.state)},
+        never=(r"quantize\..*",),
     ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.nn.llama import SIZES
+from jaxgen.pretrained.autoencoder import Names, attending, half, levels
 from jaxgen.pretrained.layout import (
     Found,
     Layout,
@@ -19,7 +20,6 @@ from jaxgen.pretrained.layout import (
     State,
     Table,
     by_head,
-    conv,
     converted,
     count,
     dense,
@@ -32,6 +32,16 @@ from jaxgen.pretrained.layout import (
 )
 
 _GPT, _VQ = "LlamaGen's GPT", "LlamaGen's VQ tokenizer"
+NAMES = Names(
+    levels="conv_blocks",
+    residuals="res",
+    attentions="attn",
+    sampler="{kind}sample.conv",
+    middle=("mid.0", "mid.1", "mid.2"),
+    norm_out="norm_out",
+    shortcut="nin_shortcut",
+    attention={"norm": "norm", "q": "q", "k": "k", "v": "v", "proj": "proj_out"},
+)
 WEIGHTS = {"B": 2.0, "L": 2.0, "XL": 1.75, "XXL": 1.75, "3B": 1.65}
 """The guidance of its scores by size."""
 
@@ -68,56 +78,15 @@ def from_gpt(state: State, *, heads: int) -> dict[str, Any]:
     return dict(converted(state, gpt_table(count(state, "layers"), heads), _GPT))
 
 
-def vq_table(state: State) -> Table:
-    """Names of an autoencoder of as many levels and blocks as the state dict has."""
-    return {
-        **within("encoder", "encoder", _half(state, "encoder", "down")),
-        **within("decoder", "decoder", _half(state, "decoder", "up")),
-        **dense("quant", "quant_conv"),
-        **dense("post_quant", "post_quant_conv"),
-    }
-
-
-def _half(state: State, side: str, kind: str) -> Table:
-    """One of the two networks; levels of the decoder are counted from the lowest resolution."""
-    names = {**conv("conv_in", "conv_in"), **conv("conv_out", "conv_out")}
-    names |= norm("norm_out", "norm_out")
-    for ours, theirs in (("mid0", "mid.0"), ("mid1", "mid.2")):
-        names |= within(ours, theirs, _res(state, f"{side}.{theirs}"))
-    names |= within("mid_attention", "mid.1", _attention())
-    levels = count(state, f"{side}.conv_blocks")
-    for number in range(levels):
-        level = number if kind == "down" else levels - 1 - number
-        block = f"conv_blocks.{number}"
-        for n in range(count(state, f"{side}.{block}.res")):
-            made = _res(state, f"{side}.{block}.res.{n}")
-            names |= within(f"{kind}{level}_{n}", f"{block}.res.{n}", made)
-        for n in range(count(state, f"{side}.{block}.attn")):
-            names |= within(f"{kind}{level}_attention{n}", f"{block}.attn.{n}", _attention())
-        if f"{side}.{block}.{kind}sample.conv.weight" in state:
-            names |= conv(f"{kind}{level}_sample", f"{block}.{kind}sample.conv")
-    return names
-
-
-def _res(state: State, block: str) -> Table:
-    names = {**norm("norm1", "norm1"), **norm("norm2", "norm2")}
-    names |= {**conv("conv1", "conv1"), **conv("conv2", "conv2")}
-    if f"{block}.nin_shortcut.weight" in state:
-        names |= conv("shortcut", "nin_shortcut")
-    return names
-
-
-def _attention() -> Table:
-    names = norm("norm", "norm")
-    for ours, theirs in {"q": "q", "k": "k", "v": "v", "proj": "proj_out"}.items():
-        names |= dense(ours, theirs)
-    return names
-
-
 def from_vq(state: State) -> dict[str, Any]:
     """Parameters of the tokenizer: {"net", "codebook"}. UsageError for weights that do not fit."""
-    table = within("net", "", vq_table(state))
-    table |= {"codebook.codes": Row(("quantize.embedding.weight",))}
+    table = {
+        **within("net.encoder", "encoder", half(state, "encoder", NAMES)),
+        **within("net.decoder", "decoder", half(state, "decoder", NAMES)),
+        **dense("net.quant", "quant_conv"),
+        **dense("net.post_quant", "post_quant_conv"),
+        "codebook.codes": Row(("quantize.embedding.weight",)),
+    }
     beside = (r"quantize\.codebook_used",)  # which codes were chosen lately
     return dict(converted(state, table, _VQ, beside=beside))
 
@@ -150,11 +119,9 @@ def _config_gpt(found: Found) -> dict[str, Any]:
 
 def _config_vq(found: Found) -> dict[str, Any]:
     state = found.state
-    levels = count(state, "encoder.conv_blocks")
-    last = f"encoder.conv_blocks.{levels - 1}.attn"
     widths = tuple(
         shape_of(state, f"encoder.conv_blocks.{i}.res.0.conv2.weight", _VQ)[0]
-        for i in range(levels)
+        for i in range(levels(state, "encoder", NAMES))
     )
     codes, width = shape_of(state, "quantize.embedding.weight", _VQ)
     channels = shape_of(state, "quant_conv.weight", _VQ)[1]
@@ -168,7 +135,7 @@ def _config_vq(found: Found) -> dict[str, Any]:
             channels=channels,
             widths=widths,
             blocks=count(state, "encoder.conv_blocks.0.res"),
-            attention_levels=(levels - 1,) if count(state, last) else (),
+            attention_levels=attending(state, NAMES),
         ),
         method=dict(
             name="jaxgen.tokenizers.vqgan.vqgan",
