@@ -30,6 +30,7 @@ from jaxgen.report.compare import compare
 from jaxgen.run import hub, networks, portable, record, start
 from jaxgen.run.data import write_data
 from jaxgen.run.encode import encode
+from jaxgen.run.imported import imported as import_checkpoint
 from jaxgen.run.lock import locked
 from jaxgen.run.model import Model, Samples, average_name, by_name, load, load_tokenizer, of_state
 from jaxgen.run.precision import single
@@ -648,6 +649,7 @@ __all__ = [
     "encode",
     "evaluate",
     "evaluate_files",
+    "import_checkpoint",
     "likelihood",
     "load",
     "reconstruct_ema",

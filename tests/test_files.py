@@ -165,3 +165,11 @@ def test_a_reader_that_leaves_ends_a_command_quietly():
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(60) == 141 and process.stderr.read() == b""
+
+
+def test_a_number_in_parameters_keeps_its_shape(tmp_path):
+    """Gains have no axis (EDM2's), and a file with one more would be another network's."""
+    from jaxgen.training.weights import dump, read
+
+    (tmp_path / "x.safetensors").write_bytes(dump({"net": {"gain": np.float32(2)}}))
+    assert read(tmp_path / "x.safetensors")[0]["net"]["gain"].shape == ()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("train", "sample", "evaluate", "classify", "likelihood", "tokenize", "encode"),
-    *("data", "ema", "compare", "export", "push", "pull", "plan", "launch", "doctor"),
+    *("data", "ema", "compare", "export", "import", "push", "pull", "plan", "launch", "doctor"),
 )
 
 

@@ -18,7 +18,9 @@ PREFIXES = ("--config.",)
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxgen plan`."""
     parser.add_argument(
-        "--config", required=True, help="a Python file with get_config(), or file:ARG"
+        "--config",
+        required=True,
+        help="a Python file with get_config(), file:ARG, or the folder of a run or a model",
     )
     parser.add_argument("--topology", required=True, help="v4:2x2x4, v5e:8x8, v6e:4x4, cpu:8, ...")
     parser.add_argument("--what", default="train", help="train (the default) or sample")

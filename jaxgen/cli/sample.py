@@ -78,6 +78,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if (args.image_size or args.npz != "jaxgen") and model.setup.spec.target is not None:
         given = args.image_size or args.npz
         raise invalid("--image_size, --npz", given, "only of images; this model makes none")
+    if model.setup.coding is not None and not args.codes and model.tokenizer is None:
+        fix = "Or --codes --out x.npz for the codes themselves."
+        raise invalid("--tokenizer", None, "the folder of what decodes this model's samples", fix)
     labels, columns = parse_labels(args.labels, args.per_label, model.setup.spec.class_names)
     changes = sampler_options(args)
     if args.guidance is not None:

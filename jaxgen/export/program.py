@@ -151,7 +151,7 @@ def sampler_program(model: Model, ema: str | None, changes: Mapping[str, Any]) -
         assert model.tokenizer is not None
         trees["tokenizer"] = model.tokenizer.weights(None)
     flat = flax.traverse_util.flatten_dict(to_host(trees), sep=".")
-    params = {k: np.ascontiguousarray(v) for k, v in flat.items()}
+    params = {k: np.asarray(v, order="C") for k, v in flat.items()}
 
     def fn(named: PyTree, seed: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
         found = flax.traverse_util.unflatten_dict(dict(named), sep=".")

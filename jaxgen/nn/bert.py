@@ -28,7 +28,10 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP on tokens kept as a matrix [B * N, width]."""
+    """Pre-norm attention and MLP on tokens kept as a matrix [B * N, width].
+
+    epsilon: of the norms. exact: GELU itself in the place of its approximation by tanh.
+    """
 
     width: int
     heads: int
@@ -39,6 +42,8 @@ class Block(nn.Module):
     dtype: Any
     implementation: str
     qkv_bias: bool = True
+    epsilon: float = 1e-6
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,13 +57,14 @@ class Block(nn.Module):
         heads = share("heads", self.heads)
         length = own_places(self.length)
         images = x.shape[0] // length
-        h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="attention_norm")(x)
         qkv = dense(Columns, 3 * self.width, "qkv", use_bias=self.qkv_bias)(h)
         qkv = qkv.reshape(images, length, -1)
         h = self_attention(qkv, heads=heads, implementation=self.implementation)
         x = x + drop(dense(Rows, self.width, "proj")(h.reshape(x.shape[0], -1)), images)
-        h = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        h = nn.gelu(dense(Columns, int(self.mlp_ratio * self.width), "expand")(h))
+        h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="mlp_norm")(x)
+        h = dense(Columns, int(self.mlp_ratio * self.width), "expand")(h)
+        h = nn.gelu(h, approximate=not self.exact)
         return x + drop(dense(Rows, self.width, "contract")(h), images)
 
 

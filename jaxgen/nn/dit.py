@@ -56,6 +56,7 @@ class Block(nn.Module):
     train: bool
     dtype: Any
     implementation: str
+    mlp_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -87,7 +88,8 @@ class Block(nn.Module):
         h = modulate(tokens(normalise(x).astype(self.dtype)), shift_a, scale_a)
         h = drop(self._attention(flat(h), images, angles, alone), images)
         x = x + flat(gate_a * tokens(h))
-        h = modulate(tokens(normalise(x).astype(self.dtype)), shift_m, scale_m)
+        h = normalise(x, epsilon=self.mlp_epsilon).astype(self.dtype)
+        h = modulate(tokens(h), shift_m, scale_m)
         h = drop(self._mlp(flat(h)), images)
         return x + flat(gate_m * tokens(h))
 
@@ -150,7 +152,8 @@ class DiT(nn.Module):
     is faster, on CPU too, than one that keeps everything, since it writes less memory); attention
     (an implementation of `jaxgen.ops.attention`); identity_attention (layers, from 0, whose
     attention map is the identity, for guidance away from them); conditions (what it can be told
-    besides the label, see `jaxgen.nn.conditions`).
+    besides the label, see `jaxgen.nn.conditions`); endpoint (the lowest of the noise's frequencies
+    is 1 / 10000, as in diffusers' DiT) and mlp_epsilon (of the norm before the MLP; 1e-5 there).
 
     Called with taps=(k, ...) it returns (output, {k: the tokens [B, N, width] after k blocks}), N
     the patches row by row, k from 1 to depth. Raises UsageError for other taps.
@@ -175,6 +178,8 @@ class DiT(nn.Module):
     attention: str = "auto"
     identity_attention: tuple[int, ...] = ()
     conditions: Conditions = ()
+    endpoint: bool = False
+    mlp_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
@@ -215,7 +220,10 @@ class DiT(nn.Module):
     def _condition(self, noise: jax.Array, condition: Any, dtype: Any) -> jax.Array:
         """noise [B], a condition -> the vectors [B, width] that condition all blocks."""
         number = self._number(noise)
-        c = NoiseEmbedding(self.width, self.time_scale, dtype=dtype, name="noise")(number)
+        embedding = NoiseEmbedding(
+            self.width, self.time_scale, endpoint=self.endpoint, dtype=dtype, name="noise"
+        )
+        c = embedding(number)
         init = nn.initializers.normal(0.02)
         table = nn.Embed(
             self.num_classes + 1, self.width, embedding_init=init, dtype=dtype, name="labels"
@@ -291,6 +299,7 @@ def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stac
         train,
         compute_dtype(net.dtype),
         net.attention,
+        net.mlp_epsilon,
         name="blocks",
     )
 

@@ -97,19 +97,22 @@ class NoiseEmbedding(nn.Module):
     """A noise level [B] -> [B, width]: sinusoidal features of time_scale * noise, then an MLP.
 
     Or several numbers [B, n] (two times, for maps from one to the other), features side by side.
+    endpoint: of `sinusoidal`.
     """
 
     width: int
     time_scale: float = 1000.0
     frequencies: int = 256
     dtype: Any = jnp.float32
+    endpoint: bool = False
 
     @nn.compact
     def __call__(self, noise: jax.Array) -> jax.Array:
         """Return the embedding [B, width] of the noise levels [B] or [B, n]."""
         init = nn.initializers.normal(0.02)
         numbers = self.time_scale * noise.astype(jnp.float32)
-        h = sinusoidal(numbers.reshape(-1), self.frequencies).reshape(noise.shape[0], -1)
+        h = sinusoidal(numbers.reshape(-1), self.frequencies, endpoint=self.endpoint)
+        h = h.reshape(noise.shape[0], -1)
         h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(h)
         return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
 

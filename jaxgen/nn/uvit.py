@@ -49,6 +49,9 @@ class UViT(nn.Module):
     Arguments, taps (of the patches' tokens) and the fields that it shares as `jaxgen.nn.dit.DiT`'s;
     size: "S/2" to "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half
     that each merge the output of their mirror image. Positions are learned, for one image size.
+    time_offset is added to the number that is embedded. The paper's code counts the levels of its
+    chain from 1 (time_scale=1, time_offset=1), has epsilon=1e-5 in norms and exact GELU, and its
+    largest network no last convolution (conv=False).
     """
 
     num_classes: int
@@ -66,6 +69,10 @@ class UViT(nn.Module):
     remat: str = "dots"
     attention: str = "auto"
     conditions: Conditions = ()
+    time_offset: float = 0.0
+    epsilon: float = 1e-6
+    exact: bool = False
+    conv: bool = True
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
@@ -82,7 +89,7 @@ class UViT(nn.Module):
         self._check(taps)
         dense = functools.partial(nn.Dense, kernel_init=INIT, dtype=dtype)
         length, first = shape[0] * shape[1] + 2, self.depth // 2 + 1
-        time = sinusoidal(self.time_scale * noise, width).astype(dtype)
+        time = sinusoidal(self.time_scale * noise + self.time_offset, width).astype(dtype)
         rows, init = self.num_classes + 1, nn.initializers.normal(0.02)
         table = nn.Embed(rows, width, embedding_init=init, dtype=dtype, name="labels")
         label = embed(condition, table, self.conditions, x.shape[0], width=width, dtype=dtype)
@@ -94,8 +101,9 @@ class UViT(nn.Module):
 
         sizes = (width, self.heads, self.mlp_ratio, length)
         block = functools.partial(
-            Block, *sizes, self.dropout, train, dtype, self.attention, qkv_bias=False
-        )
+            Block, *sizes, self.dropout, train, dtype, self.attention,
+            qkv_bias=False, epsilon=self.epsilon, exact=self.exact,
+        )  # fmt: skip
         stack = functools.partial(stacked, block, scan=self.scan, remat=self.remat)
         shallow = stack(first)(name="shallow_blocks")
         h, outputs = shallow(h.reshape(-1, width), places=length, every=True)
@@ -103,10 +111,14 @@ class UViT(nn.Module):
         later, skips = tuple(k - first for k in taps if k > first), outputs[-2::-1]
         h, tapped = deep(h, places=length, each=(skips,), taps=later)
 
-        h = nn.LayerNorm(dtype=dtype, name="norm")(h).reshape(x.shape[0], length, width)[:, 2:]
+        h = nn.LayerNorm(self.epsilon, dtype=dtype, name="norm")(h).reshape(
+            x.shape[0], length, width
+        )[:, 2:]
         h = dense(self.patch**2 * self.out_channels, name="out")(h.reshape(-1, width))
         h = unpatchify(h, x.shape[0], *shape, self.patch)
-        out = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")(h).astype(jnp.float32)
+        if self.conv:
+            h = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")(h)
+        out = h.astype(jnp.float32)
         seen = {k: outputs[k - 1] if k <= first else tapped[k - first] for k in taps}
         return (out, {k: a[:, 2:] for k, a in seen.items()}) if taps else out
 

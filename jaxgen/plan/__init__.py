@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,17 +37,24 @@ PyTree = Any
 GIB = 2**30
 
 
-def plan(config: ml_collections.ConfigDict, topology: str, what: str = "train") -> dict[str, Any]:
+def plan(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    what: str = "train",
+    *,
+    trusted: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Compile `what` ("train": one update; "sample": one batch of samples) and say what it costs.
 
     topology: "v5e:8x8" and the like (see `machine.CHIPS`), or "cpu:8". Numbers are of one device
-    unless they say otherwise; memory in GiB, times in ms. Raises UsageError for a topology that
-    there is not, a config that does not fit it, or a method without what is asked.
+    unless they say otherwise; memory in GiB, times in ms. trusted: as `set_up` takes it. Raises
+    UsageError for a topology that there is not, a config that does not fit it, or a method without
+    what is asked.
     """
     if what not in ("train", "sample"):
         raise invalid("--what", what, "train, sample")
     devices, chip = devices_of(topology)
-    setup = set_up(config, devices=devices, data=False)
+    setup = set_up(config, devices=devices, data=False, trusted=trusted)
     lowered, images, useful = (_update if what == "train" else _sampler)(setup)
     begin = time.monotonic()
     try:

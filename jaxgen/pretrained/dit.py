@@ -1,25 +1,49 @@
-"""DiT weights between others' networks and `jaxgen.nn.dit.DiT`: diffusers', DiT's and SiT's own.
+"""DiT weights between others' networks and `jaxgen.nn.dit.DiT`: diffusers', DiT's, SiT's, REPA's.
 
 diffusers' `DiTTransformer2DModel` and ours compute the same function of the same weights, with
 these differences of convention: diffusers keeps a copy of the noise and label embedding in every
 block (ours is one; converted checkpoints have equal copies), and channels come first there. Its
 sinusoidal frequencies are 10000 ** (-i / 127), where the DiT paper's code and ours have 10000 **
-(-i / 128); its norm_eps defaults to 1e-5, where the paper's code and ours have 1e-6. Queries, keys
-and values are three layers there and one here, whose outputs go head by head. Networks that were
-trained on DDPM's chain are told its index: `DiT` with time_scale=1 on `path.discrete`.
+(-i / 128); the epsilon of its second norms is 1e-5 by default, where the paper's code and ours have
+1e-6 (`endpoint` and `mlp_epsilon` of `DiT` are diffusers'). Queries, keys and values are three
+layers there and one here, whose outputs go head by head. Networks that were trained on DDPM's chain
+are told its index: `DiT` with time_scale=1 on `path.discrete`.
+
+DiT's code guides the first three channels and diffusers' pipeline all; SiT's guides three, REPA's
+all. SiT's network is told 1 - t and says the velocity to the data, REPA's t and the velocity to the
+noise, which is ours.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgen.errors import invalid
+from jaxgen.nn.dit import SIZES
+from jaxgen.nn.positions import sin_cos_2d
+from jaxgen.pretrained.layout import (
+    Found,
+    Layout,
+    State,
+    Table,
+    by_head,
+    converted,
+    count,
+    dense,
+    heads_joined,
+    patches,
+    rows,
+    shape_of,
+    size_of,
+    stacked,
+    unfit,
+)
 
-# ours -> theirs, for one block, and outside of the blocks. qkv is made of three of theirs.
+# ours -> theirs, for one block. qkv is made of three of diffusers'.
 _BLOCK = {
     "modulation": "norm1.linear",
     "proj": "attn1.to_out.0",
@@ -29,55 +53,6 @@ _BLOCK = {
 _QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
 _HIDDEN, _OUT = "timestep_embedder.linear_1", "timestep_embedder.linear_2"
 _LABELS = "class_embedder.embedding_table.weight"
-
-
-def from_diffusers(state: Mapping[str, np.ndarray], *, patch: int, heads: int) -> dict[str, Any]:
-    """Parameters of `DiT` (float32) from the state dict of a `DiTTransformer2DModel`.
-
-    heads: of the model's attention, which its weights do not tell. state: name -> array, as `{k:
-    v.numpy() for k, v in model.state_dict().items()}` or a safetensors file gives it. UsageError
-    for a missing weight, and for blocks whose noise or label embeddings differ (a model fine-tuned
-    after conversion), which one shared table cannot hold.
-    """
-
-    get, dense = _reader(state, "a DiTTransformer2DModel state dict")
-
-    def block(i: int) -> dict[str, dict[str, np.ndarray]]:
-        prefix = f"transformer_blocks.{i}."
-        qkv = [dense(prefix + name) for name in _QKV]
-        joined = {key: by_head([part[key] for part in qkv], heads) for key in qkv[0]}
-        return {"qkv": joined, **{ours: dense(prefix + name) for ours, name in _BLOCK.items()}}
-
-    depth = 1 + max(
-        (int(k.split(".")[1]) for k in state if k.startswith("transformer_blocks.")), default=-1
-    )
-    for i in range(1, depth):
-        for name in (f"{_HIDDEN}.weight", f"{_HIDDEN}.bias", f"{_OUT}.weight", _LABELS):
-            first, other = (get(f"transformer_blocks.{j}.norm1.emb.{name}") for j in (0, i))
-            if not np.array_equal(first, other):
-                raise invalid("weights", f"block {i} differs in {name}", "one embedding for all")
-    kernel = get("pos_embed.proj.weight")  # [width, channels, patch, patch]
-    if kernel.shape[-1] != patch:
-        raise invalid("patch", patch, f"{kernel.shape[-1]}, the checkpoint's")
-    blocks = [block(i) for i in range(depth)]
-    embedding = "transformer_blocks.0.norm1.emb."
-    return {
-        "patch": {
-            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),
-            "bias": get("pos_embed.proj.bias"),
-        },
-        "noise": {"hidden": dense(embedding + _HIDDEN), "out": dense(embedding + _OUT)},
-        "labels": {"embedding": get(embedding + _LABELS)},
-        "blocks": {
-            name: {key: np.stack([b[name][key] for b in blocks]) for key in ("kernel", "bias")}
-            for name in blocks[0]
-        },
-        "modulation": dense("proj_out_1"),
-        "out": dense("proj_out_2"),
-    }
-
-
-# ours -> the names of the papers' code, for one block.
 _OFFICIAL = {
     "modulation": "adaLN_modulation.1",
     "proj": "attn.proj",
@@ -85,50 +60,292 @@ _OFFICIAL = {
     "contract": "mlp.fc2",
 }
 
+STABLE_DIFFUSION = 0.18215
+"""The scale of Stable Diffusion's latents, on which these networks were trained."""
+
+
+def diffusers_table(depth: int, heads: int) -> Table:
+    """The names of a `DiTTransformer2DModel` of so many blocks; the first block's embedding."""
+    emb = "transformer_blocks.0.norm1.emb"
+    block = heads_joined("qkv", _QKV, heads)
+    for ours, theirs in _BLOCK.items():
+        block |= dense(ours, theirs)
+    return {
+        **patches("patch", "pos_embed.proj"),
+        **dense("noise.hidden", f"{emb}.{_HIDDEN}"),
+        **dense("noise.out", f"{emb}.{_OUT}"),
+        **rows("labels", f"{emb}.class_embedder.embedding_table"),
+        **stacked("blocks", [f"transformer_blocks.{i}" for i in range(depth)], block),
+        **dense("modulation", "proj_out_1"),
+        **dense("out", "proj_out_2"),
+    }
+
+
+def official_table(depth: int, heads: int) -> Table:
+    """The names of DiT's, SiT's and REPA's own code."""
+    block = heads_joined("qkv", ("attn.qkv",), heads)
+    for ours, theirs in _OFFICIAL.items():
+        block |= dense(ours, theirs)
+    return {
+        **patches("patch", "x_embedder.proj"),
+        **dense("noise.hidden", "t_embedder.mlp.0"),
+        **dense("noise.out", "t_embedder.mlp.2"),
+        **rows("labels", "y_embedder.embedding_table"),
+        **stacked("blocks", [f"blocks.{i}" for i in range(depth)], block),
+        **dense("modulation", "final_layer.adaLN_modulation.1"),
+        **dense("out", "final_layer.linear"),
+    }
+
+
+def from_diffusers(state: State, *, patch: int, heads: int) -> dict[str, Any]:
+    """Parameters of `DiT` (float32) from the state dict of a `DiTTransformer2DModel`.
+
+    heads: of the model's attention, which its weights do not tell. state: name -> array, as `{k:
+    v.numpy() for k, v in model.state_dict().items()}` or a safetensors file gives it. UsageError
+    for weights that do not fit, and for blocks whose noise or label embeddings differ (a model
+    fine-tuned after conversion), which one shared table cannot hold.
+    """
+    what = "a DiTTransformer2DModel"
+    _check_patch(state, "pos_embed.proj.weight", patch, what)
+    depth = count(state, "transformer_blocks")
+    beside = (r"transformer_blocks\.[1-9]\d*\.norm1\.emb\..*", r"pos_embed\.pos_embed")
+    made = converted(state, diffusers_table(depth, heads), what, beside=beside)
+    for i in range(1, depth):
+        for name in (f"{_HIDDEN}.weight", f"{_HIDDEN}.bias", f"{_OUT}.weight", _LABELS):
+            first, other = (f"transformer_blocks.{j}.norm1.emb.{name}" for j in (0, i))
+            if other not in state:
+                raise unfit(what, missing=[other])
+            if not np.array_equal(state[first], state[other]):
+                raise invalid("weights", f"block {i} differs in {name}", "one embedding for all")
+    return dict(made)
+
 
 def from_official(
-    state: Mapping[str, np.ndarray], *, patch: int, heads: int, sit: bool = False
+    state: State, *, patch: int, heads: int, sit: bool = False, beside: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Parameters of `DiT` (float32) from the state dict of a network of DiT's or SiT's own code.
 
     heads: of the model's attention, which its weights do not tell. sit: the weights are of SiT, for
     `jaxgen.nn.dit.SiT`, out_channels as many as the image has, and prediction="velocity": the half
-    of the outputs that SiT never reads is left out, and the sign of the rest is turned. UsageError
-    for a missing weight and another patch.
+    of the outputs that SiT never reads is left out, and the sign of the rest is turned. beside: as
+    `layout.converted` has it. UsageError for weights that do not fit, positions that are not the
+    fixed ones, and another patch.
     """
-
-    get, dense = _reader(state, "a state dict of DiT's or SiT's code")
-
-    def block(i: int) -> dict[str, dict[str, np.ndarray]]:
-        layers = {ours: dense(f"blocks.{i}.{name}") for ours, name in _OFFICIAL.items()}
-        qkv = dense(f"blocks.{i}.attn.qkv")
-        joined = {key: by_head(np.split(a, 3, axis=-1), heads) for key, a in qkv.items()}
-        return {"qkv": joined, **layers}
-
-    kernel = get("x_embedder.proj.weight")  # [width, channels, patch, patch]
-    if kernel.shape[-1] != patch:
-        raise invalid("patch", patch, f"{kernel.shape[-1]}, the checkpoint's")
-    depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
-    blocks = [block(i) for i in range(depth)]
-    out = dense("final_layer.linear")
+    what = "DiT's or SiT's own code"
+    _check_patch(state, "x_embedder.proj.weight", patch, what)
+    table = official_table(count(state, "blocks"), heads)
+    made = dict(converted(state, table, what, beside=("pos_embed", *beside)))
+    if "pos_embed" in state:
+        _check_positions(np.asarray(state["pos_embed"])[0])
     if sit:
-        channels = kernel.shape[1]
+        channels = np.shape(state["x_embedder.proj.weight"])[1]
+        out = made["out"]
         read = {k: a.reshape(*a.shape[:-1], patch**2, -1)[..., :channels] for k, a in out.items()}
-        out = {k: -a.reshape(*a.shape[:-2], -1) for k, a in read.items()}
+        made["out"] = {k: -a.reshape(*a.shape[:-2], -1) for k, a in read.items()}
+    return made
+
+
+def _check_patch(state: State, name: str, patch: int, what: str) -> None:
+    held = shape_of(state, name, what)[-1]
+    if held != patch:
+        raise invalid("patch", patch, f"{held}, the checkpoint's")
+
+
+def _check_positions(table: np.ndarray) -> None:
+    """Refuse other positions [N, width] than the sines and cosines of a square."""
+    side = int(len(table) ** 0.5)
+    if side**2 != len(table) or not np.allclose(
+        table, sin_cos_2d(side, side, table.shape[1]), atol=1e-4
+    ):
+        allowed = "the fixed sines and cosines of a square of patches"
+        raise invalid("weights", f"pos_embed {table.shape}", allowed)
+
+
+def _sized(state: State, names: tuple[str, str, str, str], depth: int, what: str) -> dict[str, Any]:
+    """Sections `model` and what `holds` says, of the shapes of four weights.
+
+    names: of the patches' layer, the labels' table, the MLP's first layer, the last layer's bias.
+    """
+    width, channels, patch, _ = shape_of(state, names[0], what)
+    classes = shape_of(state, names[1], what)[0] - 1
+    hidden = shape_of(state, names[2], what)[0]
+    outputs = shape_of(state, names[3], what)[0] // patch**2
+    fields: dict[str, Any] = size_of(SIZES, depth=depth, width=width)
+    named = [n for n, known in SIZES.items() if known == fields]
+    model: dict[str, Any] = dict(size=f"{named[0]}/{patch}") if named and patch in (2, 4, 8) else {}
+    model |= {} if model else {**fields, "patch": patch}
+    model |= {} if hidden == 4 * width else {"mlp_ratio": hidden / width}
     return {
-        "patch": {
-            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),
-            "bias": get("x_embedder.proj.bias"),
-        },
-        "noise": {"hidden": dense("t_embedder.mlp.0"), "out": dense("t_embedder.mlp.2")},
-        "labels": {"embedding": get("y_embedder.embedding_table.weight")},
-        "blocks": {
-            name: {key: np.stack([b[name][key] for b in blocks]) for key in ("kernel", "bias")}
-            for name in blocks[0]
-        },
-        "modulation": dense("final_layer.adaLN_modulation.1"),
-        "out": out,
+        "model": {"name": "dit.DiT", **model, "time_scale": 1.0},
+        "channels": channels,
+        "classes": classes,
+        "outputs": outputs,
+        "patch": patch,
     }
+
+
+def _chain(learned: bool, path: Mapping[str, Any]) -> dict[str, Any]:
+    """The method of networks that were trained on DDPM's chain to say its noise."""
+    return dict(
+        name="diffusion.denoising",
+        path=dict(path),
+        prediction="eps",
+        times=dict(name="levels"),
+        weighting=dict(name="simple"),
+        learned_variance=learned,
+        label_dropout=0.1,
+    )
+
+
+_LINEAR = dict(
+    name="diffusion.denoising",
+    path=dict(name="linear"),
+    prediction="velocity",
+    times=dict(name="uniform"),
+    weighting=dict(name="simple"),
+    label_dropout=0.1,
+)
+_SDE = dict(
+    solver=dict(name="euler_maruyama", form="sigma", last="mean"),
+    steps=250,
+    grid=dict(name="uniform", last=0.04),
+)
+"""SiT's sampler (its appendix E): w = 2 sigma, and a last step of .04."""
+
+
+def _official(found: Found) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what the shapes say, the section `data`)."""
+    state, what = found.state, "DiT's or SiT's own code"
+    names = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight",
+             "blocks.0.mlp.fc1.weight", "final_layer.linear.bias")  # fmt: skip
+    said = _sized(state, names, count(state, "blocks"), what)
+    side = None
+    if "pos_embed" in state:
+        side = round(np.shape(state["pos_embed"])[1] ** 0.5) * said["patch"]
+    return said, _latents(said, side, STABLE_DIFFUSION)
+
+
+def _latents(said: Mapping[str, Any], side: int | None, scale: float) -> dict[str, Any]:
+    shape = None if side is None else (side, side, said["channels"])
+    return dict(
+        source=dict(name="latents.latents", path="data/{split}", scale=scale),
+        holds=dict(shape=shape, num_classes=said["classes"], levels=None),
+    )
+
+
+def _learned(said: Mapping[str, Any]) -> bool:
+    return bool(said["outputs"] == 2 * said["channels"])
+
+
+def _config_dit(found: Found) -> dict[str, Any]:
+    said, data = _official(found)
+    guided = [dict(name="cfg.cfg", weight=1.5, channels=3)]
+    return dict(
+        data=data,
+        model=said["model"],
+        method=_chain(_learned(said), dict(name="discrete", betas="linear", levels=1000)),
+        sample=dict(solver="ddpm", steps=250, grid="respaced", guidance=guided),
+    )
+
+
+def _config_sit(found: Found) -> dict[str, Any]:
+    said, data = _official(found)
+    model = {k: v for k, v in said["model"].items() if k != "time_scale"} | {"name": "dit.SiT"}
+    guided = [dict(name="cfg.cfg", weight=1.5, channels=3)]
+    return dict(data=data, model=model, method=_LINEAR, sample=dict(_SDE, guidance=guided))
+
+
+def _config_repa(found: Found) -> dict[str, Any]:
+    said, data = _official(found)
+    guided = [dict(name="cfg.cfg", weight=1.8), dict(name="interval.limit", low=0.0, high=0.7)]
+    return dict(data=data, model=said["model"], method=_LINEAR, sample=dict(_SDE, guidance=guided))
+
+
+def _config_diffusers(found: Found) -> dict[str, Any]:
+    about, state, what = found.about, found.state, "a DiTTransformer2DModel"
+    names = ("pos_embed.proj.weight", f"transformer_blocks.0.norm1.emb.{_LABELS}",
+             "transformer_blocks.0.ff.net.0.proj.weight", "proj_out_2.bias")  # fmt: skip
+    said = _sized(state, names, count(state, "transformer_blocks"), what)
+    for name, only in (("activation_fn", "gelu-approximate"), ("norm_type", "ada_norm_zero")):
+        if about.get(name, only) != only:
+            raise invalid(f"config.json {name}", about[name], repr(only))
+    model = said["model"] | dict(endpoint=True, mlp_epsilon=float(about.get("norm_eps", 1e-5)))
+    heads = about.get("num_attention_heads")
+    if heads is not None:  # more than its published size says
+        model["heads"] = heads
+    return dict(
+        data=_latents(said, about.get("sample_size"), STABLE_DIFFUSION),
+        model=model,
+        method=_chain(_learned(said), chain_path(found.scheduler)),
+        sample=dict(
+            solver="ddim", steps=50, grid="uniform", guidance=[dict(name="cfg.cfg", weight=4.0)]
+        ),
+    )
+
+
+def chain_path(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The path of a scheduler_config.json of diffusers; DiT's where there is none. UsageError."""
+    kind, betas = scheduler.get("prediction_type", "epsilon"), scheduler.get("trained_betas")
+    if kind != "epsilon" or scheduler.get("rescale_betas_zero_snr"):
+        given = {k: scheduler.get(k) for k in ("prediction_type", "rescale_betas_zero_snr")}
+        raise invalid(
+            "scheduler_config.json", given, "prediction_type 'epsilon', betas as they are"
+        )
+    if betas is not None:
+        return dict(name="discrete", betas=tuple(betas))
+    schedule = scheduler.get("beta_schedule", "linear")
+    ours = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+    if schedule not in ours:
+        raise invalid("scheduler_config.json beta_schedule", schedule, ", ".join(ours))
+    return dict(
+        name="discrete",
+        betas=ours[schedule],
+        levels=scheduler.get("num_train_timesteps", 1000),
+        beta_min=scheduler.get("beta_start", 1e-4),
+        beta_max=scheduler.get("beta_end", 0.02),
+    )
+
+
+_OWN = ("x_embedder.proj.weight", "t_embedder.mlp.0.weight", "final_layer.linear.weight")
+_PROJECTORS = r"projectors\..*"
+LAYOUTS = (
+    Layout(
+        "dit",
+        "DiT's own code (Peebles & Xie 2023)",
+        _OWN,
+        _config_dit,
+        lambda found, net: {"net": from_official(found.state, patch=net.patch, heads=net.heads)},
+        never=(_PROJECTORS,),
+    ),
+    Layout(
+        "sit",
+        "SiT's own code (Ma et al. 2024)",
+        _OWN,
+        _config_sit,
+        lambda found, net: {
+            "net": from_official(found.state, patch=net.patch, heads=net.heads, sit=True)
+        },
+        never=(_PROJECTORS,),
+    ),
+    Layout(
+        "repa",
+        "REPA's own code (Yu et al. 2025): SiT with projectors, which are left out",
+        (*_OWN, _PROJECTORS),
+        _config_repa,
+        lambda found, net: {
+            "net": from_official(
+                found.state, patch=net.patch, heads=net.heads, beside=(_PROJECTORS,)
+            )
+        },
+    ),
+    Layout(
+        "diffusers_dit",
+        "diffusers' DiTTransformer2DModel",
+        ("pos_embed.proj.weight", "proj_out_1.weight", r".*\.attn1\.to_q\.weight"),
+        _config_diffusers,
+        lambda found, net: {"net": from_diffusers(found.state, patch=net.patch, heads=net.heads)},
+    ),
+)
 
 
 def to_diffusers(params: Mapping[str, Any], *, patch: int, heads: int) -> dict[str, np.ndarray]:
@@ -242,30 +459,8 @@ def _known(heads: int | None) -> int:
     return heads
 
 
-def by_head(layers: list[np.ndarray], heads: int) -> np.ndarray:
-    """Queries', keys' and values' columns [..., heads * D] as one [..., heads * 3 * D]."""
-    cut = [layer.reshape(*layer.shape[:-1], heads, -1) for layer in layers]
-    return np.stack(cut, -2).reshape(*layers[0].shape[:-1], -1)
-
-
 def by_layer(joined: np.ndarray, heads: int) -> list[np.ndarray]:
     """The inverse of `by_head`."""
     joined = np.asarray(joined)
     cut = joined.reshape(*joined.shape[:-1], heads, 3, -1)
     return [cut[..., i, :].reshape(*joined.shape[:-1], -1) for i in range(3)]
-
-
-def _reader(
-    state: Mapping[str, np.ndarray], what: str
-) -> tuple[Callable[[str], np.ndarray], Callable[[str], dict[str, np.ndarray]]]:
-    """(an array by name, a dense layer by name) of a state dict; what: for the message."""
-
-    def get(name: str) -> np.ndarray:
-        if name not in state:
-            raise invalid("weights", name, f"{what}, which holds it")
-        return np.asarray(state[name], np.float32)
-
-    def dense(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
-
-    return get, dense

@@ -44,7 +44,8 @@ def fingerprint(params: PyTree) -> str:
 
 def _arrays(params: PyTree) -> dict[str, np.ndarray]:
     flat = flax.traverse_util.flatten_dict(to_host(params), sep=".")
-    return {k: np.ascontiguousarray(v) for k, v in flat.items()}
+    # Not `ascontiguousarray`, which makes an axis of a gain that has none.
+    return {k: np.asarray(v, order="C") for k, v in flat.items()}
 
 
 def read(path: files.Place) -> tuple[PyTree, dict[str, str]]:

@@ -282,7 +282,7 @@ def test_no_code_in_a_file_is_run(home):
     torch.save({"x": Harmful(trace)}, home / "harmful.pth")
     (home / "plain.pth").write_bytes(pickle.dumps({"x": Harmful(trace)}, protocol=2))
     for name in ("harmful.pth", "plain.pth"):
-        with pytest.raises(UsageError, match="a whole file of weights"):
+        with pytest.raises(UsageError, match="can run code"):
             load(NAME, home / name)
     assert not trace.exists()
     torch.save({"state": {"x": torch.zeros(1)}}, home / "nested.pth")

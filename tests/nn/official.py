@@ -101,6 +101,74 @@ def dit(w, x, t, y, *, depth, heads, patch):
     return torch.einsum("nhwpqc->nchpwq", h).reshape(len(x), -1, *x.shape[2:])
 
 
+# --- U-ViT (Bao et al. 2023) ---
+
+
+def uvit_shapes(*, half, width, patch, channels, classes, places, last):
+    shapes = {
+        "patch_embed.proj.weight": (width, channels, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "label_emb.weight": (classes + 1, width),
+        "pos_embed": (1, 2 + places, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "decoder_pred.weight": (patch * patch * channels, width),
+        "decoder_pred.bias": (patch * patch * channels,),
+    }
+    if last:
+        shapes |= {
+            "final_layer.weight": (channels, channels, 3, 3),
+            "final_layer.bias": (channels,),
+        }
+    blocks = [f"{side}_blocks.{i}" for side in ("in", "out") for i in range(half)]
+    for name in [*blocks, "mid_block"]:
+        dense = {"attn.proj": (width, width), "mlp.fc1": (4 * width, width)}
+        dense |= {"mlp.fc2": (width, 4 * width), "norm1": (width,), "norm2": (width,)}
+        if name.startswith("out"):
+            dense["skip_linear"] = (width, 2 * width)
+        shapes[f"{name}.attn.qkv.weight"] = (3 * width, width)
+        shapes |= {f"{name}.{n}.weight": shape for n, shape in dense.items()}
+        shapes |= {f"{name}.{n}.bias": shape[:1] for n, shape in dense.items()}
+    return shapes
+
+
+def uvit(w, x, t, y, *, half, heads, patch):
+    """Output [B, C, H, W] of x at the numbers t [B] for labels y [B]."""
+    width, channels, side = w["norm.weight"].shape[0], x.shape[1], x.shape[-1] // patch
+    h = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch)
+    half_width = width // 2
+    steps = torch.arange(half_width, dtype=torch.float32)
+    angles = t[:, None].float() * torch.exp(-math.log(10_000) * steps / half_width)
+    time = torch.cat([angles.cos(), angles.sin()], -1)
+    first = torch.stack([w["label_emb.weight"][y], time], 1)
+    h = torch.cat([first, h.flatten(2).transpose(1, 2)], 1) + w["pos_embed"]
+
+    def norm(name, h):
+        return F.layer_norm(h, (width,), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def block(name, h):
+        qkv = linear(w, f"{name}.attn.qkv", norm(f"{name}.norm1", h)).chunk(3, -1)
+        a = F.scaled_dot_product_attention(*(heads_of(part, heads) for part in qkv))
+        h = h + linear(w, f"{name}.attn.proj", a.transpose(1, 2).reshape(h.shape))
+        m = F.gelu(linear(w, f"{name}.mlp.fc1", norm(f"{name}.norm2", h)))
+        return h + linear(w, f"{name}.mlp.fc2", m)
+
+    skips = []
+    for i in range(half):
+        h = block(f"in_blocks.{i}", h)
+        skips.append(h)
+    h = block("mid_block", h)
+    for i in range(half):
+        merged = torch.cat([h, skips.pop()], -1)
+        h = block(f"out_blocks.{i}", linear(w, f"out_blocks.{i}.skip_linear", merged))
+    h = linear(w, "decoder_pred", norm("norm", h))[:, 2:]
+    h = h.reshape(len(x), side, side, patch, patch, channels)
+    h = h.permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+    if "final_layer.weight" in w:
+        h = F.conv2d(h, w["final_layer.weight"], w["final_layer.bias"], padding=1)
+    return h
+
+
 # --- DDPM++ and NCSN++ (Song et al. 2021) as EDM's code has them (Karras et al. 2022) ---
 
 
@@ -462,3 +530,288 @@ def llamagen(w, tokens, labels, *, layers, heads, side, turned):
         gate = F.silu(linear(w, f"{at}.feed_forward.w1", m))
         h = h + linear(w, f"{at}.feed_forward.w2", gate * linear(w, f"{at}.feed_forward.w3", m))
     return linear(w, "output", norm("norm", h))
+
+
+class LlamaGenVQ:
+    """Its tokenizer: `names()` the shapes of its checkpoint, `encode` and `decode` on weights."""
+
+    def __init__(self, *, widths, blocks, channels, levels, width, groups=32):
+        self.widths, self.blocks, self.channels, self.groups = widths, blocks, channels, groups
+        self.levels, self.width, self.shapes, self.recording = levels, width, {}, False
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        side = 2 ** len(self.widths)
+        self.encode({}, torch.zeros(1, 3, side, side))
+        self.decode({}, torch.zeros(1, 2, 2, dtype=torch.int64))
+        self.recording = False
+        return self.shapes
+
+    def get(self, w, name, shape):
+        if self.recording:
+            self.shapes[name] = shape
+            return torch.zeros(shape)
+        return w[name]
+
+    def conv(self, w, name, x, out, kernel=3, **options):
+        weight = self.get(w, f"{name}.weight", (out, x.shape[1], kernel, kernel))
+        options = options or dict(padding=kernel // 2)
+        return F.conv2d(x, weight, self.get(w, f"{name}.bias", (out,)), **options)
+
+    def norm(self, w, name, x):
+        weight, bias = (self.get(w, f"{name}.{n}", (x.shape[1],)) for n in ("weight", "bias"))
+        return F.group_norm(x, self.groups, weight, bias, eps=1e-6)
+
+    def res(self, w, name, x, out):
+        h = self.conv(w, f"{name}.conv1", F.silu(self.norm(w, f"{name}.norm1", x)), out)
+        h = self.conv(w, f"{name}.conv2", F.silu(self.norm(w, f"{name}.norm2", h)), out)
+        return h + (x if x.shape[1] == out else self.conv(w, f"{name}.nin_shortcut", x, out, 1))
+
+    def attend(self, w, name, x):
+        c, h = x.shape[1], self.norm(w, f"{name}.norm", x)
+        q, k, v = (self.conv(w, f"{name}.{n}", h, c, 1).flatten(2) for n in "qkv")
+        weight = (q.transpose(1, 2) @ k * c**-0.5).softmax(-1)
+        a = (v @ weight.transpose(1, 2)).reshape(x.shape)
+        return x + self.conv(w, f"{name}.proj_out", a, c, 1)
+
+    def middle(self, w, side, h):
+        h = self.res(w, f"{side}.mid.0", h, self.widths[-1])
+        return self.res(w, f"{side}.mid.2", self.attend(w, f"{side}.mid.1", h), self.widths[-1])
+
+    def codes(self, w):
+        return F.normalize(self.get(w, "quantize.embedding.weight", (self.levels, self.width)))
+
+    def encode(self, w, x):
+        """Tokens [B, h, w] of images [B, 3, H, W]."""
+        h, last = self.conv(w, "encoder.conv_in", x, self.widths[0]), len(self.widths) - 1
+        for level, width in enumerate(self.widths):
+            at = f"encoder.conv_blocks.{level}"
+            for i in range(self.blocks):
+                h = self.res(w, f"{at}.res.{i}", h, width)
+                h = self.attend(w, f"{at}.attn.{i}", h) if level == last else h
+            if level < last:
+                h = F.pad(h, (0, 1, 0, 1))
+                h = self.conv(w, f"{at}.downsample.conv", h, width, stride=2)
+        h = F.silu(self.norm(w, "encoder.norm_out", self.middle(w, "encoder", h)))
+        h = self.conv(w, "quant_conv", self.conv(w, "encoder.conv_out", h, self.channels),
+                      self.width, 1)  # fmt: skip
+        return (F.normalize(h).permute(0, 2, 3, 1) @ self.codes(w).T).argmax(-1)
+
+    def decode(self, w, tokens):
+        """Images [B, 3, H, W], not clipped, of tokens [B, h, w]."""
+        h = self.codes(w)[tokens].permute(0, 3, 1, 2)
+        h = self.conv(w, "post_quant_conv", h, self.channels, 1)
+        h = self.middle(w, "decoder", self.conv(w, "decoder.conv_in", h, self.widths[-1]))
+        last = len(self.widths) - 1
+        for level, width in enumerate(reversed(self.widths)):
+            at = f"decoder.conv_blocks.{level}"
+            for i in range(self.blocks + 1):
+                h = self.res(w, f"{at}.res.{i}", h, width)
+                h = self.attend(w, f"{at}.attn.{i}", h) if level == 0 else h
+            if level < last:
+                h = F.interpolate(h, scale_factor=2.0)
+                h = self.conv(w, f"{at}.upsample.conv", h, width)
+        return self.conv(w, "decoder.conv_out", F.silu(self.norm(w, "decoder.norm_out", h)), 3)
+
+
+# --- EDM2 (Karras et al. 2024) ---
+
+
+class EDM2Net(SongUNet):
+    """EDM2's network: `names` the shapes of its checkpoint, and `__call__` on such weights."""
+
+    def __init__(self, *, channels, multipliers, blocks, attend, side, classes, head):
+        self.c, self.multipliers, self.blocks, self.attend = channels, multipliers, blocks, attend
+        self.side, self.classes, self.head, self.shapes = side, classes, head, {}
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        self(
+            {},
+            torch.zeros(1, 3, self.side, self.side),
+            torch.zeros(1),
+            torch.zeros(1, self.classes),
+        )
+        self.recording = False
+        return self.shapes
+
+    @staticmethod
+    def unit(x, dims):
+        """Over the root mean square, to which 1e-4 is added."""
+        return x / (x.square().mean(dims, keepdim=True).sqrt() + 1e-4)
+
+    @staticmethod
+    def silu(x):
+        return F.silu(x) / 0.596
+
+    @staticmethod
+    def add(a, b, t):
+        return ((1 - t) * a + t * b) / ((1 - t) ** 2 + t**2) ** 0.5
+
+    def mp(self, w, name, x, out, kernel=None, gain=1.0):
+        """A layer on weights of unit magnitude: dense where there is no kernel."""
+        shape = (out, x.shape[1], *(() if kernel is None else (kernel, kernel)))
+        weight = self.get(w, f"{name}.weight", shape)
+        weight = self.unit(weight, tuple(range(1, weight.ndim))) * gain / weight[0].numel() ** 0.5
+        return x @ weight.T if kernel is None else F.conv2d(x, weight, padding=kernel // 2)
+
+    def block(self, w, name, x, emb, out, change="", attend=False, decoder=True):
+        x = F.avg_pool2d(x, 2) if change == "down" else x
+        x = F.interpolate(x, scale_factor=2.0) if change == "up" else x
+        if not decoder:
+            x = x if x.shape[1] == out else self.mp(w, f"{name}.conv_skip", x, out, 1)
+            x = self.unit(x, 1)
+        gain = self.get(w, f"{name}.emb_gain", ())
+        scale = 1 + self.mp(w, f"{name}.emb_linear", emb, out, gain=gain)
+        h = self.mp(w, f"{name}.conv_res0", self.silu(x), out, 3)
+        h = self.silu(h * scale[:, :, None, None])
+        h = self.mp(w, f"{name}.conv_res1", h, out, 3)
+        if decoder and x.shape[1] != out:
+            x = self.mp(w, f"{name}.conv_skip", x, out, 1)
+        x = self.add(x, h, 0.3)
+        if attend:
+            b, heads = len(x), max(1, out // self.head)
+            qkv = self.mp(w, f"{name}.attn_qkv", x, 3 * out, 1).reshape(
+                b, heads, -1, 3, x[0, 0].numel()
+            )
+            q, k, v = self.unit(qkv, 2).unbind(3)
+            weight = torch.einsum("nhcq,nhck->nhqk", q, k / q.shape[2] ** 0.5).softmax(3)
+            a = torch.einsum("nhqk,nhck->nhcq", weight, v).reshape(x.shape)
+            x = self.add(x, self.mp(w, f"{name}.attn_proj", a, out, 1), 0.3)
+        return x.clip(-256, 256)
+
+    def __call__(self, w, x, noise, labels):
+        """[B, 3, H, W] at noise [B] for one-hot labels [B, classes]."""
+        widths, levels = [self.c * m for m in self.multipliers], len(self.multipliers)
+        freqs, phases = (self.get(w, f"emb_fourier.{n}", (self.c,)) for n in ("freqs", "phases"))
+        emb = (torch.outer(noise, freqs) + phases).cos() * 2**0.5
+        emb = self.mp(w, "emb_noise", emb, max(widths))
+        told = self.mp(w, "emb_label", labels * self.classes**0.5, max(widths))
+        emb, skips = self.silu(self.add(emb, told, 0.5)), []
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        for level, width in enumerate(widths):
+            res = self.side >> level
+            at, options = f"enc.{res}x{res}", dict(decoder=False)
+            if level == 0:
+                x = self.mp(w, f"{at}_conv", x, width, 3)
+            else:
+                x = self.block(w, f"{at}_down", x, emb, x.shape[1], "down", **options)
+            skips.append(x)
+            for i in range(self.blocks):
+                attend = res in self.attend
+                x = self.block(w, f"{at}_block{i}", x, emb, width, attend=attend, **options)
+                skips.append(x)
+        for level, width in reversed(list(enumerate(widths))):
+            res = self.side >> level
+            at = f"dec.{res}x{res}"
+            if level == levels - 1:
+                x = self.block(w, f"{at}_in0", x, emb, width, attend=True)
+                x = self.block(w, f"{at}_in1", x, emb, width)
+            else:
+                x = self.block(w, f"{at}_up", x, emb, x.shape[1], "up")
+            for i in range(self.blocks + 1):
+                skip = skips.pop()
+                n, m = x.shape[1], skip.shape[1]
+                scale = ((n + m) / 0.5) ** 0.5 / 2
+                x = torch.cat([x * scale / n**0.5, skip * scale / m**0.5], 1)
+                x = self.block(w, f"{at}_block{i}", x, emb, width, attend=res in self.attend)
+        return self.mp(w, "out_conv", x, 3, 3, gain=self.get(w, "out_gain", ()))
+
+
+# --- ADM (Dhariwal & Nichol 2021) ---
+
+
+class GuidedUNet(SongUNet):
+    """ADM's network: `names` the shapes of its checkpoint, and `__call__` on such weights.
+
+    Groups of norms have four channels at least, which those of its networks (32 groups) have.
+    """
+
+    def __init__(self, *, channels, multipliers, blocks, attend, classes, head, new_order):
+        self.c, self.multipliers, self.blocks, self.attend = channels, multipliers, blocks, attend
+        self.classes, self.head, self.new_order, self.shapes = classes, head, new_order, {}
+
+    def names(self):
+        """Run once on shapes alone, which fills `shapes`."""
+        self.recording = True
+        x = torch.zeros(1, 3, 8, 8)
+        self({}, x, torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+        self.recording = False
+        return self.shapes
+
+    def plain(self, w, name, x, out, kernel=3):
+        weight = self.get(w, f"{name}.weight", (out, x.shape[1], kernel, kernel))
+        return F.conv2d(x, weight, self.get(w, f"{name}.bias", (out,)), padding=kernel // 2)
+
+    def grouped(self, w, name, x):
+        weight, bias = (self.get(w, f"{name}.{n}", (x.shape[1],)) for n in ("weight", "bias"))
+        return F.group_norm(x, min(32, x.shape[1] // 4), weight, bias, eps=1e-5)
+
+    def res(self, w, name, x, emb, out, change=""):
+        h = F.silu(self.grouped(w, f"{name}.in_layers.0", x))
+        if change:
+            scaled = (lambda a: F.avg_pool2d(a, 2)) if change == "down" else (
+                lambda a: F.interpolate(a, scale_factor=2.0)
+            )  # fmt: skip
+            h, x = scaled(h), scaled(x)
+        h = self.plain(w, f"{name}.in_layers.2", h, out)
+        told = self.dense(w, f"{name}.emb_layers.1", F.silu(emb), 2 * out)[:, :, None, None]
+        scale, shift = told.chunk(2, 1)
+        h = F.silu(self.grouped(w, f"{name}.out_layers.0", h) * (1 + scale) + shift)
+        h = self.plain(w, f"{name}.out_layers.3", h, out)
+        return h + (x if x.shape[1] == out else self.plain(w, f"{name}.skip_connection", x, out, 1))
+
+    def attention(self, w, name, x):
+        b, c = x.shape[:2]
+        h = self.grouped(w, f"{name}.norm", x).flatten(2)
+        weight = self.get(w, f"{name}.qkv.weight", (3 * c, c, 1))
+        qkv = F.conv1d(h, weight, self.get(w, f"{name}.qkv.bias", (3 * c,)))
+        if self.new_order:
+            q, k, v = (part.reshape(-1, self.head, h.shape[-1]) for part in qkv.chunk(3, 1))
+        else:
+            q, k, v = qkv.reshape(-1, 3 * self.head, h.shape[-1]).chunk(3, 1)
+        share = (q.transpose(1, 2) @ k * self.head**-0.5).softmax(-1)
+        a = (v @ share.transpose(1, 2)).reshape(b, c, -1)
+        weight = self.get(w, f"{name}.proj_out.weight", (c, c, 1))
+        a = F.conv1d(a, weight, self.get(w, f"{name}.proj_out.bias", (c,)))
+        return x + a.reshape(x.shape)
+
+    def __call__(self, w, x, t, labels):
+        """[B, 6, H, W] at the numbers t [B] for labels [B]; levels in `attend` have attention."""
+        half = self.c // 2
+        freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        angles = t[:, None].float() * freqs
+        emb = torch.cat([angles.cos(), angles.sin()], 1)
+        emb = self.dense(w, "time_embed.0", emb, 4 * self.c)
+        emb = self.dense(w, "time_embed.2", F.silu(emb), 4 * self.c)
+        emb = emb + self.get(w, "label_emb.weight", (self.classes, 4 * self.c))[labels]
+        widths, last = [self.c * m for m in self.multipliers], len(self.multipliers) - 1
+        x, n = self.plain(w, "input_blocks.0.0", x, widths[0]), 1
+        skips = [x]
+        for level, width in enumerate(widths):
+            for _ in range(self.blocks):
+                x = self.res(w, f"input_blocks.{n}.0", x, emb, width)
+                if level in self.attend:
+                    x = self.attention(w, f"input_blocks.{n}.1", x)
+                skips.append(x)
+                n += 1
+            if level < last:
+                x = self.res(w, f"input_blocks.{n}.0", x, emb, width, "down")
+                skips.append(x)
+                n += 1
+        x = self.res(w, "middle_block.0", x, emb, widths[-1])
+        x = self.attention(w, "middle_block.1", x)
+        x, n = self.res(w, "middle_block.2", x, emb, widths[-1]), 0
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.blocks + 1):
+                at = f"output_blocks.{n}"
+                x = self.res(w, f"{at}.0", torch.cat([x, skips.pop()], 1), emb, width)
+                if level in self.attend:
+                    x = self.attention(w, f"{at}.1", x)
+                if level and i == self.blocks:
+                    after = 2 if level in self.attend else 1
+                    x = self.res(w, f"{at}.{after}", x, emb, width, "up")
+                n += 1
+        return self.plain(w, "out.2", F.silu(self.grouped(w, "out.0", x)), 6)

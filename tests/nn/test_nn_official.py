@@ -24,7 +24,9 @@ from jaxgen.nn.llama import Llama
 from jaxgen.nn.mp import MPFourier
 from jaxgen.nn.tarflow import TarFlow
 from jaxgen.nn.unet import ADM, NCSNpp, UNet
-from jaxgen.pretrained.dit import by_head, from_official
+from jaxgen.pretrained.dit import from_official
+from jaxgen.pretrained.edm import from_edm
+from jaxgen.pretrained.llamagen import from_gpt
 from jaxgen.training.ema import Averages
 from tests.nn_kit import abstract, quick_jit
 
@@ -109,62 +111,6 @@ def test_ddpmpp_has_the_parameters_of_the_papers(classes, augment):
     assert parameters(net, (32, 32, 3)) == CIFAR[classes, augment]
 
 
-def song_params(state, *, blocks, levels, side, fir):
-    """Parameters of `UNet` or `NCSNpp` from a state dict of EDM's names."""
-
-    def dense(name):
-        made = {"kernel": state[f"{name}.weight"].T}
-        return made | ({"bias": state[f"{name}.bias"]} if f"{name}.bias" in state else {})
-
-    def conv(name):
-        kernel = state[f"{name}.weight"].transpose(2, 3, 1, 0)
-        return {"kernel": kernel, "bias": state[f"{name}.bias"]}
-
-    def norm(name):
-        return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
-
-    def pointwise(name):
-        return {k: a.reshape(a.shape[-2:]) if k == "kernel" else a for k, a in conv(name).items()}
-
-    def block(name):
-        made = {"norm_in": norm(f"{name}.norm0"), "norm_out": norm(f"{name}.norm1")}
-        made |= {"conv_in": conv(f"{name}.conv0"), "conv_out": conv(f"{name}.conv1")}
-        made["affine"] = dense(f"{name}.affine")
-        if f"{name}.skip.weight" in state:
-            made["skip"] = conv(f"{name}.skip")
-        if f"{name}.qkv.weight" in state:
-            # Theirs go channel by channel, query, key and value of each; ours one after the other.
-            qkv = pointwise(f"{name}.qkv")
-            made["qkv"] = {
-                k: a.reshape(*a.shape[:-1], -1, 3).swapaxes(-1, -2).reshape(a.shape)
-                for k, a in qkv.items()
-            }
-            made |= {"norm_attention": norm(f"{name}.norm2"), "proj": pointwise(f"{name}.proj")}
-        return made
-
-    first, last = f"enc.{side}x{side}", side >> (levels - 1)
-    params = {"in": conv(f"{first}_conv"), "labels": dense("map_label")}
-    params |= {"noise_hidden": dense("map_layer0"), "noise_out": dense("map_layer1")}
-    params["augment"] = dense("map_augment")
-    params |= {f"middle_{i}": block(f"dec.{last}x{last}_in{i}") for i in range(2)}
-    if fir:
-        params["constants"] = {"frequencies": state["map_noise.freqs"]}
-    for level in range(levels):
-        encoder, decoder = (f"{part}.{side >> level}x{side >> level}" for part in ("enc", "dec"))
-        for i in range(blocks):
-            params[f"encode_{level}_{i}"] = block(f"{encoder}_block{i}")
-        for i in range(blocks + 1):
-            params[f"decode_{level}_{i}"] = block(f"{decoder}_block{i}")
-        if level:
-            params[f"halve_{level}"] = block(f"{encoder}_down")
-            if fir:
-                params[f"picture_{level}"] = conv(f"{encoder}_aux_residual")
-        if level < levels - 1:
-            params[f"double_{level}"] = block(f"{decoder}_up")
-    params |= {"norm_out": norm(f"dec.{side}x{side}_aux_norm")}
-    return {**params, "out": conv(f"dec.{side}x{side}_aux_conv")}
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("fir", [False, True], ids=["ddpmpp", "ncsnpp"])
 def test_ddpmpp_and_ncsnpp_equal_the_papers(fir):
@@ -180,7 +126,7 @@ def test_ddpmpp_and_ncsnpp_equal_the_papers(fir):
     want = net(state, nchw, *map(torch.tensor, (noise, one_hot, augment))).permute(0, 2, 3, 1)
     build = NCSNpp if fir else UNet
     ours = build(num_classes=5, out_channels=3, augment_dim=3, attention_sizes=(4,), **SMALL_UNET)
-    params = song_params(arrays(state), blocks=1, levels=2, side=8, fir=fir)
+    params = from_edm(arrays(state))
     fits(params, ours, (8, 8, 3))
     got = quick_jit(ours.apply)({"params": params}, x, noise, labels, augment=augment)
     close(got, want.numpy())
@@ -371,40 +317,6 @@ def test_glow_equals_the_papers():
 # --- LlamaGen ---
 
 
-def llamagen_params(state, *, layers, heads):
-    """Parameters of `Llama` from LlamaGen's names; theirs turns neighbours, ours does not."""
-
-    def dense(name):
-        return {"kernel": state[f"{name}.weight"].T}
-
-    def layer(i):
-        at = f"layers.{i}"
-        q, k, v = np.split(state[f"{at}.attention.wqkv.weight"].T, 3, axis=-1)
-
-        def halves(a):
-            a = a.reshape(len(a), heads, -1)
-            return np.concatenate([a[..., 0::2], a[..., 1::2]], -1).reshape(len(a), -1)
-
-        return {
-            "qkv": {"kernel": by_head([halves(q), halves(k), v], heads)},
-            "proj": dense(f"{at}.attention.wo"),
-            "gate": dense(f"{at}.feed_forward.w1"),
-            "value": dense(f"{at}.feed_forward.w3"),
-            "contract": dense(f"{at}.feed_forward.w2"),
-            "attention_norm": {"scale": state[f"{at}.attention_norm.weight"]},
-            "mlp_norm": {"scale": state[f"{at}.ffn_norm.weight"]},
-        }
-
-    every = [layer(i) for i in range(layers)]
-    return {
-        "tokens": {"embedding": state["tok_embeddings.weight"]},
-        "labels": {"embedding": state["cls_embedding.embedding_table.weight"]},
-        "norm": {"scale": state["norm.weight"]},
-        "out": dense("output"),
-        "blocks": jax.tree.map(lambda *a: np.stack(a), *every),
-    }
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("zero", [True, False])
 def test_llamagen_equals_the_papers(zero):
@@ -413,7 +325,7 @@ def test_llamagen_equals_the_papers(zero):
     shapes = theirs.llamagen_shapes(layers=2, width=32, hidden=96, levels=11, classes=3)
     state = theirs.weights(shapes, scale=0.3)
     ours = Llama(3, 11, (3, 3), width=32, depth=2, heads=2, multiple=32, zero_class_token=zero)
-    params = llamagen_params(arrays(state), layers=2, heads=2)
+    params = from_gpt(arrays(state), heads=2)
     tokens = np.random.default_rng(3).integers(0, 11, (4, 9))
     labels = np.array([0, 1, 2, 3])
     wanted = jax.eval_shape(ours.init, jax.random.key(0), tokens, labels)["params"]

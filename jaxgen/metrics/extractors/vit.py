@@ -16,7 +16,7 @@ from jaxgen.metrics.extractors.weights import State, dense, taken
 from jaxgen.nn.dit import patchify
 from jaxgen.nn.parallel import self_attention
 from jaxgen.nn.stack import stacked
-from jaxgen.pretrained.dit import by_head
+from jaxgen.pretrained.layout import by_head
 
 GELU: dict[str, Callable[[jax.Array], jax.Array]] = {
     "exact": functools.partial(nn.gelu, approximate=False),

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import importlib.util
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,12 +24,13 @@ import safetensors.numpy
 
 from jaxgen import files
 from jaxgen.errors import UsageError, invalid
+from jaxgen.pretrained.layout import State
+from jaxgen.pretrained.reading import read, unreadable
 
 # Of the names and shapes of converted parameters: a file of another layout is not read.
 LAYOUT = 1
 
 PyTree = Any
-State = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,30 +108,6 @@ def find(origin: Origin) -> Path:
     return converted[0]
 
 
-def read(file: Path) -> State:
-    """The state dict of a safetensors or PyTorch file: name -> array.
-
-    Raises UsageError for a file that is neither, is cut short, or holds more than arrays; and for
-    a PyTorch file where PyTorch is not installed.
-    """
-    if file.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load_file(file)
-        except (safetensors.SafetensorError, OSError, KeyError) as error:
-            raise _unreadable(file, error) from error
-    if importlib.util.find_spec("torch") is None:
-        allowed = "a .safetensors file, or PyTorch to read this one"
-        raise invalid("weights", str(file), allowed, 'pip install "jaxgen[parity]"')
-    torch = importlib.import_module("torch")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise _unreadable(file, error) from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise invalid("weights", str(file), "a file of one state dict: names and arrays")
-    return {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in state.items()}
-
-
 def taken(state: State, name: str) -> np.ndarray:
     """A weight in float32; UsageError where the state dict has none of that name."""
     if name not in state:
@@ -195,7 +170,7 @@ def _converted(file: Path, name: str) -> tuple[PyTree, str] | None:
                 return None
             flat = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, KeyError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     if about["jaxgen.extractor"] != _label(name):
         given = about["jaxgen.extractor"]
         raise invalid("weights", f"{file}, of {given}", f"those of {_label(name)}")
@@ -253,11 +228,6 @@ def _snapshots(repository: str) -> list[Path]:
 
 def _folder(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or default).expanduser()
-
-
-def _unreadable(file: Path, error: Exception) -> UsageError:
-    reason = str(error).strip().split("\n")[0][:200]
-    return invalid("weights", str(file), f"a whole file of weights ({reason})")
 
 
 def _how(origin: Origin) -> str:
