@@ -182,3 +182,35 @@ class SelfAttention(nn.Module):
         h = h.reshape(batch, height, width, channels // 2)
         out = Conv(channels, 1, self.spectral, name="out", **options)(h)
         return x + self.param("gain", nn.initializers.zeros, ()) * out
+
+
+class MinibatchDiscrimination(nn.Module):
+    """How near each example lies to the batch's others (Salimans et al. 2016, section 3.2).
+
+    Beside the features: for each kernel the sum over the batch of exp(-|M_i - M_j|_1), M [kernels,
+    width] linear in the features.
+    """
+
+    kernels: int = 50
+    width: int = 5
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """h [B, F] -> [B, F + kernels]."""
+        made = Dense(self.kernels * self.width, use_bias=False, name="tensor")(h)
+        made = made.reshape(-1, self.kernels, self.width)
+        apart = jnp.abs(made[:, None] - made[None]).sum(-1)
+        return jnp.concatenate([h, jnp.exp(-apart).sum(1)], -1)
+
+
+class MinibatchDeviation(nn.Module):
+    """How much the batch varies: the features' standard deviations, averaged (Karras et al. 2018).
+
+    One feature more, the same for the whole batch.
+    """
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """h [B, F] -> [B, F + 1]."""
+        spread = jnp.sqrt(jnp.square(h - h.mean(0)).mean(0) + 1e-8).mean()
+        return jnp.concatenate([h, jnp.broadcast_to(spread, (len(h), 1))], -1)

@@ -198,6 +198,7 @@ ADVERSARIAL = dict(
     regularisers=("r1",),
     augmentation=dict(name="differentiable", policy=("flip",)),
     latent=dict(name="uniform", size=8),
+    freeze="hidden0",
 )
 VQGAN = dict(quantiser=dict(name="lookup_free", bits=4), loss="non_saturating")
 
