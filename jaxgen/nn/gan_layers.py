@@ -72,7 +72,7 @@ class Dense(_Normalised):
 
 
 class Conv(_Normalised):
-    """A convolution with zero padding; spectral and initial as in `Dense`."""
+    """A convolution with zero padding; spectral and initial as in `Dense`. stride: of the steps."""
 
     features: int
     size: int = 3
@@ -80,16 +80,17 @@ class Conv(_Normalised):
     use_bias: bool = True
     dtype: Any = jnp.float32
     initial: Any = LECUN
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> [B, H, W, features]."""
+        """x [B, H, W, C] -> [B, H', W', features], H' = H / stride."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.kernel_of(shape, self.spectral)
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            (1, 1),
+            (self.stride, self.stride),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
