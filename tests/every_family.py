@@ -25,6 +25,12 @@ LIKENESS = "reward=dict(name='likeness', file=GOAL)"
 DRAWN = "sample=dict(solver='ancestral.ddpm', steps=2)"
 GRPO = f"wrap=[dict(name='tune.grpo.grpo', group=4, {DRAWN}, {LIKENESS})]"
 
+CARRIED = [
+    "method.augmentation=" + repr(dict(name="adaptive", images=256, first=0.5)),
+    "method.regularisers=" + repr([dict(name="r1", weight=0.1, every=2), dict(name="lecam")]),
+]
+"""What a GAN's state carries: ADA's p, LeCam's averages, and when R1 is due."""
+
 FAMILIES: dict[str, tuple[str, list[str]]] = {
     "diffusion": ("tests/tiny.py", []),
     "repa": ("tests/tiny.py", ["method.terms=" + repr([ALIGNED])]),
@@ -71,7 +77,7 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     ),
     "gan": (
         "configs/digits_gan.py",
-        ["model.generator.width=32", "model.discriminator.width=32"],
+        ["model.generator.width=32", "model.discriminator.width=32", *CARRIED],
     ),
     "tarflow": (
         "configs/digits_tarflow.py",

@@ -84,12 +84,12 @@ KINDS = (
     Kind("encoder", ROOMS["encoder"], "Encoder"),
     Kind("method.loss (adversarial)", f"{ADVERSARIAL}.loss", "Loss", given=("num_classes",)),
     Kind("method.regularisers (adversarial)", f"{ADVERSARIAL}.regularisers", "Regulariser"),
-    Kind("method.augmentation (adversarial)", f"{ADVERSARIAL}.augmentation", "Augment"),
+    Kind("method.augmentation (adversarial)", f"{ADVERSARIAL}.augmentation", "Augmentation"),
     Kind("method.latent (adversarial)", f"{ADVERSARIAL}.latent", "Latent"),
     Kind(
         "method.head (adversarial)",
         f"{ADVERSARIAL}.head",
-        "nn.Module",
+        "Head",
         given=("num_classes",),
     ),
     Kind(

@@ -72,7 +72,7 @@ class Dense(_Normalised):
 
 
 class Conv(_Normalised):
-    """A convolution with zero padding; spectral and initial as in `Dense`."""
+    """A convolution with zero padding; spectral and initial as in `Dense`. stride: of the steps."""
 
     features: int
     size: int = 3
@@ -80,16 +80,17 @@ class Conv(_Normalised):
     use_bias: bool = True
     dtype: Any = jnp.float32
     initial: Any = LECUN
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> [B, H, W, features]."""
+        """x [B, H, W, C] -> [B, H', W', features], H' = H / stride."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.kernel_of(shape, self.spectral)
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            (1, 1),
+            (self.stride, self.stride),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -182,3 +183,35 @@ class SelfAttention(nn.Module):
         h = h.reshape(batch, height, width, channels // 2)
         out = Conv(channels, 1, self.spectral, name="out", **options)(h)
         return x + self.param("gain", nn.initializers.zeros, ()) * out
+
+
+class MinibatchDiscrimination(nn.Module):
+    """How near each example lies to the batch's others (Salimans et al. 2016, section 3.2).
+
+    Beside the features: for each kernel the sum over the batch of exp(-|M_i - M_j|_1), M [kernels,
+    width] linear in the features.
+    """
+
+    kernels: int = 50
+    width: int = 5
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """h [B, F] -> [B, F + kernels]."""
+        made = Dense(self.kernels * self.width, use_bias=False, name="tensor")(h)
+        made = made.reshape(-1, self.kernels, self.width)
+        apart = jnp.abs(made[:, None] - made[None]).sum(-1)
+        return jnp.concatenate([h, jnp.exp(-apart).sum(1)], -1)
+
+
+class MinibatchDeviation(nn.Module):
+    """How much the batch varies: the features' standard deviations, averaged (Karras et al. 2018).
+
+    One feature more, the same for the whole batch.
+    """
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """h [B, F] -> [B, F + 1]."""
+        spread = jnp.sqrt(jnp.square(h - h.mean(0)).mean(0) + 1e-8).mean()
+        return jnp.concatenate([h, jnp.broadcast_to(spread, (len(h), 1))], -1)

@@ -124,6 +124,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
             "method.latent=" + repr(dict(name="normal", size=8)),
         ],
     ),
+    "dcgan": ("configs/gan.py:dcgan-pd-ns-none-none", []),
     "own": _tiny(dict(name="own.Pure", of="tests.own_kit.shaded")),
     "interpolants": (
         "configs/digits_maskgit.py",
@@ -198,6 +199,7 @@ ADVERSARIAL = dict(
     regularisers=("r1",),
     augmentation=dict(name="differentiable", policy=("flip",)),
     latent=dict(name="uniform", size=8),
+    freeze="hidden0",
 )
 VQGAN = dict(quantiser=dict(name="lookup_free", bits=4), loss="non_saturating")
 
@@ -519,6 +521,8 @@ MODELS = (
         for player in ("generator", "discriminator")
     ),
     Sweep("gan", "model.generator", values=HIDDEN | dict(width=8), programs=NETWORK),
+    Sweep("dcgan", "model.generator", values=HIDDEN | dict(label_width=8), programs=NETWORK),
+    Sweep("dcgan", "model.discriminator", values=HIDDEN, programs=NETWORK),
     Sweep(
         "gan",
         "model.discriminator",

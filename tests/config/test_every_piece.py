@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.families.adversarial import augmentation, latent, regularisers
+from jaxgen.families.adversarial import augmentation, head, latent, loss, regularisers
 from jaxgen.families.diffusion import guidance, solvers
 from jaxgen.families.diffusion.core import grids, path, times, weighting
 from jaxgen.families.diffusion.core.denoiser import Denoiser
@@ -80,11 +80,43 @@ def of_denoiser(it: Denoiser) -> str:
 
 def of_regulariser(it: regularisers.Regulariser) -> str:
     judge = lambda x, labels: 0.1 * (x**2).sum(-1)
-    case = lambda x: regularisers.Case(judge, x, 2 * x, LABELS, KEYS, lambda x, keys: 3 * x)
-    text, params = repr((it.name, it.networks)), {"a": {"kernel": jnp.ones((3, 4))}}
-    if it.penalty is not None:
-        text += traced(lambda x: it.penalty(case(x)), X)
-    return text + "".join(traced(f, params) for f in (it.weights, it.project) if f is not None)
+    net = {"a": {"kernel": jnp.ones((3, 4))}}
+    params = {"generator": net, "discriminator": net}
+    state = None if it.start is None else it.start(params)
+    case = lambda x: regularisers.Case(
+        judge, x, 2 * x, LABELS, KEYS, lambda x, keys: 3 * x, (x[:, 0], x[:, 1]),
+        lambda x, y: x, lambda z: 5 * z, x, state,
+    )  # fmt: skip
+    text, at = repr((it.name, it.networks, it.layer)), lambda x: case(x.reshape(SIZE, -1))
+    for penalty in (it.penalty, it.generator):
+        text += "" if penalty is None else traced(lambda x, p=penalty: p(at(x)), X)
+    metrics = {"real_logit": jnp.ones(()), "fake_logit": jnp.zeros(())}
+    for function, given in (
+        (it.weights, (net, net)),
+        (it.project, (net,)),
+        (it.select, (jnp.arange(3.0), jnp.float32(7))),
+        (None if it.latent is None else lambda z: it.latent(z, lambda z: judge(z, None)), (X,)),
+        (it.follow, (state, metrics, params)),
+    ):
+        text += "" if function is None else traced(function, *given)
+    return text
+
+
+def of_augmentation(it: augmentation.Augmentation) -> str:
+    return traced(it, IMAGES, KEYS[:2], jnp.float32(0.5)) + repr((it.controller, it.pseudo))
+
+
+def of_loss(it: loss.Loss) -> str:
+    logits = jnp.arange(3.0)
+    return traced(it.discriminator, logits, logits) + traced(it.generator, logits)
+
+
+def of_head(it: head.Head) -> str:
+    h, said = jnp.ones((SIZE, 4)), lambda v, h: it.apply(v, h, LABELS)
+    weights = jax.eval_shape(lambda k: it.init(k, h, LABELS), jax.random.key(0))
+    terms = lambda v, h: it.discriminator_term(said(v, h), said(v, 2 * h), LABELS)
+    of = lambda v, h: (said(v, h), terms(v, h), it.generator_term(said(v, h), LABELS))
+    return traced(of, weights, h)
 
 
 def of_quantiser(it: quantisers.Quantiser) -> str:
@@ -145,11 +177,9 @@ KINDS = {
     "guidance": Kind(_modules(guidance), Denoiser, of_denoiser, ACTS),
     "regulariser": Kind((regularisers,), regularisers.Regulariser, of_regulariser),
     "latent": Kind((latent,), latent.Latent, lambda z: traced(z.draw, KEYS) + repr(z.size)),
-    "augmentation": Kind(
-        (augmentation,),
-        typing.get_type_hints(augmentation.differentiable)["return"],
-        lambda f: traced(f, IMAGES, KEYS[:2]),
-    ),
+    "augmentation": Kind((augmentation,), augmentation.Augmentation, of_augmentation),
+    "loss": Kind((loss,), loss.Loss, of_loss),
+    "head": Kind((head,), head.Head, of_head, dict(num_classes=3)),
     "schedule": Kind((schedules,), schedules.Schedule, lambda s: traced(s.share, T)),
     "quantiser": Kind((quantisers,), quantisers.Quantiser, of_quantiser),
     "steer": Kind((paths, search, svdd, tree), Steered, lambda s: traced(s.fn, KEYS), STEERED),
@@ -179,6 +209,8 @@ SET: dict[str, dict[str, Any]] = {
     "adaptive.linear_ag": dict(fit=FIT),
     "cfgpp.cfgpp": dict(guided=cfg(COND, UNCOND, 0.6)),
     "quantisers.nearest": dict(codebook="average", revive=0.1),
+    "augmentation.differentiable": dict(policy=augmentation.POLICIES),
+    "augmentation.adaptive": dict(policy=augmentation.POLICIES),
 }
 """What a piece must be told, or is told so that its other options matter."""
 
@@ -188,6 +220,8 @@ VALUES: dict[str, Any] = {
     "sde.euler_maruyama.form": "sigma",
     "cfg.cfg.channels": 1,
     "augmentation.differentiable.policy": ("flip",),
+    "augmentation.adaptive.policy": ("flip",),
+    "regularisers.historical_averaging.networks": ("discriminator",),
     "regularisers.orthogonal.networks": ("discriminator",),
     "adaptive.adaptive.max_tries": 7,
     "dynamic_cfg.dynamic_cfg.weights": (1.0, 3.0),

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxgen.errors import UsageError
 from jaxgen.families.adversarial.method import STANDING, adversarial
 from jaxgen.method import Spec
+from jaxgen.method.learning import placed
 from jaxgen.method.streams import LEARNERS
 from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator
 from jaxgen.run.setup import set_up
@@ -175,6 +176,42 @@ def test_several_discriminator_steps_see_their_shares_and_schedules_count_update
         assert not np.isfinite(metrics["d_loss"]), share
 
 
+def test_a_fake_image_passes_for_a_real_one_with_probability_p():
+    bad = {**BATCH, "image": jnp.full_like(BATCH["image"], jnp.nan)}
+    method = small(augmentation=dict(name="pseudo", first=0.0))
+    state = quick_jit(method.init)(jax.random.key(0))
+    loss = quick_jit(method.training.learners["discriminator"].loss)
+    for p in (0.0, 1.0):
+        extra = {"augmentation": {**state.extra["augmentation"], "p": jnp.float32(p)}}
+        value, _ = loss(state.params, placed(bad, state.step), jax.random.key(1), extra)
+        assert bool(jnp.isnan(value)) == (p == 0)
+
+
+def test_p_follows_the_images_and_frozen_layers_keep_their_bits():
+    augmentation = dict(name="adaptive", policy=("flip",), target=-0.99, images=64, first=0.25)
+    method = small(augmentation=augmentation, freeze=r"^backbone\.hidden0")
+    start = quick_jit(method.init)(jax.random.key(0))
+    state, metrics = run(method, 3, start)
+    # All are above the target: p grows by 16 / 64 an update, as images had been seen by then.
+    assert metrics["p"] == 0.5 and float(state.extra["augmentation"]["p"]) == 0.75
+    new, old = (s.params["discriminator"] for s in (state, start))
+    assert_same_bits(new["backbone"], old["backbone"])
+    assert (new["head"]["out"]["kernel"] != old["head"]["out"]["kernel"]).any()
+
+
+def test_a_discriminator_that_looks_at_the_batch_sees_real_and_fake_apart():
+    """A batch in which all are alike has no deviation, whatever the fake images are."""
+    method = small(regularisers=("minibatch_deviation",), head="unconditional")
+    state = quick_jit(method.init)(jax.random.key(0))
+    weights = jax.tree.map(jnp.zeros_like, state.params["discriminator"]["head"])
+    weights["out"]["kernel"] = weights["out"]["kernel"].at[-1].set(1.0)
+    params = {**state.params, "discriminator": {**state.params["discriminator"], "head": weights}}
+    alike = {**BATCH, "image": jnp.broadcast_to(BATCH["image"][:1], BATCH["image"].shape)}
+    loss = method.training.learners["discriminator"].loss
+    _, (metrics, _) = quick_jit(loss)(params, placed(alike, state.step), jax.random.key(1), ())
+    assert float(metrics["real_logit"]) < 2e-4 < 1e-3 < float(metrics["fake_logit"])
+
+
 def test_clipping_holds_from_the_start():
     method = small(loss="wasserstein", regularisers=(dict(name="clip", bound=0.01),))
     state, _ = run(method, 2)
@@ -244,7 +281,11 @@ CONFIG = dict(
         (dict(head=dict(name="projection", width=3)), ["method.head.width"]),
         (dict(regularisers=("consistency",)), ["method.augmentation"]),
         (dict(regularisers=("r1", dict(name="r1", weight=2.0))), ["r1 once"]),
-        (dict(regularisers=("r2",)), ["method.regularisers", "r1"]),
+        (dict(regularisers=("r3",)), ["method.regularisers", "r1"]),
+        (dict(regularisers=("consistency",), augmentation="pseudo"), ["changes images"]),
+        (dict(regularisers=("r1", "minibatch_deviation")), ["looks at the batch"]),
+        (dict(loss="multi_hinge"), ["head multi_hinge"]),
+        (dict(freeze="no_such_layer"), ["method.freeze", "backbone.hidden0.kernel"]),
         (dict(discriminator_steps=0), ["discriminator_steps"]),
         (dict(latent=dict(name="normal", size=0)), ["latent.size"]),
         (dict(statistics_decay=1.0), ["statistics_decay"]),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.families.adversarial.head import projection
+from jaxgen.families.adversarial.head import projection, unconditional
 from jaxgen.families.adversarial.players import Discriminator
-from jaxgen.nn import biggan
+from jaxgen.nn import biggan, dcgan
 from jaxgen.nn.gan import ConvDiscriminator, ConvGenerator, MLPGenerator, doublings_of
 from tests.nn_kit import quick_jit
 
@@ -129,3 +129,33 @@ def test_small_networks():
     plain = MLPGenerator((2,), 3, 8, 1, conditional=False, squash=False)
     held = live(plain, z, labels)
     np.testing.assert_array_equal(plain.apply(held, z, labels), plain.apply(held, z, labels + 1))
+
+
+def test_dcgan_has_the_tables_parameters_and_norms_where_the_paper_has_them():
+    """At 64 pixels from 100 latents, width 64, counted by hand with 4x4 kernels; and its biases."""
+    label, z = jnp.zeros(1, jnp.int32), jnp.zeros((1, 100))
+    generator = dcgan.Generator((64, 64, 3), 1, conditional=False)
+    g = variables(generator, z, label)
+    assert round(millions(g) * 1e6) == 3_576_704 + 3
+    judge = Discriminator(dcgan.Discriminator(), unconditional())
+    d = variables(judge, jnp.zeros((1, 64, 64, 3)), label)
+    assert round(millions(d) * 1e6) == 2_765_568 + 64 + 1
+    assert set(g["batch_stats"]) == {f"norm{n}" for n in range(4)}
+    assert set(d["batch_stats"]["backbone"]) == {f"norm{n}" for n in (1, 2, 3)}
+    # Spectral norms in their place: on every layer but the head's own.
+    sn = dcgan.Discriminator(width=4, spectral=True, batch_norm=False)
+    found = variables(sn, jnp.zeros((1, 8, 8, 1)))
+    assert set(found["spectral"]) == set(found["params"]) and "batch_stats" not in found
+
+
+def test_dcgan_makes_images_of_its_labels():
+    generator = dcgan.Generator((8, 8, 1), 3, width=4)
+    z, labels = jax.random.normal(jax.random.key(0), (3, 5)), jnp.array([0, 1, 0])
+    weights = live(generator, z, labels)
+    options = dict(train=True, mutable=["batch_stats"])
+    draw = quick_jit(lambda z, y: generator.apply(weights, z, y, **options)[0])
+    x = draw(z, labels)
+    assert x.shape == (3, 8, 8, 1) and float(jnp.abs(x).max()) <= 1
+    assert (draw(z, labels + 1) != x).any() and (draw(z + 1, labels) != x).any()
+    with pytest.raises(UsageError, match="image size"):
+        variables(dcgan.Discriminator(), jnp.zeros((1, 10, 10, 1)))

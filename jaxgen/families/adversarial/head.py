@@ -1,31 +1,23 @@
 """Heads: from a discriminator's features and the labels to logits.
 
-A head is a Flax module (features[B, F], labels[B], *, train) -> `Judgement`.
+A head is a `judgement.Head`: (features[B, F], labels[B], *, train) -> `Judgement`, and terms.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.errors import invalid
+from jaxgen.families.adversarial.classifiers import Auxiliary, Discriminative, MultiHinge, Several
+from jaxgen.families.adversarial.contrastive import Contrastive
+from jaxgen.families.adversarial.judgement import Head, Judgement
 from jaxgen.nn.gan import maxout
 from jaxgen.nn.gan_layers import Dense, Embed
 
 
-class Judgement(NamedTuple):
-    """logits [B], high for real. direction [B]: SAN's second logits, or None.
-
-    direction is what only the last layer learns from (`normalised`).
-    """
-
-    logits: jax.Array
-    direction: jax.Array | None = None
-
-
-class Unconditional(nn.Module):
+class Unconditional(Head):
     """One linear layer; labels are ignored."""
 
     spectral: bool = False
@@ -36,7 +28,7 @@ class Unconditional(nn.Module):
         return Judgement(Dense(1, self.spectral, name="out")(h)[:, 0])
 
 
-class Projection(nn.Module):
+class Projection(Head):
     """A linear layer plus the inner product with the label's embedding (Miyato & Koyama 2018)."""
 
     num_classes: int
@@ -49,7 +41,7 @@ class Projection(nn.Module):
         return Judgement(Dense(1, self.spectral, name="out")(h)[:, 0] + (table(labels) * h).sum(-1))
 
 
-class Concatenation(nn.Module):
+class Concatenation(Head):
     """Features beside an embedding of the label, through a joint hidden layer (Mirza & Osindero).
 
     pieces: linear pieces of the units of both hidden layers, 1 for leaky ReLU. The paper's MNIST
@@ -77,7 +69,7 @@ def _units(x: jax.Array, pieces: int) -> jax.Array:
     return maxout(x, pieces) if pieces > 1 else nn.leaky_relu(x, 0.2)
 
 
-class Normalised(nn.Module):
+class Normalised(Head):
     """SAN's last layer: the inner product with a unit vector, one for each class if conditional.
 
     Features learn from `logits`, in which the vector is held; the vector learns from `direction`,
@@ -98,12 +90,12 @@ class Normalised(nn.Module):
         return Judgement((hold(w) * h).sum(-1), (w * hold(h)).sum(-1))
 
 
-def unconditional(*, spectral: bool = False) -> nn.Module:
+def unconditional(*, spectral: bool = False) -> Head:
     """`Unconditional`. spectral: spectral norm on the layer."""
     return Unconditional(spectral)
 
 
-def projection(*, num_classes: int, spectral: bool = False) -> nn.Module:
+def projection(*, num_classes: int, spectral: bool = False) -> Head:
     """`Projection`. spectral: spectral norm on the layer and on the table."""
     return Projection(num_classes, spectral)
 
@@ -116,11 +108,82 @@ def concatenation(
     label_pieces: int = 5,
     pieces: int = 4,
     spectral: bool = False,
-) -> nn.Module:
+) -> Head:
     """`Concatenation`; its fields."""
     return Concatenation(num_classes, label_width, width, label_pieces, pieces, spectral)
 
 
-def normalised(*, num_classes: int, conditional: bool = True) -> nn.Module:
+def normalised(*, num_classes: int, conditional: bool = True) -> Head:
     """`Normalised`; its fields."""
     return Normalised(num_classes, conditional)
+
+
+def auxiliary(
+    *, num_classes: int, weight: float = 1.0, on_fakes: bool = True, spectral: bool = False
+) -> Head:
+    """AC-GAN's classifier (`Auxiliary`); its fields."""
+    _check(num_classes, weight)
+    return Auxiliary(num_classes, weight, on_fakes, False, spectral)
+
+
+def twin_auxiliary(
+    *, num_classes: int, weight: float = 1.0, on_fakes: bool = True, spectral: bool = False
+) -> Head:
+    """TAC-GAN's two classifiers (`Auxiliary`); its fields."""
+    _check(num_classes, weight)
+    return Auxiliary(num_classes, weight, on_fakes, True, spectral)
+
+
+def discriminative(*, num_classes: int, weight: float = 1.0, spectral: bool = False) -> Head:
+    """ADC-GAN's classifier (`Discriminative`); its fields."""
+    _check(num_classes, weight)
+    return Discriminative(num_classes, weight, spectral)
+
+
+def contrastive(
+    *,
+    num_classes: int,
+    width: int = 128,
+    weight: float = 1.0,
+    temperature: float = 1.0,
+    spectral: bool = False,
+) -> Head:
+    """ContraGAN's 2C (`Contrastive`); its fields."""
+    _check(num_classes, weight, temperature, width)
+    return Contrastive(num_classes, width, weight, temperature, None, spectral)
+
+
+def data_to_data(
+    *,
+    num_classes: int,
+    width: int = 128,
+    weight: float = 1.0,
+    temperature: float = 0.5,
+    margin: float = 0.98,
+    spectral: bool = False,
+) -> Head:
+    """ReACGAN's D2D-CE (`Contrastive`); its fields."""
+    _check(num_classes, weight, temperature, width)
+    if not 0.5 <= margin <= 1:
+        raise invalid("method.head.margin", margin, "0.5 <= margin <= 1")
+    return Contrastive(num_classes, width, weight, temperature, margin, spectral)
+
+
+def several(*, num_classes: int, spectral: bool = False) -> Head:
+    """A logit for each class (`Several`). spectral: spectral norm on the layer."""
+    _check(num_classes)
+    return Several(num_classes, spectral)
+
+
+def multi_hinge(*, num_classes: int, spectral: bool = False) -> Head:
+    """Margins of K + 1 classes (`MultiHinge`). spectral: spectral norm on the layer."""
+    _check(num_classes)
+    return MultiHinge(num_classes, spectral)
+
+
+def _check(num_classes: int, *positive: float) -> None:
+    """Refuse a head that classifies where there is nothing to tell apart."""
+    if num_classes < 2:
+        raise invalid("method.head", f"a head that classifies, {num_classes} class", "2 classes")
+    if min(positive, default=1) <= 0:
+        raise invalid("method.head", positive, "weights, temperatures and widths > 0")

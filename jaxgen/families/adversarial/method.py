@@ -6,11 +6,14 @@ combinations that mean nothing are refused when the config is built.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util as trees
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxgen.config import part
 from jaxgen.errors import invalid
@@ -49,6 +52,7 @@ def adversarial(
     latent: Any = "normal",
     discriminator_steps: int = 1,
     statistics_decay: float = 0.9,
+    freeze: str = "",
     accumulate: int = 1,
 ) -> Method:
     """Train a generator and a discriminator against each other; sample the averaged generator.
@@ -58,7 +62,9 @@ def adversarial(
     regularisers, augmentation, latent: sections or names in the files of this family, or already
     built. discriminator_steps: steps of the discriminator for each one of the generator, each on
     its share of the batch; schedules go by updates all the same. statistics_decay: of the running
-    averages of batch norm's moments.
+    averages of batch norm's moments. freeze: a regular expression of dotted names of the
+    discriminator's arrays that are not trained, e.g. r"^backbone.hidden[01]" of a model that is
+    tuned (FreezeD, Mo et al. 2020).
 
     Fake images have the labels of the real ones. Parameters are {"generator", "discriminator",
     "statistics"?}: the last holds what the generator's batch and spectral norms carry. The averages
@@ -77,30 +83,38 @@ def adversarial(
     def chosen(value: Any, key: str) -> Any:
         return part(value, f"{ROOM}.{key}", f"method.{key}", num_classes=spec.num_classes)
 
+    rules = [chosen(r, "regularisers") for r in regularisers]
+    layers = tuple(rule.layer for rule in rules if rule.layer is not None)
     players = Players(
         spec=spec,
         generator=model["generator"],
-        judge=Discriminator(model["discriminator"], chosen(head, "head")),
+        judge=Discriminator(model["discriminator"], chosen(head, "head"), layers),
         loss=chosen(loss, "loss"),
         latent=chosen(latent, "latent"),
-        regularisers=[chosen(r, "regularisers") for r in regularisers],
+        regularisers=rules,
         augment=None if augmentation is None else chosen(augmentation, "augmentation"),
         statistics_decay=statistics_decay,
     )
+    optimizers = optimizers_of(optimizer, ("generator", "discriminator"))
+    if freeze:
+        optimizers["discriminator"] = _frozen(optimizers["discriminator"], freeze, players)
     training = Training(
         learners={
             "discriminator": Learner(
                 loss=players.discriminator_loss,
                 trains="discriminator",
                 steps=discriminator_steps,
-                after=lambda params, extra, metrics: (players.projected(params), extra, metrics),
+                after=players.judged,
             ),
             "generator": Learner(
-                loss=players.generator_loss, trains="generator", carries=("statistics",)
+                loss=players.generator_loss,
+                trains="generator",
+                carries=("statistics",),
+                after=players.generated,
             ),
         },
         fresh=players.fresh,
-        optimizer=optimizers_of(optimizer, ("generator", "discriminator")),
+        optimizer=optimizers,
         averages=averages,
         averaged=("generator", "statistics"),
         accumulate=accumulate,
@@ -154,6 +168,20 @@ def generator_sampler(
         return generator.apply(variables, draw(fold(keys, NOISE)), labels)
 
     return Sampler(fn, calls=1, latents=lambda keys: draw(fold(keys, NOISE)))
+
+
+def _frozen(optimizer: Any, match: str, players: Players) -> optax.GradientTransformation:
+    """The optimizer of a discriminator whose arrays with such names stay. Raises UsageError."""
+
+    def chosen(params: PyTree) -> PyTree:
+        flat = trees.flatten_dict(params, sep=".")
+        return trees.unflatten_dict({n: bool(re.search(match, n)) for n in flat}, sep=".")
+
+    d = jax.eval_shape(players.fresh, jax.random.key(0))[0]["discriminator"]
+    if not any(jax.tree.leaves(chosen(d))):
+        names = ", ".join(trees.flatten_dict(d, sep="."))
+        raise invalid("method.freeze", match, f"a regular expression that matches one of {names}")
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), chosen))
 
 
 def _any_label(keys: jax.Array, classes: int) -> jax.Array:
