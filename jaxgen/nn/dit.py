@@ -203,10 +203,23 @@ class DiT(nn.Module):
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         c = self._condition(noise, condition, dtype)
-        blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h, tapped = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
+        h, tapped = self._through(h, c, angles, rows * columns, taps, train)
         out = self._image(h, c, rows, columns)
         return (out, tapped) if taps else out
+
+    def _through(
+        self,
+        h: jax.Array,
+        c: jax.Array,
+        angles: jax.Array | None,
+        places: int,
+        taps: Taps,
+        train: bool,
+    ) -> tuple[jax.Array, dict[Any, jax.Array]]:
+        """Tokens [B * N, width] through the blocks: (tokens, {tap: [B, N, width]})."""
+        blocks = blocks_of(self, self.depth, self.width, self.heads, train)
+        out: Any = blocks(h, c, angles, places=places, each=(self._alone(),), taps=taps)
+        return out
 
     def _number(self, noise: jax.Array) -> jax.Array:
         """The number that is embedded, before `time_scale`."""

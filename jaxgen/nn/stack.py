@@ -59,11 +59,13 @@ class Stack(nn.Module):
         each: tuple[PyTree, ...] = (),
         taps: Taps | None = None,
         every: bool = False,
+        span: tuple[int, int] | None = None,
     ) -> Any:
         """x through all layers: a tree of arrays [B, ...], or a matrix [B * places, D] of tokens.
 
         Only where `places` is given are tokens cut along `sequence`. each: arrays [depth, ...], of
-        which a block is given its own, after all else.
+        which a block is given its own, after all else. span: (a, b), only the layers after a up to
+        b; taps and `each` still count from the first of all.
 
         Returns x; with taps, () included, (x, {k: the output after k layers}); with every=True
         (x, all layers' outputs on a new axis 0). Such outputs of tokens are [B, places, D]. Taps
@@ -83,8 +85,11 @@ class Stack(nn.Module):
         keys = None
         if self.has_rng("dropout"):
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-        run = functools.partial(self._run, block, taps or (), every, places)
+        first, last = span or (0, self.depth)
+        run = functools.partial(self._run, block, taps or (), every, places, first)
         layers = (params, keys, each)
+        if span is not None:
+            layers = jax.tree.map(lambda a: a[first:last], layers)
         placed = layout()
         count = jax.tree.leaves(x)[0].shape[0] // (places or 1)
         if placed is None or count % (placed.mesh.shape["data"] * placed.mesh.shape["fsdp"]):
@@ -101,6 +106,7 @@ class Stack(nn.Module):
         taps: Taps,
         every: bool,
         places: int | None,
+        first: int,
         layers: Layers,
         x: Any,
         shared: tuple[Any, ...],
@@ -108,7 +114,7 @@ class Stack(nn.Module):
     ) -> tuple[Any, PyTree, PyTree]:
         """The loop over layers: (x, outputs asked for, what they sow).
 
-        whole(layer) is called on their parameters.
+        first: how many layers come before these. whole(layer) is called on their parameters.
         """
         mutable = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
@@ -128,13 +134,14 @@ class Stack(nn.Module):
             kept = {k: _where(number == k, x, before) for k, before in kept.items()}
             return (x, kept), (x if every else {}, sown)
 
-        numbers = jnp.arange(1, self.depth + 1) if taps else None
-        unroll = 1 if self.scan else self.depth
+        depth = jax.tree.leaves(layers[0])[0].shape[0]
+        numbers = first + jnp.arange(1, depth + 1) if taps else None
+        unroll = 1 if self.scan else depth
         (x, kept), (outputs, sown) = jax.lax.scan(
             step,
             (x, {k: jax.tree.map(jnp.zeros_like, x) for k in taps}),
             (numbers, layers),
-            length=self.depth,
+            length=depth,
             unroll=unroll,
         )
         kept = outputs if every else kept

@@ -109,6 +109,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "uvit_model": _tiny(
         dict(name="uvit.UViT", patch=4, width=8, depth=3, heads=2, attention="xla")
     ),
+    "tread": _tiny(DIT | dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),))),
     "biggan": (
         "configs/digits_gan.py",
         [
@@ -485,6 +486,13 @@ MODELS = (
         "routed", "model", values=dict(of=DIT, groups=((0,), tuple(range(1, 10)))), programs=NETWORK
     ),
     Sweep("uvit_model", "model", values=HIDDEN | dict(depth=5), skip=SIZED, programs=NETWORK),
+    Sweep(
+        "tread",
+        "model",
+        values=HIDDEN | dict(routes=((0, 3, 0.25),)),
+        skip=SIZED | TAKES | dict(rope="refused: examples keep different places"),
+        programs=NETWORK,
+    ),
     Sweep(
         "maskgit",
         "model",

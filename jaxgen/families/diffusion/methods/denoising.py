@@ -134,7 +134,7 @@ def denoising(
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project)
     more = _likelihoods(network, spec) if distribution.gaussian and description is None else {}
     if description is None and not chosen:
-        more["train_flops"] = lambda: 6 * multiply_adds(model, tuple(spec.shape))
+        more["train_flops"] = lambda: 6 * multiply_adds(model, tuple(spec.shape), train=True)
     whole = pairing.whole_batch or any(term.whole_batch for term in chosen)
     return method_of(
         spec,

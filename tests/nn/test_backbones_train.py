@@ -1,0 +1,28 @@
+"""Backbones in the place of a DiT: a config that names one trains and is drawn from."""
+
+import pytest
+
+from jaxgen.cli import main
+
+BACKBONES = {
+    "tread": dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),)),
+}
+SMALL = dict(patch=4, width=16, heads=2)
+FEW = (
+    "data.batch_size=16",
+    "train.images=32",
+    "train.log_every=16",
+    "ema.power_std=()",
+    "mesh.data=1",
+)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_it_trains_through_the_loop_and_is_drawn_from(name, tmp_path, capsys):
+    model = SMALL | BACKBONES[name]
+    told = [f"--config.{change}" for change in (*FEW, f"model={model!r}")]
+    run = str(tmp_path / "run")
+    assert main(["train", "--config", "tests/tiny.py", "--workdir", run, *told]) == 0
+    out = str(tmp_path / "x.png")
+    assert main(["sample", "--workdir", run, "--labels", "0,1", "--out", out]) == 0
+    assert "nan" not in capsys.readouterr().out
