@@ -66,6 +66,9 @@ def _equation(equation: Any) -> float:
         left = equation.invars[0].aval.shape
         size = math.prod(equation.outvars[0].aval.shape)
         return size * math.prod(left[axis] for axis in contract)
+    if name == "grouped_matmul":
+        left, right = (a.aval.shape for a in equation.invars[:2])
+        return math.prod(left) * right[1 if params["kind"] == "turned" else -1]
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxgen.errors import invalid
 from jaxgen.mesh import BATCH, position
-from jaxgen.nn.dit import DiT, blocks_of
+from jaxgen.nn.dit import DiT
 from jaxgen.nn.stack import Taps, check_taps
 
 Routes = tuple[tuple[int, int, float], ...]
@@ -48,7 +48,7 @@ class TREAD(DiT):
         if not train:
             return super()._through(h, c, angles, places, taps, train)
         check_taps(taps, self.depth)
-        blocks = blocks_of(self, self.depth, self.width, self.heads, train)
+        blocks = self._blocks(train)
         tapped: dict[Any, jax.Array] = {}
         images, key = c.shape[0], self.make_rng("dropout")
         each = (self._alone(),)
