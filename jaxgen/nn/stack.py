@@ -107,7 +107,7 @@ class Stack(nn.Module):
             self.sow("intermediates", "layers", sown["intermediates"])
         outputs = (out, kept) if every or taps is not None else (out,)
         if statistics:
-            return *outputs, {name: a for name, (a,) in sown["statistics"].items()}
+            return *outputs, {name: a for name, (a,) in sown.get("statistics", {}).items()}
         return outputs if len(outputs) > 1 else out
 
     def _run(

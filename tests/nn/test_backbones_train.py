@@ -5,10 +5,11 @@ import pytest
 from jaxgen.cli import main
 
 BACKBONES = {
+    "diffmoe": dict(name="diffmoe.DiffMoE", depth=1, experts=4),
     "dit_moe": dict(name="dit_moe.DiTMoE", depth=1, experts=4),
     "tread": dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),)),
 }
-TERMS = {"dit_moe": ["balance"]}
+TERMS = {"diffmoe": ["capacity"], "dit_moe": ["balance"]}
 SMALL = dict(patch=4, width=16, heads=2)
 FEW = (
     "data.batch_size=16",
