@@ -82,6 +82,7 @@ UNOPTIMISED = {
     "test_nn_taps.py",
     "test_nn_unet.py",
     "test_nn_uvit.py",
+    "test_lit.py",
     "test_lora.py",
     "test_other_runs.py",
     "test_own_folder.py",

@@ -9,6 +9,7 @@ expert, by which a token is given to experts when there is no batch to choose fr
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -120,7 +121,7 @@ class DiffMoE(dit.DiT):
     experts: int = 8
     capacity: float = 1.0
 
-    def _blocks(self, train: bool) -> Stack:
+    def _blocks(self, train: bool, shape: tuple[int, int]) -> Stack:
         block = functools.partial(Block, experts=self.experts, capacity=self.capacity)
         return dit.blocks_of(self, self.depth, self.width, self.heads, train, block)
 
@@ -129,7 +130,7 @@ class DiffMoE(dit.DiT):
         h: jax.Array,
         c: jax.Array,
         angles: jax.Array | None,
-        places: int,
+        shape: tuple[int, int],
         taps: Taps,
         train: bool,
     ) -> tuple[jax.Array, dict[Any, jax.Array]]:
@@ -137,10 +138,16 @@ class DiffMoE(dit.DiT):
             if train:
                 allowed = "capacity among them: sampling needs what it trains"
                 raise invalid("method.terms", "none of that name", allowed)
-            return super()._through(h, c, angles, places, taps, train)
+            return super()._through(h, c, angles, shape, taps, train)
         numbers = tuple(k for k in taps if k != CAPACITY)
-        h, tapped, seen = self._blocks(train)(
-            h, c, angles, places=places, each=(self._alone(),), taps=numbers, statistics=True
+        h, tapped, seen = self._blocks(train, shape)(
+            h,
+            c,
+            angles,
+            places=math.prod(shape),
+            each=(self._alone(),),
+            taps=numbers,
+            statistics=True,
         )
         lost = seen[CAPACITY].T if train else jnp.zeros((c.shape[0], self.depth))
         return h, {**tapped, CAPACITY: lost}

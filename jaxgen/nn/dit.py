@@ -206,11 +206,11 @@ class DiT(nn.Module):
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         c = self._condition(noise, condition, dtype)
-        h, tapped = self._through(h, c, angles, rows * columns, taps, train)
+        h, tapped = self._through(h, c, angles, (rows, columns), taps, train)
         out = self._image(h, c, rows, columns)
         return (out, tapped) if taps else out
 
-    def _blocks(self, train: bool) -> Stack:
+    def _blocks(self, train: bool, shape: tuple[int, int]) -> Stack:
         return blocks_of(self, self.depth, self.width, self.heads, train)
 
     def _through(
@@ -218,12 +218,13 @@ class DiT(nn.Module):
         h: jax.Array,
         c: jax.Array,
         angles: jax.Array | None,
-        places: int,
+        shape: tuple[int, int],
         taps: Taps,
         train: bool,
     ) -> tuple[jax.Array, dict[Any, jax.Array]]:
-        """Tokens [B * N, width] through the blocks: (tokens, {tap: [B, N, width]})."""
-        blocks = self._blocks(train)
+        """Tokens [B * N, width] of a grid of this shape through the blocks, and the taps."""
+        blocks = self._blocks(train, shape)
+        places = shape[0] * shape[1]
         out: Any = blocks(h, c, angles, places=places, each=(self._alone(),), taps=taps)
         return out
 

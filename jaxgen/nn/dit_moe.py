@@ -7,6 +7,7 @@ experts for all tokens, top-k of the others by the softmax of a linear router, w
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -73,7 +74,7 @@ class DiTMoE(dit.DiT):
     chosen: int = 2
     shared: int = 2
 
-    def _blocks(self, train: bool) -> Stack:
+    def _blocks(self, train: bool, shape: tuple[int, int]) -> Stack:
         block = functools.partial(
             Block, experts=self.experts, chosen=self.chosen, shared=self.shared
         )
@@ -84,15 +85,21 @@ class DiTMoE(dit.DiT):
         h: jax.Array,
         c: jax.Array,
         angles: jax.Array | None,
-        places: int,
+        shape: tuple[int, int],
         taps: Taps,
         train: bool,
     ) -> tuple[jax.Array, dict[Any, jax.Array]]:
         if ROUTING not in taps:
-            return super()._through(h, c, angles, places, taps, train)
+            return super()._through(h, c, angles, shape, taps, train)
         numbers = tuple(k for k in taps if k != ROUTING)
-        h, tapped, seen = self._blocks(train)(
-            h, c, angles, places=places, each=(self._alone(),), taps=numbers, statistics=True
+        h, tapped, seen = self._blocks(train, shape)(
+            h,
+            c,
+            angles,
+            places=math.prod(shape),
+            each=(self._alone(),),
+            taps=numbers,
+            statistics=True,
         )
         return h, {**tapped, ROUTING: seen[ROUTING].swapaxes(0, 1)}
 

@@ -19,8 +19,8 @@ COLUMNS, ROWS, EXPERTS = "columns", "rows", "experts"
 
 TACTICS = (
     (r"blocks\.experts\.\w+\.(kernel|bias)$", EXPERTS),
-    (r"blocks\.(qkv|gate|value|expand)\.(kernel|bias)$", COLUMNS),
-    (r"blocks\.(proj|contract)\.kernel$", ROWS),
+    (r"blocks\.(qkv|gate|value|expand|linear_qkv|depthwise)\.(kernel|bias)$", COLUMNS),
+    (r"blocks\.(proj|contract|linear_proj)\.kernel$", ROWS),
 )
 """The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one;
 experts: the one after the layers'."""

@@ -41,15 +41,16 @@ class TREAD(DiT):
         h: jax.Array,
         c: jax.Array,
         angles: jax.Array | None,
-        places: int,
+        shape: tuple[int, int],
         taps: Taps,
         train: bool,
     ) -> tuple[jax.Array, dict[Any, jax.Array]]:
         if not train:
-            return super()._through(h, c, angles, places, taps, train)
+            return super()._through(h, c, angles, shape, taps, train)
         check_taps(taps, self.depth)
-        blocks = self._blocks(train)
+        blocks = self._blocks(train, shape)
         tapped: dict[Any, jax.Array] = {}
+        places = shape[0] * shape[1]
         images, key = c.shape[0], self.make_rng("dropout")
         each = (self._alone(),)
 

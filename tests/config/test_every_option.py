@@ -111,6 +111,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     ),
     "tread": _tiny(DIT | dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),))),
     "diffmoe": _tiny(DIT | dict(name="diffmoe.DiffMoE", experts=4), "method.terms=['capacity']"),
+    "lit": _tiny(DIT | dict(name="lit.LiT", kernel=3)),
     "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
         "configs/digits_gan.py",
@@ -493,6 +494,13 @@ MODELS = (
         "model",
         values=HIDDEN | dict(experts=3, capacity=2.0),
         skip=SIZED | TAKES,
+        programs=NETWORK,
+    ),
+    Sweep(
+        "lit",
+        "model",
+        values=HIDDEN | dict(kernel=1, lowering="direct"),
+        skip=SIZED | TAKES | dict(attention="there is no map to compute"),
         programs=NETWORK,
     ),
     Sweep(

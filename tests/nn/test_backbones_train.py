@@ -7,6 +7,7 @@ from jaxgen.cli import main
 BACKBONES = {
     "diffmoe": dict(name="diffmoe.DiffMoE", depth=1, experts=4),
     "dit_moe": dict(name="dit_moe.DiTMoE", depth=1, experts=4),
+    "lit": dict(name="lit.LiT", depth=1, kernel=3),
     "tread": dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),)),
 }
 TERMS = {"diffmoe": ["capacity"], "dit_moe": ["balance"]}
