@@ -51,3 +51,26 @@ def convolve(
     if lowering not in LOWERINGS:
         raise unknown("model.lowering", lowering, LOWERINGS)
     return LOWERINGS[lowering](x, kernel, pad, stride)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, *, lowering: str = "patches") -> jax.Array:
+    """Each channel of x [B, H, W, C] with a kernel of its own, [h, w, 1, C], odd: [B, H, W, C].
+
+    Zeros are around. "patches" is a sum of shifted images, which on CPU takes a hundredth of the
+    time in a loop. Raises UsageError for an unknown lowering.
+    """
+    if lowering not in LOWERINGS:
+        raise unknown("model.lowering", lowering, LOWERINGS)
+    (rows, columns), (_, height, width, channels) = kernel.shape[:2], x.shape
+    pad = [(n // 2, n // 2) for n in (rows, columns)]
+    if lowering == "direct":
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+        )  # fmt: skip
+    x = jnp.pad(x, ((0, 0), *pad, (0, 0)))
+    shifts = [(i, j) for i in range(rows) for j in range(columns)]
+    return sum(
+        (x[:, i : i + height, j : j + width] * kernel[i, j, 0] for i, j in shifts[1:]),
+        x[:, :height, :width] * kernel[0, 0, 0],
+    )

@@ -6,7 +6,8 @@ Peebles & Xie, "Scalable Diffusion Models with Transformers" (2023). Variants by
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,7 +32,8 @@ from jaxgen.nn.stack import Stack, Taps, stacked
 
 # The paper's table 1. With 32x32x4 latents, patch 2, learned sigma and 1000 classes: 33, 130, 458
 # and 675 million parameters; 6.06, 23.01, 80.71 and 118.64 G multiply-adds (the paper's "Gflops").
-SIZES: dict[str, dict[str, int]] = {
+Sizes = Mapping[str, Mapping[str, Any]]
+SIZES: Sizes = {
     "S": dict(depth=12, width=384, heads=6),
     "B": dict(depth=12, width=768, heads=12),
     "L": dict(depth=24, width=1024, heads=16),
@@ -90,7 +92,7 @@ class Block(nn.Module):
         x = x + flat(gate_a * tokens(h))
         h = normalise(x, epsilon=self.mlp_epsilon).astype(self.dtype)
         h = modulate(tokens(h), shift_m, scale_m)
-        h = drop(self._mlp(flat(h)), images)
+        h = drop(self._mlp(flat(h), images), images)
         return x + flat(gate_m * tokens(h))
 
     def _columns(self, features: int, name: str) -> Columns:
@@ -122,7 +124,7 @@ class Block(nn.Module):
             h = jnp.where(alone, values(qkv, heads), h)
         return self._rows("proj")(h.reshape(-1, heads * size))
 
-    def _mlp(self, x: jax.Array) -> jax.Array:
+    def _mlp(self, x: jax.Array, images: int) -> jax.Array:
         hidden = int(self.mlp_ratio * self.width)
         if self.swiglu:
             # Two thirds of the width keeps the parameters of the plain MLP (Shazeer 2020, sec. 2).
@@ -159,6 +161,7 @@ class DiT(nn.Module):
     the patches row by row, k from 1 to depth. Raises UsageError for other taps.
     """
 
+    table: ClassVar[Sizes] = SIZES
     num_classes: int
     out_channels: int
     size: str = "S/2"
@@ -183,7 +186,7 @@ class DiT(nn.Module):
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
-        fill(self, patched(SIZES))
+        fill(self, patched(self.table))
         super().__post_init__()
 
     @nn.compact
@@ -208,10 +211,27 @@ class DiT(nn.Module):
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         c = self._condition(noise, condition, dtype)
-        blocks = blocks_of(self, self.depth, self.width, self.heads, train)
-        h, tapped = blocks(h, c, angles, places=rows * columns, each=(self._alone(),), taps=taps)
+        h, tapped = self._through(h, c, angles, (rows, columns), taps, train)
         out = self._image(h, c, rows, columns)
         return (out, tapped) if taps else out
+
+    def _blocks(self, train: bool, shape: tuple[int, int]) -> Stack:
+        return blocks_of(self, self.depth, self.width, self.heads, train)
+
+    def _through(
+        self,
+        h: jax.Array,
+        c: jax.Array,
+        angles: jax.Array | None,
+        shape: tuple[int, int],
+        taps: Taps,
+        train: bool,
+    ) -> tuple[jax.Array, dict[Any, jax.Array]]:
+        """Tokens [B * N, width] of a grid of this shape through the blocks, and the taps."""
+        blocks = self._blocks(train, shape)
+        places = shape[0] * shape[1]
+        out: Any = blocks(h, c, angles, places=places, each=(self._alone(),), taps=taps)
+        return out
 
     def _number(self, noise: jax.Array) -> jax.Array:
         """The number that is embedded, before `time_scale`."""
@@ -276,13 +296,20 @@ class SiT(DiT):
         return 1 - noise
 
 
-def blocks_of(net: DiT, depth: int, width: int, heads: int, train: bool) -> Stack:
+def blocks_of(
+    net: DiT,
+    depth: int,
+    width: int,
+    heads: int,
+    train: bool,
+    block: Callable[..., nn.Module] = Block,
+) -> Stack:
     """A stack called "blocks", of these sizes and else as the fields of `net` say.
 
-    It is part of the module in whose call this is called.
+    It is part of the module in whose call this is called. block: makes a `Block` of its fields.
     """
     return stacked(
-        Block,
+        block,
         depth,
         scan=net.scan,
         remat=net.remat,

@@ -7,6 +7,7 @@ and a training step (forward and backward) costs three forwards. Element-wise wo
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -35,10 +36,17 @@ def parameters(module: nn.Module, shape: tuple[int, ...]) -> int:
     return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_constant(path))
 
 
-def multiply_adds(module: nn.Module, shape: tuple[int, ...], *, batch: int = 1) -> float:
-    """Forward multiply-adds of `module` on `batch` examples of `shape` (H, W, C)."""
+def multiply_adds(
+    module: nn.Module, shape: tuple[int, ...], *, batch: int = 1, train: bool = False
+) -> float:
+    """Forward multiply-adds of `module` on `batch` examples of `shape` (H, W, C).
+
+    train: as it is trained, for networks that then do less.
+    """
     variables = abstract_variables(module, shape)
-    jaxpr = jax.make_jaxpr(module.apply)(variables, *_inputs(shape, batch))
+    more: dict[str, Any] = {"train": True, "rngs": {"dropout": jax.random.key(0)}} if train else {}
+    forward = functools.partial(module.apply, **more)
+    jaxpr = jax.make_jaxpr(forward)(variables, *_inputs(shape, batch))
     return count(jaxpr.jaxpr)
 
 
@@ -58,6 +66,9 @@ def _equation(equation: Any) -> float:
         left = equation.invars[0].aval.shape
         size = math.prod(equation.outvars[0].aval.shape)
         return size * math.prod(left[axis] for axis in contract)
+    if name == "grouped_matmul":
+        left, right = (a.aval.shape for a in equation.invars[:2])
+        return math.prod(left) * right[1 if params["kind"] == "turned" else -1]
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]

@@ -2,7 +2,8 @@
 
 Names are dotted paths, of parameters and of what follows them (optimizer state, averages). Kernels
 of transformer blocks (stacks whose name ends in "blocks") are cut along `tensor` as their layers
-compute; everything large is cut along `fsdp` for storage alone, and gathered where it is used.
+compute, and so are experts, whole; everything large is cut along `fsdp` for storage alone, and
+gathered where it is used.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxgen.mesh import BATCH
 
-COLUMNS, ROWS = "columns", "rows"
+COLUMNS, ROWS, EXPERTS = "columns", "rows", "experts"
 
 TACTICS = (
-    (r"blocks\.(qkv|gate|value|expand)\.(kernel|bias)$", COLUMNS),
-    (r"blocks\.(proj|contract)\.kernel$", ROWS),
+    (r"blocks\.experts\.\w+\.(kernel|bias)$", EXPERTS),
+    (r"blocks\.(qkv|gate|value|expand|linear_qkv|depthwise)\.(kernel|bias)$", COLUMNS),
+    (r"blocks\.(proj|contract|linear_proj)\.kernel$", ROWS),
 )
-"""The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one."""
+"""The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one;
+experts: the one after the layers'."""
 
 STACKED = re.compile(r"(blocks|\bstack)\.")
 """Parameters of a stack of layers: axis 0 is the layer's and stays whole."""
@@ -44,7 +47,7 @@ def tactic(name: str) -> str | None:
 def tensor_axis(name: str, shape: tuple[int, ...], devices: int) -> int | None:
     """The axis that the tactic cuts among `devices`, or None where it cuts none."""
     kind = tactic(name)
-    axis = len(shape) - (2 if kind == ROWS else 1)
+    axis = 1 if kind == EXPERTS else len(shape) - (2 if kind == ROWS else 1)
     return None if kind is None or devices == 1 or shape[axis] % devices else axis
 
 

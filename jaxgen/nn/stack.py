@@ -40,7 +40,8 @@ class Stack(nn.Module):
     each further argument is of, which goes to every layer alike: "examples" [B, ...], "places"
     [N, ...], "tokens" [B, N, ...] or None, anything. per_layer: the same of each array of `each`,
     after its axis of layers. What a block sows into "intermediates" ([B, ...]) is sown as "layers",
-    stacked on a new axis 0, for whoever makes that collection mutable.
+    stacked on a new axis 0, for whoever makes that collection mutable; what it sows into
+    "statistics" is handed back to whoever asks for it.
     """
 
     make: Callable[[], nn.Module]
@@ -59,14 +60,18 @@ class Stack(nn.Module):
         each: tuple[PyTree, ...] = (),
         taps: Taps | None = None,
         every: bool = False,
+        span: tuple[int, int] | None = None,
+        statistics: bool = False,
     ) -> Any:
         """x through all layers: a tree of arrays [B, ...], or a matrix [B * places, D] of tokens.
 
         Only where `places` is given are tokens cut along `sequence`. each: arrays [depth, ...], of
-        which a block is given its own, after all else.
+        which a block is given its own, after all else. span: (a, b), only the layers after a up to
+        b; taps and `each` still count from the first of all.
 
         Returns x; with taps, () included, (x, {k: the output after k layers}); with every=True
-        (x, all layers' outputs on a new axis 0). Such outputs of tokens are [B, places, D]. Taps
+        (x, all layers' outputs on a new axis 0); with statistics=True one more, {name: [depth, B,
+        ...]}, what blocks sow of "statistics". Such outputs of tokens are [B, places, D]. Taps
         are kept in the loop's state: one compiled block still, and memory for what is asked for.
         Raises UsageError for a tap that is no layer.
         """
@@ -83,17 +88,27 @@ class Stack(nn.Module):
         keys = None
         if self.has_rng("dropout"):
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-        run = functools.partial(self._run, block, taps or (), every, places)
+        first, last = span or (0, self.depth)
+        told = [
+            *(["intermediates"] if self.is_mutable_collection("intermediates") else []),
+            *(["statistics"] if statistics else []),
+        ]
+        run = functools.partial(self._run, block, taps or (), every, places, first, told)
         layers = (params, keys, each)
+        if span is not None:
+            layers = jax.tree.map(lambda a: a[first:last], layers)
         placed = layout()
         count = jax.tree.leaves(x)[0].shape[0] // (places or 1)
         if placed is None or count % (placed.mesh.shape["data"] * placed.mesh.shape["fsdp"]):
             out, kept, sown = run(layers, x, shared)
         else:
             out, kept, sown = self._on_mesh(run, placed, layers, x, shared, places, every)
-        if sown:
-            self.sow("intermediates", "layers", sown)
-        return (out, kept) if every or taps is not None else out
+        if sown.get("intermediates"):
+            self.sow("intermediates", "layers", sown["intermediates"])
+        outputs = (out, kept) if every or taps is not None else (out,)
+        if statistics:
+            return *outputs, {name: a for name, (a,) in sown.get("statistics", {}).items()}
+        return outputs if len(outputs) > 1 else out
 
     def _run(
         self,
@@ -101,6 +116,8 @@ class Stack(nn.Module):
         taps: Taps,
         every: bool,
         places: int | None,
+        first: int,
+        told: list[str],
         layers: Layers,
         x: Any,
         shared: tuple[Any, ...],
@@ -108,16 +125,16 @@ class Stack(nn.Module):
     ) -> tuple[Any, PyTree, PyTree]:
         """The loop over layers: (x, outputs asked for, what they sow).
 
+        first: how many layers come before these. told: the collections of what they sow.
         whole(layer) is called on their parameters.
         """
-        mutable = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
         def body(x: Any, layer: Layers) -> tuple[Any, PyTree]:
             params, key, each = layer
             rngs = {} if key is None else {"dropout": key}
             inputs = (*shared, *each)
-            x, sown = block.apply({"params": whole(params)}, x, *inputs, rngs=rngs, mutable=mutable)
-            return x, sown.get("intermediates", {})
+            variables = {"params": whole(params)}
+            return block.apply(variables, x, *inputs, rngs=rngs, mutable=told)  # type: ignore[no-any-return]
 
         body = checkpointed(body, self.remat, in_scan=self.scan)
 
@@ -128,13 +145,14 @@ class Stack(nn.Module):
             kept = {k: _where(number == k, x, before) for k, before in kept.items()}
             return (x, kept), (x if every else {}, sown)
 
-        numbers = jnp.arange(1, self.depth + 1) if taps else None
-        unroll = 1 if self.scan else self.depth
+        depth = jax.tree.leaves(layers[0])[0].shape[0]
+        numbers = first + jnp.arange(1, depth + 1) if taps else None
+        unroll = 1 if self.scan else depth
         (x, kept), (outputs, sown) = jax.lax.scan(
             step,
             (x, {k: jax.tree.map(jnp.zeros_like, x) for k in taps}),
             (numbers, layers),
-            length=self.depth,
+            length=depth,
             unroll=unroll,
         )
         kept = outputs if every else kept

@@ -109,6 +109,10 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "uvit_model": _tiny(
         dict(name="uvit.UViT", patch=4, width=8, depth=3, heads=2, attention="xla")
     ),
+    "tread": _tiny(DIT | dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),))),
+    "diffmoe": _tiny(DIT | dict(name="diffmoe.DiffMoE", experts=4), "method.terms=['capacity']"),
+    "lit": _tiny(DIT | dict(name="lit.LiT", kernel=3)),
+    "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
         "configs/digits_gan.py",
         [
@@ -487,6 +491,34 @@ MODELS = (
         "routed", "model", values=dict(of=DIT, groups=((0,), tuple(range(1, 10)))), programs=NETWORK
     ),
     Sweep("uvit_model", "model", values=HIDDEN | dict(depth=5), skip=SIZED, programs=NETWORK),
+    Sweep(
+        "diffmoe",
+        "model",
+        values=HIDDEN | dict(experts=3, capacity=2.0),
+        skip=SIZED | TAKES,
+        programs=NETWORK,
+    ),
+    Sweep(
+        "lit",
+        "model",
+        values=HIDDEN | dict(kernel=1, lowering="direct"),
+        skip=SIZED | TAKES | dict(attention="there is no map to compute"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "dit_moe",
+        "model",
+        values=HIDDEN | dict(experts=3, chosen=1, shared=0),
+        skip=SIZED | TAKES,
+        programs=NETWORK,
+    ),
+    Sweep(
+        "tread",
+        "model",
+        values=HIDDEN | dict(routes=((0, 3, 0.25),)),
+        skip=SIZED | TAKES | dict(rope="refused: examples keep different places"),
+        programs=NETWORK,
+    ),
     Sweep(
         "maskgit",
         "model",

@@ -134,7 +134,7 @@ def denoising(
     training = single(loss, fresh, optimizer, averages, accumulate=accumulate, project=project)
     more = _likelihoods(network, spec) if distribution.gaussian and description is None else {}
     if description is None and not chosen:
-        more["train_flops"] = lambda: 6 * multiply_adds(model, tuple(spec.shape))
+        more["train_flops"] = lambda: 6 * multiply_adds(model, tuple(spec.shape), train=True)
     whole = pairing.whole_batch or any(term.whole_batch for term in chosen)
     return method_of(
         spec,
@@ -182,9 +182,12 @@ def first_params(
     if description is not None and description.init is not None:
         params["describe"] = description.init(jax.random.fold_in(key, DESCRIBE))
     asked = taps_of(terms)
-    shapes = jax.eval_shape(
-        lambda p: network.tapped(p, x, time, told, None, asked)[2], params["net"]
-    )
+
+    def outputs(net: PyTree) -> list[jax.Array]:
+        tapped = network.tapped(net, x, time, told, None, asked)[2]
+        return [tapped[tap] for tap in asked]
+
+    shapes = dict(zip(asked, jax.eval_shape(outputs, params["net"]), strict=True))
     for number, term in enumerate(terms):
         if term.init is not None:
             params[term.name] = term.init(jax.random.fold_in(key, TERMS_FIRST + number), shapes)
