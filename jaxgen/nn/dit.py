@@ -58,7 +58,7 @@ class Block(nn.Module):
     train: bool
     dtype: Any
     implementation: str
-    mlp_epsilon: float = 1e-6
+    mlp_epsilon: float
 
     @nn.compact
     def __call__(
