@@ -2,8 +2,8 @@
 
     python -m experiments.studies.tuning --workdir runs/digits --part adapters
 
-adapters: the model goes on on the negatives of its images, all of it, by LoRA or by its biases:
-parameters trained, and the Frechet distance to the negatives of the test images.
+adapters: the model goes on on faded images, of half the contrast, all of it, by LoRA or by its
+biases: parameters trained, and the Frechet distance with the samples' contrast doubled again.
 rewards: samples are to have more ink. Mean reward before and after, beside that of the law
 p_ref exp(r / beta), which the model's own samples tell by their weights.
 contrast: the model against a frozen copy, on its own data. Scores without guidance, before and
@@ -40,7 +40,7 @@ def ink() -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def adapters(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
-    """A row for each way to go on on negatives, and seed."""
+    """A row for each way to go on on faded images, and seed."""
     only = dict(name="tune.only", match=r"\bbias$")
     ways: dict[str, tuple[list[Section], float]] = {
         "everything": ([], 5e-4),
@@ -48,16 +48,17 @@ def adapters(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
         "LoRA, rank 4": ([dict(name="tune.lora", rank=4, match=LAYERS)], 1e-3),
         "biases": ([only], 2e-3),
     }  # fmt: skip
-    negatives = {**it.train, "image": -np.asarray(normalise({"image": it.train["image"]})["image"])}
+    images_of = lambda x: np.asarray(normalise({"image": x})["image"])
+    faded = {**it.train, "image": (images_of(it.train["image"]) - 1) / 2}
     labels = balanced_labels(samples, it.classes)
 
     def scored(draw: Any, params: Any, seed: int) -> Row:
-        # Negatives of the samples against the images as they are: the same distance.
-        return it.scores(-draw(params, labels, seed).astype(np.float32))
+        # Undone in the samples, not done to the test images: distances as of all others.
+        return it.scores(np.clip(2 * draw(params, labels, seed) + 1, -1, 1))
 
     for name, (wraps, rate) in ways.items():
         setup = setup_of(it, workdir, wraps, rate=rate, images=images)
-        method, train = setup.method, Trainer(setup.method, negatives)
+        method, train = setup.method, Trainer(setup.method, faded)
         draw = floats(method, **SOLVED)
         for seed in range(seeds):
             begin = time.monotonic()

@@ -234,8 +234,10 @@ class Generator(nn.Module):
         parts = zip(jnp.split(noise, ends, -1), self.sides, strict=True)
         return self.synthesis(styles, [part.reshape(-1, side, side, 1) for part, side in parts])
 
-    def __call__(self, z: jax.Array, labels: jax.Array, *, train: bool = False) -> jax.Array:
-        """z [B, D], labels [B] -> float32 [B, H, H, C]."""
+    def styled(
+        self, z: jax.Array, labels: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """z [B, D], labels [B] -> what `images` takes: styles of all layers, and noise."""
         layers, size = len(self.sides) + 1, self.latent
         if z.shape[-1] not in (size, self.latents()):
             allowed = f"{size}, or {self.latents()} with noise and a second latent to mix with"
@@ -247,7 +249,7 @@ class Generator(nn.Module):
             w = self.mean.value + self.psi * (w - self.mean.value)
         styles = jnp.repeat(w[:, None], layers, 1)
         if z.shape[-1] == size:
-            return self.images(styles)
+            return styles, None
         own = z.shape[-1] - 2 * size - 2
         noise, other, numbers = jnp.split(z[:, size:], (own, own + size), -1)
         if train and self.mixing > 0:
@@ -258,7 +260,11 @@ class Generator(nn.Module):
             )
             second = self.styles(other, labels)[:, None]
             styles = jnp.where((jnp.arange(layers) < start[:, None])[..., None], styles, second)
-        return self.images(styles, noise)
+        return styles, noise
+
+    def __call__(self, z: jax.Array, labels: jax.Array, *, train: bool = False) -> jax.Array:
+        """z [B, D], labels [B] -> float32 [B, H, H, C]."""
+        return self.images(*self.styled(z, labels, train=train))
 
 
 class Discriminator(nn.Module):
@@ -266,7 +272,7 @@ class Discriminator(nn.Module):
 
     base, most: as the generator's. group: of how many neighbours in a batch the deviation is one
     more channel of the last layers (0: none): real and fake images are not of one group where a
-    batch is a multiple of it.
+    batch is a multiple of it. A slope at an image (R1) has how it moves that deviation, as there.
     """
 
     base: int = 32768

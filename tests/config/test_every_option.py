@@ -46,6 +46,8 @@ WORDS = dict(name="bit_sequences.bit_sequences", length=32, word=4, modes=4)
 INCLUSIVE = dict(name="tune.inclusive", classes=(3, 4), parent=8, sample=SHORT)
 TOKENS = dict(name="tune.tokens", classes=(3,), reward="tests.option_kit.brightness")
 
+STYLED = dict(name="stylegan2.Generator", base=32, most=8, latent=4, style=8, depth=1)
+
 
 def _tiny(model: Any, *more: str) -> tuple[str, list[str]]:
     return "tests/tiny.py", [f"model={model}", *more]
@@ -129,6 +131,15 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         ],
     ),
     "dcgan": ("configs/gan.py:dcgan-pd-ns-none-none", []),
+    "stylegan2": (
+        "configs/digits_gan.py",
+        [
+            "model.generator=" + repr(STYLED),
+            "model.discriminator=" + repr(dict(name="stylegan2.Discriminator", base=32, most=8)),
+            "method.latent.size=154",
+            "method.regularisers=('path_length',)",
+        ],
+    ),
     "own": _tiny(dict(name="own.Pure", of="tests.own_kit.shaded")),
     "interpolants": (
         "configs/digits_maskgit.py",
@@ -553,6 +564,26 @@ MODELS = (
         for player in ("generator", "discriminator")
     ),
     Sweep("gan", "model.generator", values=HIDDEN | dict(width=8), programs=NETWORK),
+    Sweep(
+        "stylegan2",
+        "model.generator",
+        values=HIDDEN | dict(base=64, most=4, mixing=0.0),
+        skip=dict(latent="the latent's size follows", psi="of samples: see sample.truncation"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "stylegan2",
+        "model.discriminator",
+        values=HIDDEN | dict(base=64, most=4, group=0),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "stylegan2",
+        "sample",
+        values=dict(truncation=0.5),
+        skip=dict(standing=ELSEWHERE),
+        programs=SAMPLER,
+    ),
     Sweep("dcgan", "model.generator", values=HIDDEN | dict(label_width=8), programs=NETWORK),
     Sweep("dcgan", "model.discriminator", values=HIDDEN, programs=NETWORK),
     Sweep(

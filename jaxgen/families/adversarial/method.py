@@ -123,7 +123,8 @@ def adversarial(
     def sampler(*, truncation: float | None = None, standing: int = 0) -> Sampler:
         """Images from latents, one network evaluation each.
 
-        truncation: latents are normal given |z| <= truncation, which trades variety for quality.
+        truncation: latents are normal given |z| <= truncation, which trades variety for quality;
+        of a generator with styles, these are drawn towards their mean (psi: 1 not, 0 wholly).
         standing: moments of batch norm are those of this many such latents (with uniform labels,
         the same in every call) in place of the running averages; it costs as many evaluations a
         call.
@@ -141,7 +142,12 @@ def generator_sampler(
 ) -> Sampler:
     """The sampler of a generator; see `adversarial` for the options."""
     draw = latent.draw
-    if truncation is not None:
+    if truncation is not None and hasattr(generator, "psi"):
+        if not 0 <= truncation <= 1:
+            allowed = "from 0 to 1, how far styles are from their mean, or None"
+            raise invalid("sample.truncation", truncation, allowed)
+        generator = generator.clone(psi=truncation)
+    elif truncation is not None:
         if truncation <= 0:
             raise invalid("sample.truncation", truncation, "a number > 0, or None")
         if latent.truncated is None:

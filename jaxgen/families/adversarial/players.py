@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -194,8 +195,10 @@ class Players:
             if rule.generator is not None:
                 real = batch["image"]
                 case = self._case(params, carried, number, real, fake, labels, keys, z)
-                metrics[f"{rule.name}_generator"] = rule.generator(case)
-                value += metrics[f"{rule.name}_generator"]
+                found = rule.generator(case)
+                found, more = found if isinstance(found, tuple) else (found, {})
+                metrics |= {f"{rule.name}_generator": found, **more}
+                value += found
             if rule.weights is not None and "generator" in rule.networks:
                 metrics[rule.name] = self._weighed(rule, "generator", params, carried)
                 value += metrics[rule.name]
@@ -274,7 +277,18 @@ class Players:
             generate=lambda z: self._generated(params, z, labels)[0],
             z=z,
             state=carried.get("rules", {}).get(rule.name),
+            styled=self._styled(params, labels) if hasattr(self.generator, "styled") else None,
         )
+
+    def _styled(self, params: PyTree, labels: jax.Array) -> Callable[[jax.Array], Any]:
+        variables = {"params": params["generator"], **params.get("statistics", {})}
+        of: Any = functools.partial(self.generator.apply, variables)
+
+        def styled(z: jax.Array) -> Any:
+            styles, noise = of(z, labels, train=True, method="styled")
+            return styles, lambda styles: of(styles, noise, method="images")
+
+        return styled
 
     def _logits(self, d: PyTree, statistics: PyTree) -> Callable[..., jax.Array]:
         def logits(x: jax.Array, labels: jax.Array) -> jax.Array:

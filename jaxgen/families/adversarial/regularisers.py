@@ -6,6 +6,7 @@ A `Regulariser` says under a name which of the hooks it has; `Players` calls the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
+from jaxgen.method import normal
 from jaxgen.nn.gan_layers import MinibatchDeviation, MinibatchDiscrimination
 
 PyTree = Any
@@ -27,7 +29,8 @@ class Case(NamedTuple):
     parameters. real, fake [B, *shape], not augmented; labels [B]; keys [B]; augment(x, keys) -> x,
     or None. logits: those of the real and of the fake images as they were shown, [B] each.
     features(x, labels) -> [B, F]; generate(z[B, D]) -> x; z: what `fake` was made of. state: the
-    regulariser's own.
+    regulariser's own. styled(z) -> (styles [B, layers, D], paint(styles) -> x) of a generator with
+    styles, or None.
     """
 
     judge: Callable[[jax.Array, jax.Array], jax.Array]
@@ -41,13 +44,15 @@ class Case(NamedTuple):
     generate: Callable[[jax.Array], jax.Array] | None = None
     z: jax.Array | None = None
     state: PyTree = None
+    styled: Callable[[jax.Array], tuple[jax.Array, Callable[[jax.Array], jax.Array]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Regulariser:
     """Under the name that its metric gets, any of:
 
-    penalty(case), generator(case) -> scalar, added to the discriminator's or the generator's loss.
+    penalty(case), generator(case) -> scalar, added to the discriminator's or the generator's loss;
+    the latter's may come with metrics, (scalar, {name: scalar}).
     weights(params, state) -> scalar, added to the loss of each of `networks`. project(params) ->
     params of the discriminator, after each of its steps. latent(z, judge) -> z, where judge(z) are
     the logits [B] of what is made of z. select(logits[B], seen) -> weights [B] that sum to 1, of
@@ -60,7 +65,7 @@ class Regulariser:
 
     name: str
     penalty: Callable[[Case], jax.Array] | None = None
-    generator: Callable[[Case], jax.Array] | None = None
+    generator: Callable[[Case], Any] | None = None
     weights: Callable[[PyTree, PyTree], jax.Array] | None = None
     project: Callable[[PyTree], PyTree] | None = None
     latent: Callable[[jax.Array, Callable[[jax.Array], jax.Array]], jax.Array] | None = None
@@ -320,6 +325,47 @@ def latent_optimisation(rate: float = 0.9, damping: float = 5.0) -> Regulariser:
         return z + jnp.clip(step, -1, 1)
 
     return Regulariser("latent_optimisation", latent=latent, single=True)
+
+
+def path_length(weight: float = 2.0, every: int = 4, decay: float = 0.99) -> Regulariser:
+    """weight E (|J^T y| - a)^2, J of images by styles, y noise (Karras et al. 2020, eq. 4).
+
+    |J^T y|: the root of the mean over layers of squared lengths, y normal over the root of the
+    number of pixels. a: their running average, 0 at first. Every so many steps, and as many times
+    as large. For generators with styles (`stylegan2.Generator`).
+    """
+    _positive("path_length.weight", weight)
+    if every < 1 or not 0 <= decay < 1:
+        allowed = "every >= 1, 0 <= decay < 1"
+        raise invalid("method.regularisers.path_length", (every, decay), allowed)
+
+    def penalty(case: Case) -> Any:
+        if case.styled is None or case.z is None:
+            given = "path_length with a generator without styles"
+            raise invalid("method.regularisers", given, "stylegan2.Generator")
+        styles, paint = case.styled(case.z)
+
+        def due() -> tuple[jax.Array, jax.Array]:
+            x = jax.eval_shape(paint, styles)
+            y = normal(case.keys, x.shape[1:]) / math.sqrt(x.shape[1] * x.shape[2])
+            slopes = jax.grad(lambda styles: (paint(styles) * y).sum())(styles)
+            lengths = jnp.sqrt(jnp.square(slopes).sum(2).mean(1) + 1e-12)
+            mean = jax.lax.stop_gradient(lengths.mean())
+            a = decay * case.state["mean"] + (1 - decay) * mean
+            return every * weight * jnp.square(lengths - a).mean(), mean
+
+        rest = lambda: (jnp.zeros(()), case.state["mean"])
+        value, mean = jax.lax.cond(case.state["count"] % every == 0, due, rest)
+        return value, {"path": mean}
+
+    def follow(state: PyTree, metrics: Mapping[str, jax.Array], params: PyTree) -> PyTree:
+        mean = decay * state["mean"] + (1 - decay) * metrics["path"]
+        return {"mean": mean, "count": state["count"] + 1}
+
+    start = lambda params: {"mean": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
+    return Regulariser(
+        "path_length", generator=penalty, start=start, follow=follow, player="generator"
+    )
 
 
 def historical_averaging(
