@@ -59,6 +59,7 @@ UNOPTIMISED = {
     "test_configs.py",
     "test_every_run_option.py",
     "test_diffusion_conditions.py",
+    "test_diffit.py",
     "test_diffmoe.py",
     "test_dit_moe.py",
     "test_diffusion_descriptions.py",
