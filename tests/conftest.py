@@ -56,6 +56,7 @@ UNOPTIMISED = {
     "test_ar_pixelcnn.py",
     "test_backbones_train.py",
     "test_cli.py",
+    "test_can.py",
     "test_configs.py",
     "test_every_run_option.py",
     "test_diffusion_conditions.py",

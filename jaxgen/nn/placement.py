@@ -22,6 +22,7 @@ TACTICS = (
     (r"blocks\.(qkv|gate|value|expand|linear_qkv|depthwise)\.(kernel|bias)$", COLUMNS),
     (r"blocks\.(time_qkv|relative)\.(kernel|bias)$", COLUMNS),
     (r"blocks\.(proj|contract|linear_proj)\.kernel$", ROWS),
+    (r"blocks\.proj\.generator$", ROWS),
 )
 """The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one;
 experts: the one after the layers'."""

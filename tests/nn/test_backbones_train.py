@@ -6,6 +6,7 @@ from jaxgen.cli import main
 
 BACKBONES = {
     "diffmoe": dict(name="diffmoe.DiffMoE", depth=1, experts=4),
+    "can": dict(name="can.CAN", depth=1, rank=2),
     "diffit": dict(name="diffit.DiffiT", depth=1),
     "dit_moe": dict(name="dit_moe.DiTMoE", depth=1, experts=4),
     "lit": dict(name="lit.LiT", depth=1, kernel=3),
