@@ -88,7 +88,7 @@ class Block(nn.Module):
 
         drop = Dropout(self.dropout, deterministic=not self.train)
         h = modulate(tokens(normalise(x).astype(self.dtype)), shift_a, scale_a)
-        h = drop(self._attention(flat(h), images, angles, alone), images)
+        h = drop(self._attention(flat(h), condition, angles, alone), images)
         x = x + flat(gate_a * tokens(h))
         h = normalise(x, epsilon=self.mlp_epsilon).astype(self.dtype)
         h = modulate(tokens(h), shift_m, scale_m)
@@ -104,9 +104,14 @@ class Block(nn.Module):
         return Rows(self.width, kernel_init=init, dtype=self.dtype, name=name)
 
     def _attention(
-        self, x: jax.Array, images: int, angles: jax.Array | None, alone: jax.Array | None
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        angles: jax.Array | None,
+        alone: jax.Array | None,
     ) -> jax.Array:
         heads, size = share("heads", self.heads), self.width // self.heads
+        images = condition.shape[0]
         qkv = self._columns(3 * self.width, "qkv")(x)
         norms = [HeadNorm(name=n)(size) for n in ("q_norm", "k_norm")] if self.qk_norm else []
         qkv = qkv.reshape(images, -1, heads * 3 * size)
@@ -122,7 +127,11 @@ class Block(nn.Module):
         h = self_attention(qkv, **options, implementation=self.implementation)
         if alone is not None:
             h = jnp.where(alone, values(qkv, heads), h)
-        return self._rows("proj")(h.reshape(-1, heads * size))
+        return self._project(h.reshape(-1, heads * size), condition)
+
+    def _project(self, h: jax.Array, condition: jax.Array) -> jax.Array:
+        """What heads say [B * N, this device's] -> [B * N, width]."""
+        return self._rows("proj")(h)
 
     def _mlp(self, x: jax.Array, images: int) -> jax.Array:
         hidden = int(self.mlp_ratio * self.width)
@@ -204,16 +213,19 @@ class DiT(nn.Module):
         self._check(x.shape)
         images, (rows, columns) = x.shape[0], grid(x.shape, self.patch)
 
-        h = patchify(x.astype(dtype), self.patch)
-        init = nn.initializers.xavier_uniform()
-        h = nn.Dense(self.width, kernel_init=init, dtype=dtype, name="patch")(h)
+        c = self._condition(noise, condition, dtype)
+        h = self._embed(patchify(x.astype(dtype), self.patch), c)
         positions = sin_cos_2d(rows, columns, self.width).astype(dtype)
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
-        c = self._condition(noise, condition, dtype)
         h, tapped = self._through(h, c, angles, (rows, columns), taps, train)
         out = self._image(h, c, rows, columns)
         return (out, tapped) if taps else out
+
+    def _embed(self, patches: jax.Array, c: jax.Array) -> jax.Array:
+        """Patches [B * N, patch^2 C] -> tokens [B * N, width]."""
+        init, dtype = nn.initializers.xavier_uniform(), compute_dtype(self.dtype)
+        return nn.Dense(self.width, kernel_init=init, dtype=dtype, name="patch")(patches)
 
     def _blocks(self, train: bool, shape: tuple[int, int]) -> Stack:
         return blocks_of(self, self.depth, self.width, self.heads, train)

@@ -33,9 +33,14 @@ class Block(dit.Block):
     lowering: str
 
     def _attention(
-        self, x: jax.Array, images: int, angles: jax.Array | None, alone: jax.Array | None
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        angles: jax.Array | None,
+        alone: jax.Array | None,
     ) -> jax.Array:
         heads, width = share("heads", self.heads), self.width // self.heads
+        images = condition.shape[0]
         qkv = self._columns(3 * self.width, "linear_qkv")(x)
         qkv = qkv.reshape(images, -1, heads * 3 * width)
         scales = [HeadNorm(name=n)(width) if self.qk_norm else None for n in ("q_norm", "k_norm")]

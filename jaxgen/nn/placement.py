@@ -20,7 +20,9 @@ COLUMNS, ROWS, EXPERTS = "columns", "rows", "experts"
 TACTICS = (
     (r"blocks\.experts\.\w+\.(kernel|bias)$", EXPERTS),
     (r"blocks\.(qkv|gate|value|expand|linear_qkv|depthwise)\.(kernel|bias)$", COLUMNS),
+    (r"blocks\.(time_qkv|relative)\.(kernel|bias)$", COLUMNS),
     (r"blocks\.(proj|contract|linear_proj)\.kernel$", ROWS),
+    (r"blocks\.proj\.generator$", ROWS),
 )
 """The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one;
 experts: the one after the layers'."""

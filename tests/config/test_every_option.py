@@ -114,6 +114,8 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "tread": _tiny(DIT | dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),))),
     "diffmoe": _tiny(DIT | dict(name="diffmoe.DiffMoE", experts=4), "method.terms=['capacity']"),
     "lit": _tiny(DIT | dict(name="lit.LiT", kernel=3)),
+    "can": _tiny(DIT | dict(name="can.CAN", rank=2)),
+    "diffit": _tiny(DIT | dict(name="diffit.DiffiT")),
     "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
         "configs/digits_gan.py",
@@ -514,6 +516,20 @@ MODELS = (
         "model",
         values=HIDDEN | dict(kernel=1, lowering="direct"),
         skip=SIZED | TAKES | dict(attention="there is no map to compute"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "can",
+        "model",
+        values=HIDDEN | dict(rank=3),
+        skip=SIZED | TAKES,
+        programs=NETWORK,
+    ),
+    Sweep(
+        "diffit",
+        "model",
+        values=HIDDEN | dict(size="XL/4"),
+        skip=SIZED | TAKES | dict(attention="maps with relative positions are the plain formula's"),
         programs=NETWORK,
     ),
     Sweep(

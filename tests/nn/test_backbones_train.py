@@ -6,6 +6,8 @@ from jaxgen.cli import main
 
 BACKBONES = {
     "diffmoe": dict(name="diffmoe.DiffMoE", depth=1, experts=4),
+    "can": dict(name="can.CAN", depth=1, rank=2),
+    "diffit": dict(name="diffit.DiffiT", depth=1),
     "dit_moe": dict(name="dit_moe.DiTMoE", depth=1, experts=4),
     "lit": dict(name="lit.LiT", depth=1, kernel=3),
     "tread": dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),)),

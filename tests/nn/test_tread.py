@@ -35,7 +35,7 @@ def program(net, taps):
     return quick_jit(functools.partial(net.apply, **TRAINED, taps=taps))
 
 
-def trained(net, variables, taps=(1, 2, 3)):
+def trained(net, variables, taps=(1, 2, 3, 4)):
     return program(net, taps)(variables, *inputs(IMAGE, 4))
 
 
@@ -69,6 +69,15 @@ def test_tokens_on_a_route_miss_its_layers_and_all_others_do_not():
     np.testing.assert_array_equal(before, same)
     _, late = trained(NET, spoilt([3]))
     np.testing.assert_array_equal(late[3], plain[3])
+
+
+def test_tokens_come_back_where_they_were():
+    """Layers 2 to 4 that are the identity, as at initialisation: nothing moves."""
+    blocks = dict(variables()["params"]["blocks"])
+    blocks["modulation"] = jax.tree.map(lambda a: a.at[1:].set(0), blocks["modulation"])
+    _, taps = trained(NET, {"params": {**variables()["params"], "blocks": blocks}})
+    for k in (2, 3, 4):
+        np.testing.assert_array_equal(taps[k], taps[1])
 
 
 def test_places_are_drawn_evenly_and_for_each_example():
