@@ -698,6 +698,49 @@ PARTS = (
         ("tests/distill/test_guidance.py", "-k", "states_of_a_trajectory"),
     ),
     Mutant(
+        "an imported DiT: all channels are guided",
+        "jaxgen/pretrained/dit.py",
+        """    said, data = _official(found)
+    guided = [dict(name="cfg.cfg", weight=1.5, channels=3)]
+    return dict(
+        data=data,
+        model=said["model"],""",
+        """    said, data = _official(found)
+    guided = [dict(name="cfg.cfg", weight=1.5)]
+    return dict(
+        data=data,
+        model=said["model"],""",
+        ("tests/pretrained/test_dit.py", "-k", "dits_own"),
+    ),
+    Mutant(
+        "an imported U-ViT: label and time keep each other's positions",
+        "jaxgen/pretrained/uvit.py",
+        "a[0][[1, 0, ",
+        "a[0][[0, 1, ",
+        ("tests/pretrained/test_uvit.py", "-k", "pixels"),
+    ),
+    Mutant(
+        "an imported EDM2: queries, keys and values stay channel by channel",
+        "jaxgen/pretrained/edm.py",
+        "return np.swapaxes(cut, -1, -2).reshape(columns.shape)",
+        "return cut.reshape(columns.shape)",
+        ("tests/pretrained/test_edm.py", "-k", "edm2"),
+    ),
+    Mutant(
+        "an imported ADM: heads in the other order",
+        "jaxgen/pretrained/adm.py",
+        "return np.swapaxes(cut, -2, -3).reshape(columns.shape)",
+        "return cut.reshape(columns.shape)",
+        ("tests/pretrained/test_adm.py", "-k", "papers"),
+    ),
+    Mutant(
+        "weights that are left over are passed over",
+        "jaxgen/pretrained/layout.py",
+        "if missing or left:\n        raise unfit(what, missing, left)",
+        "if missing:\n        raise unfit(what, missing, left)",
+        ("tests/pretrained/test_dit.py", "-k", "does_not_fit"),
+    ),
+    Mutant(
         "an adapter's alpha is lost where it is read",
         "jaxgen/tune/adapters.py",
         "scale * b.reshape(b.shape[0], rank).T",

@@ -36,11 +36,13 @@ def card(
     others: Mapping[str, Mapping[str, Any]],
     grids: Sequence[str],
     licence: str | None,
+    imported: Mapping[str, str] | None = None,
 ) -> str:
     """The card as Markdown.
 
     name: the model's. receipts: of samples (`scoring.common.receipts`). others: receipts of
-    classifying and of likelihoods by kind. grids: pictures beside the card.
+    classifying and of likelihoods by kind. grids: pictures beside the card. imported: where the
+    parameters are from ("from", "layout") of a model that was not trained here.
     """
     setup = model.setup
     config, spec = setup.config, setup.spec
@@ -49,12 +51,14 @@ def card(
     count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
     source = config.data["source"]
     data = str(source if isinstance(source, str) else source["name"]).rsplit(".", 1)[-1]
+    origin = f"trained on `{data}`"
+    if imported is not None:
+        origin = f"imported from `{imported['from']}`, of layout {imported['layout']},"
     what = "a tokenizer of images" if setup.method.sampler is None else "a generative model"
     parts = [
         _metadata(name, data, receipts, others, licence),
         f"# {name}",
-        f"`{family}`: {what} with {count:,} parameters, trained on `{data}` with "
-        f"jaxgen {__version__}.",
+        f"`{family}`: {what} with {count:,} parameters, {origin} with jaxgen {__version__}.",
         *_pictures(grids),
         "## Use",
         _use(name, model),

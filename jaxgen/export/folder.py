@@ -54,6 +54,7 @@ def export(
         for kind in ("classify", "likelihood")
         if (path := workdir / "receipts" / f"{kind}_test.json").is_file()
     }
+    said = json.loads((workdir / record.FILE).read_text())
     text = card(
         name,
         model,
@@ -62,8 +63,8 @@ def export(
         others=others,
         grids=[path for path in contents if path.endswith(".png")],
         licence=licence,
+        imported=said.get(record.KEY, {}).get("imported"),
     )
-    said = json.loads((workdir / record.FILE).read_text())
     exported = {"ema": shown, "images": model.images_seen, "step": model.step, "licence": licence}
     with tempfile.TemporaryDirectory() as home:
         tokenizer = _tokenizer(model, Path(home) / portable.TOKENIZER)

@@ -73,7 +73,9 @@ def imported(
     portable.check_new("--out", target)
     found = opened(place)
     decoder = found.pop("vae", None) or found.pop("vqvae", None)
+    origin = place.name
     if vae is not None:
+        origin = files.local("--vae", vae).name
         decoder = next(iter(opened(files.local("--vae", vae)).values()))
     if not found:
         raise invalid("SOURCE", str(place), "a folder with a network that generates")
@@ -92,7 +94,7 @@ def imported(
         tokenizer = None
         if decoder is not None:
             tokenizer = Path(home) / portable.TOKENIZER
-            digest = _decoder(decoder, tokenizer, config, chosen)
+            digest = _decoder(decoder, tokenizer, config, chosen, origin)
             coding = Coding(ema=NAME, digest=digest)
         setup, params = _converted(chosen, network, config)
         if coding is not None or _coded(config):
@@ -134,7 +136,9 @@ def _converted(
     return setup, params
 
 
-def _decoder(found: Found, out: Path, model: ml_collections.ConfigDict, of: Layout) -> str:
+def _decoder(
+    found: Found, out: Path, model: ml_collections.ConfigDict, of: Layout, origin: str
+) -> str:
     """Write what decodes the samples of a model's config; returns its parameters' digest."""
     layout = layout_of(found.state)
     if "sample" in (said := layout.config(found)):
@@ -156,7 +160,7 @@ def _decoder(found: Found, out: Path, model: ml_collections.ConfigDict, of: Layo
         raise invalid("--vae", told[0], f"{told[1]}, as the model's")
     if of.latents is not None and code.levels is None:
         params = normalised(params, *of.latents)
-    _write(out, setup, params, None, {"layout": layout.name}, None)
+    _write(out, setup, params, None, {"from": origin, "layout": layout.name}, None)
     return fingerprint(params)
 
 

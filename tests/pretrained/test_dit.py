@@ -12,6 +12,7 @@ import pytest
 from jaxgen import config as configs
 from jaxgen.api import import_checkpoint, load, train
 from jaxgen.errors import UsageError
+from jaxgen.export.card import card
 from jaxgen.nn.dit import SIZES as SIZES_OF_THE_PAPER
 from jaxgen.nn.positions import sin_cos_2d
 from jaxgen.pretrained.layout import Found
@@ -286,6 +287,11 @@ def test_the_command_writes_what_is_asked_and_says_what_is_missing(tmp_path):
     told = json.loads(said)
     assert told["layout"] == "sit" and told["shape"] == [8, 8, 4] and told["classes"] == 5
     assert portable.verify(out)["images"] == 0
+    what = dict(receipts=[], others={}, grids=[], licence=None)
+    about = record.recorded(out)["imported"]
+    assert "imported from `x.safetensors`, of layout sit, with jaxgen" in card(
+        "x", load(out), ema="params", imported=about, **what
+    )
     code, _, err = run_here("sample", "--workdir", str(out), "--out", str(tmp_path / "x.png"))
     assert code == 2 and "--tokenizer: got None" in err and "--codes" in err
     code, _, err = run_here("import", str(file), "--layout", "sit", "--out", str(out))
