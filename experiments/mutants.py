@@ -421,6 +421,20 @@ FAMILIES = (
         ("tests/families/test_gan_parts.py", "-k", "r1"),
     ),
     Mutant(
+        "lazy penalties as large as others",
+        "jaxgen/families/adversarial/regularisers.py",
+        "lambda: every * penalty(case), none",
+        "lambda: penalty(case), none",
+        ("tests/families/test_gan_matrix.py", "-k", "lazy"),
+    ),
+    Mutant(
+        "LeCam anchored to its own side",
+        "jaxgen/families/adversarial/regularisers.py",
+        'jnp.square(real - case.state["fake"])',
+        'jnp.square(real - case.state["real"])',
+        ("tests/families/test_gan_matrix.py", "-k", "lecam"),
+    ),
+    Mutant(
         "gradient penalty's target ignored",
         "jaxgen/families/adversarial/regularisers.py",
         "jnp.square(norm - target)",

@@ -149,8 +149,11 @@ def small(**options):
 
 
 def test_microbatches_are_the_batch():
-    a, b = (run(small(accumulate=n), 1)[0].params for n in (1, 4))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), a, b)
+    carried = dict(regularisers=("lecam",))
+    a, b = (run(small(accumulate=n, **carried), 1)[0] for n in (1, 4))
+    for of in (lambda s: s.params, lambda s: s.extra):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), of(a), of(b))
+    assert all(float(abs(value)) > 0 for value in a.extra["rules"]["lecam"].values())
 
 
 def test_several_discriminator_steps_see_their_shares_and_schedules_count_updates():

@@ -128,7 +128,10 @@ def _lazy(name: str, penalty: Callable[[Case], jax.Array], every: int) -> Regula
 
 
 def r1(weight: float = 10.0, every: int = 1) -> Regulariser:
-    """weight / 2 E |grad_x D(real)|^2 (Mescheder et al. 2018, eq. 9); every: `_lazy`'s steps."""
+    """weight / 2 E |grad_x D(real)|^2 (Mescheder et al. 2018, eq. 9).
+
+    every: only at every so many steps of the discriminator, and as many times as large.
+    """
     _positive("r1.weight", weight)
     return _lazy("r1", lambda case: weight / 2 * _slopes(case, case.real).mean(), every)
 
