@@ -1097,8 +1097,8 @@ TEACHERS = (
     Mutant(
         "DPO: the loser is the better",
         "jaxgen/tune/preference.py",
-        "judged(x, labels) - judged(y, labels)",
-        "judged(y, labels) - judged(x, labels)",
+        "judged()(x, labels) - judged()(y, labels)",
+        "judged()(y, labels) - judged()(x, labels)",
         ("tests/tune/test_preference.py", "-k", "pairs_are"),
     ),
     Mutant(

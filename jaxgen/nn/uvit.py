@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, int]] = {
     "L": dict(depth=21, width=1024, heads=16),
     "H": dict(depth=29, width=1152, heads=16),
 }
-INIT = nn.initializers.truncated_normal(0.02)
+INIT, ROWS = nn.initializers.truncated_normal(0.02), nn.initializers.normal(0.02)
 
 
 class Block(bert.Block):
@@ -49,9 +49,8 @@ class UViT(nn.Module):
     Arguments, taps (of the patches' tokens) and the fields that it shares as `jaxgen.nn.dit.DiT`'s;
     size: "S/2" to "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half
     that each merge the output of their mirror image. Positions are learned, for one image size.
-    time_offset is added to the number that is embedded. The paper's code counts the levels of its
-    chain from 1 (time_scale=1, time_offset=1), has epsilon=1e-5 in norms and exact GELU, and its
-    largest network no last convolution (conv=False).
+    time_offset is added to what is embedded. As in the paper's code: time_scale=1, time_offset=1
+    (levels count from 1), epsilon=1e-5, exact GELU, and conv=False in its largest network.
     """
 
     num_classes: int
@@ -88,21 +87,16 @@ class UViT(nn.Module):
         dtype, shape, width = compute_dtype(self.dtype), grid(x.shape, self.patch), self.width
         self._check(taps)
         dense = functools.partial(nn.Dense, kernel_init=INIT, dtype=dtype)
-        length, first = shape[0] * shape[1] + 2, self.depth // 2 + 1
+        length, first, rows = shape[0] * shape[1] + 2, self.depth // 2 + 1, self.num_classes + 1
         time = sinusoidal(self.time_scale * noise + self.time_offset, width).astype(dtype)
-        rows, init = self.num_classes + 1, nn.initializers.normal(0.02)
-        table = nn.Embed(rows, width, embedding_init=init, dtype=dtype, name="labels")
+        table = nn.Embed(rows, width, embedding_init=ROWS, dtype=dtype, name="labels")
         label = embed(condition, table, self.conditions, x.shape[0], width=width, dtype=dtype)
         h = dense(width, name="patch")(patchify(x.astype(dtype), self.patch))
-        h = jnp.concatenate(
-            [time[:, None], label[:, None], h.reshape(x.shape[0], -1, width)], axis=1
-        )
+        h = jnp.concatenate([time[:, None], label[:, None], h.reshape(x.shape[0], -1, width)], 1)
         h = h + self.param("positions", INIT, (length, width), jnp.float32).astype(dtype)
-
-        sizes = (width, self.heads, self.mlp_ratio, length)
         block = functools.partial(
-            Block, *sizes, self.dropout, train, dtype, self.attention,
-            qkv_bias=False, epsilon=self.epsilon, exact=self.exact,
+            Block, width, self.heads, self.mlp_ratio, length, self.dropout, train, dtype,
+            self.attention, qkv_bias=False, epsilon=self.epsilon, exact=self.exact,
         )  # fmt: skip
         stack = functools.partial(stacked, block, scan=self.scan, remat=self.remat)
         shallow = stack(first)(name="shallow_blocks")
@@ -110,15 +104,12 @@ class UViT(nn.Module):
         deep = stack(first - 1, per_layer=("tokens",))(name="deep_blocks")
         later, skips = tuple(k - first for k in taps if k > first), outputs[-2::-1]
         h, tapped = deep(h, places=length, each=(skips,), taps=later)
-
-        h = nn.LayerNorm(self.epsilon, dtype=dtype, name="norm")(h).reshape(
-            x.shape[0], length, width
-        )[:, 2:]
+        h = nn.LayerNorm(self.epsilon, dtype=dtype, name="norm")(h)
+        h = h.reshape(x.shape[0], length, width)[:, 2:]
         h = dense(self.patch**2 * self.out_channels, name="out")(h.reshape(-1, width))
         h = unpatchify(h, x.shape[0], *shape, self.patch)
-        if self.conv:
-            h = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")(h)
-        out = h.astype(jnp.float32)
+        conv = nn.Conv(self.out_channels, (3, 3), dtype=dtype, name="conv")
+        out = (conv(h) if self.conv else h).astype(jnp.float32)
         seen = {k: outputs[k - 1] if k <= first else tapped[k - first] for k in taps}
         return (out, {k: a[:, 2:] for k, a in seen.items()}) if taps else out
 
