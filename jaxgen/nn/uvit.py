@@ -46,11 +46,10 @@ class Block(bert.Block):
 class UViT(nn.Module):
     """U-ViT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
-    Arguments, taps (of the patches' tokens) and the fields that it shares as `jaxgen.nn.dit.DiT`'s;
-    size: "S/2" to "H/8" (see `SIZES`). depth is odd: half of the layers, the middle one, and half
-    that each merge the output of their mirror image. Positions are learned, for one image size.
-    time_offset is added to what is embedded. As in the paper's code: time_scale=1, time_offset=1
-    (levels count from 1), epsilon=1e-5, exact GELU, and conv=False in its largest network.
+    Arguments, taps (of patches) and shared fields as `jaxgen.nn.dit.DiT`'s; size: "S/2" to "H/8".
+    depth is odd: half of the layers, the middle one, and half that each merge the output of their
+    mirror image. Positions are of one image size. time_offset is added to what is embedded; in the
+    paper's code it is 1, as time_scale, epsilon 1e-5, GELU exact, and conv=False at the largest.
     """
 
     num_classes: int
