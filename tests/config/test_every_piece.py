@@ -86,11 +86,12 @@ def of_regulariser(it: regularisers.Regulariser) -> str:
     case = lambda x: regularisers.Case(
         judge, x, 2 * x, LABELS, KEYS, lambda x, keys: 3 * x, (x[:, 0], x[:, 1]),
         lambda x, y: x, lambda z: 5 * z, x, state,
+        lambda z: (z[:, None], lambda styles: styles[:, 0][:, None, None]),
     )  # fmt: skip
     text, at = repr((it.name, it.networks, it.layer)), lambda x: case(x.reshape(SIZE, -1))
     for penalty in (it.penalty, it.generator):
         text += "" if penalty is None else traced(lambda x, p=penalty: p(at(x)), X)
-    metrics = {"real_logit": jnp.ones(()), "fake_logit": jnp.zeros(())}
+    metrics = {"real_logit": jnp.ones(()), "fake_logit": jnp.zeros(()), "path": jnp.ones(())}
     for function, given in (
         (it.weights, (net, net)),
         (it.project, (net,)),

@@ -20,7 +20,7 @@ from tests.nn_kit import inputs, live_variables, quick_jit, random_like
 IMAGE = (4, 6, 2)
 NET = DiffiT(5, 2, depth=2, width=16, heads=2, patch=2, remat="none")
 GRID, TOKENS = (2, 3), 6
-FIELDS = (8, 2, 2.0, False, False, False, 0.0, False, jnp.float32, "auto")
+FIELDS = (8, 2, 2.0, False, False, False, 0.0, False, jnp.float32, "auto", 1e-6)
 
 
 def test_the_latent_model_has_the_papers_parameters():

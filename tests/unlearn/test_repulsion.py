@@ -32,7 +32,7 @@ def made(base, **options):
     params = jax.tree.map(lambda a: 2 * a, adapted)
     image = jax.random.normal(KEY, (8, *base.spec.shape))
     batch = {"image": image, "label": jnp.arange(8) % 3, "index": jnp.arange(8)}
-    batch["microbatch"] = jnp.int32(0)
+    batch |= {"microbatch": jnp.int32(0), "seen": jnp.zeros(8)}
     return method, {**params, "frozen": {"adapted": adapted}}, batch
 
 
