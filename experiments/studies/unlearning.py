@@ -133,7 +133,7 @@ def studied(it: Subject, workdir: str, names: Sequence[str], seeds: int, asked: 
                 member=membership(it, method, params, asked.gone),
                 seconds=time.monotonic() - start,
             )
-            state = begun(plain, method.plain(params), seed)
+            state = begun(plain, seed, method.plain(params))
             row["back"] = relearnt(it, again, look, state, seed, asked)
             rows.append(row)
             print(row, flush=True)
