@@ -20,7 +20,7 @@ from jaxgen.errors import invalid
 from jaxgen.mesh import places, size
 from jaxgen.nn import dit
 from jaxgen.nn.layers import compute_dtype, normalise
-from jaxgen.nn.parallel import Dropout, HeadNorm, share, split
+from jaxgen.nn.parallel import Dropout, split
 from jaxgen.nn.stack import Stack
 
 
@@ -53,18 +53,16 @@ class Block(dit.Block):
     ) -> jax.Array:
         if places() is not None:
             raise invalid("config.mesh.sequence", size("sequence"), "1 with relative positions")
-        heads, width, images = share("heads", self.heads), self.width // self.heads, len(condition)
         time = self._columns(3 * self.width, "time_qkv")(condition)
-        qkv = self._columns(3 * self.width, "qkv")(x).reshape(images, -1, heads * 3 * width)
-        scales = [HeadNorm(name=n)(width) if self.qk_norm else None for n in ("q_norm", "k_norm")]
-        q, k, v = split(qkv + time[:, None], heads, scales[0], scales[1], angles)
+        qkv, options = self._qkv(x, len(condition), angles)
+        q, k, v = split(qkv + time[:, None], **options)
         scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-        bias = Relative(heads, self.grid, name="relative")()
-        weights = nn.softmax(scores * width**-0.5 + bias).astype(v.dtype)
+        bias = Relative(options["heads"], self.grid, name="relative")()
+        weights = nn.softmax(scores * q.shape[-1] ** -0.5 + bias).astype(v.dtype)
         h = weights @ v
         if alone is not None:
             h = jnp.where(alone, v, h)
-        return self._rows("proj")(h.transpose(0, 2, 1, 3).reshape(-1, heads * width))
+        return self._rows("proj")(h.transpose(0, 2, 1, 3).reshape(-1, qkv.shape[-1] // 3))
 
 
 class Relative(nn.Module):

@@ -9,8 +9,7 @@ expert, by which a token is given to experts when there is no batch to choose fr
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -40,9 +39,10 @@ class Block(dit.Block):
         if self.train:
             taken, most = chosen(p.reshape(images, -1, self.experts), self.capacity)
             lost = prediction_loss(logits, threshold, taken, self.capacity / self.experts)
-            self.sow("statistics", CAPACITY, over_places(lost.reshape(images, -1)))
+            lost = over_places(lost.reshape(images, -1))
         else:
-            taken = logits > threshold
+            taken, lost = logits > threshold, jnp.zeros(images)
+        self.sow("statistics", CAPACITY, lost)
         every = jnp.broadcast_to(jnp.arange(self.experts), p.shape)
         hidden = int(self.mlp_ratio * self.width)
         experts = Experts(self.experts, hidden, self.swiglu, self.dtype, name="experts")
@@ -118,6 +118,7 @@ class DiffMoE(dit.DiT):
     as running averages; here they are parameters whose loss is least at the same quantile.
     """
 
+    sown: ClassVar[str] = CAPACITY
     experts: int = 8
     capacity: float = 1.0
 
@@ -134,23 +135,10 @@ class DiffMoE(dit.DiT):
         taps: Taps,
         train: bool,
     ) -> tuple[jax.Array, dict[Any, jax.Array]]:
-        if CAPACITY not in taps:
-            if train:
-                allowed = "capacity among them: sampling needs what it trains"
-                raise invalid("method.terms", "none of that name", allowed)
-            return super()._through(h, c, angles, shape, taps, train)
-        numbers = tuple(k for k in taps if k != CAPACITY)
-        h, tapped, seen = self._blocks(train, shape)(
-            h,
-            c,
-            angles,
-            places=math.prod(shape),
-            each=(self._alone(),),
-            taps=numbers,
-            statistics=True,
-        )
-        lost = seen[CAPACITY].T if train else jnp.zeros((c.shape[0], self.depth))
-        return h, {**tapped, CAPACITY: lost}
+        if train and CAPACITY not in taps:
+            allowed = "capacity among them: sampling needs what it trains"
+            raise invalid("method.terms", "none of that name", allowed)
+        return super()._through(h, c, angles, shape, taps, train)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         super()._check(shape)

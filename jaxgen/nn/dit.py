@@ -110,24 +110,24 @@ class Block(nn.Module):
         angles: jax.Array | None,
         alone: jax.Array | None,
     ) -> jax.Array:
-        heads, size = share("heads", self.heads), self.width // self.heads
-        images = condition.shape[0]
-        qkv = self._columns(3 * self.width, "qkv")(x)
-        norms = [HeadNorm(name=n)(size) for n in ("q_norm", "k_norm")] if self.qk_norm else []
-        qkv = qkv.reshape(images, -1, heads * 3 * size)
-        options: dict[str, Any] = dict(
-            heads=heads,
-            q_scale=norms[0] if norms else None,
-            k_scale=norms[1] if norms else None,
-            angles=angles,
-        )
+        qkv, options = self._qkv(x, condition.shape[0], angles)
         if self.is_mutable_collection("intermediates"):
             q, k, _ = split(qkv, **options)
             self.sow("intermediates", "received", received(q, k))
         h = self_attention(qkv, **options, implementation=self.implementation)
         if alone is not None:
-            h = jnp.where(alone, values(qkv, heads), h)
-        return self._project(h.reshape(-1, heads * size), condition)
+            h = jnp.where(alone, values(qkv, options["heads"]), h)
+        return self._project(h.reshape(-1, h.shape[-1]), condition)
+
+    def _qkv(
+        self, x: jax.Array, images: int, angles: jax.Array | None, name: str = "qkv"
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """([B, n, this device's heads x 3 x size], how `split` makes queries, keys and values)."""
+        heads, size = share("heads", self.heads), self.width // self.heads
+        qkv = self._columns(3 * self.width, name)(x).reshape(images, -1, heads * 3 * size)
+        norms = [HeadNorm(name=n)(size) for n in ("q_norm", "k_norm")] if self.qk_norm else []
+        q_scale, k_scale = norms or (None, None)
+        return qkv, dict(heads=heads, q_scale=q_scale, k_scale=k_scale, angles=angles)
 
     def _project(self, h: jax.Array, condition: jax.Array) -> jax.Array:
         """What heads say [B * N, this device's] -> [B * N, width]."""
@@ -171,6 +171,7 @@ class DiT(nn.Module):
     """
 
     table: ClassVar[Sizes] = SIZES
+    sown: ClassVar[str] = ""
     num_classes: int
     out_channels: int
     size: str = "S/2"
@@ -239,11 +240,19 @@ class DiT(nn.Module):
         taps: Taps,
         train: bool,
     ) -> tuple[jax.Array, dict[Any, jax.Array]]:
-        """Tokens [B * N, width] of a grid of this shape through the blocks, and the taps."""
+        """Tokens [B * N, width] of a grid of this shape through the blocks, and the taps.
+
+        A tap called `sown` is what every block sows of "statistics" under that name, [B, depth,
+        ...].
+        """
         blocks = self._blocks(train, shape)
-        places = shape[0] * shape[1]
-        out: Any = blocks(h, c, angles, places=places, each=(self._alone(),), taps=taps)
-        return out
+        places, alone = shape[0] * shape[1], (self._alone(),)
+        numbers = tuple(k for k in taps if k != self.sown)
+        h, tapped, *more = blocks(
+            h, c, angles, places=places, each=alone, taps=numbers, statistics=self.sown in taps
+        )
+        seen = {name: a.swapaxes(0, 1) for each in more for name, a in each.items()}
+        return h, {**tapped, **seen}
 
     def _number(self, noise: jax.Array) -> jax.Array:
         """The number that is embedded, before `time_scale`."""

@@ -7,7 +7,6 @@ experts for all tokens, top-k of the others by the softmax of a linear router, w
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.nn import dit
 from jaxgen.nn.experts import Experts, Router, over_places
-from jaxgen.nn.stack import Stack, Taps
+from jaxgen.nn.stack import Stack
 
 ROUTING = "routing"
 """The tap of what routers did: [B, depth, 2, experts], the share of an image's choices that fell on
@@ -69,6 +68,7 @@ class DiTMoE(dit.DiT):
         **{name: {**fields, "experts": 8} for name, fields in dit.SIZES.items()},
         "G": dict(depth=40, width=1408, heads=16, experts=16),
     }
+    sown: ClassVar[str] = ROUTING
     swiglu: bool = True
     experts: int = 0
     chosen: int = 2
@@ -79,29 +79,6 @@ class DiTMoE(dit.DiT):
             Block, experts=self.experts, chosen=self.chosen, shared=self.shared
         )
         return dit.blocks_of(self, self.depth, self.width, self.heads, train, block)
-
-    def _through(
-        self,
-        h: jax.Array,
-        c: jax.Array,
-        angles: jax.Array | None,
-        shape: tuple[int, int],
-        taps: Taps,
-        train: bool,
-    ) -> tuple[jax.Array, dict[Any, jax.Array]]:
-        if ROUTING not in taps:
-            return super()._through(h, c, angles, shape, taps, train)
-        numbers = tuple(k for k in taps if k != ROUTING)
-        h, tapped, seen = self._blocks(train, shape)(
-            h,
-            c,
-            angles,
-            places=math.prod(shape),
-            each=(self._alone(),),
-            taps=numbers,
-            statistics=True,
-        )
-        return h, {**tapped, ROUTING: seen[ROUTING].swapaxes(0, 1)}
 
     def _check(self, shape: tuple[int, ...]) -> None:
         super()._check(shape)

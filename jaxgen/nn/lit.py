@@ -18,7 +18,7 @@ from jaxgen.errors import invalid
 from jaxgen.mesh import places, position, size
 from jaxgen.nn import dit
 from jaxgen.nn.convolution import depthwise
-from jaxgen.nn.parallel import HeadNorm, share, split
+from jaxgen.nn.parallel import split
 from jaxgen.nn.stack import Stack
 
 EPSILON = 1e-6
@@ -39,18 +39,15 @@ class Block(dit.Block):
         angles: jax.Array | None,
         alone: jax.Array | None,
     ) -> jax.Array:
-        heads, width = share("heads", self.heads), self.width // self.heads
         images = condition.shape[0]
-        qkv = self._columns(3 * self.width, "linear_qkv")(x)
-        qkv = qkv.reshape(images, -1, heads * 3 * width)
-        scales = [HeadNorm(name=n)(width) if self.qk_norm else None for n in ("q_norm", "k_norm")]
-        q, k, v = split(qkv, heads, scales[0], scales[1], angles)
+        qkv, options = self._qkv(x, images, angles, "linear_qkv")
+        q, k, v = split(qkv, **options)
         h = linear_attention(nn.relu(q), nn.relu(k), v)
         if alone is not None:
             h = jnp.where(alone, v, h)
-        h, v = (a.transpose(0, 2, 1, 3).reshape(images, -1, heads * width) for a in (h, v))
+        h, v = (a.transpose(0, 2, 1, 3).reshape(images, -1, qkv.shape[-1] // 3) for a in (h, v))
         h = h + Depthwise(self.kernel, self.grid, self.lowering, name="depthwise")(v)
-        return self._rows("linear_proj")(h.reshape(-1, heads * width))
+        return self._rows("linear_proj")(h.reshape(-1, h.shape[-1]))
 
 
 class Depthwise(nn.Module):

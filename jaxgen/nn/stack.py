@@ -134,7 +134,8 @@ class Stack(nn.Module):
             rngs = {} if key is None else {"dropout": key}
             inputs = (*shared, *each)
             variables = {"params": whole(params)}
-            return block.apply(variables, x, *inputs, rngs=rngs, mutable=told)  # type: ignore[no-any-return]
+            out: tuple[Any, PyTree] = block.apply(variables, x, *inputs, rngs=rngs, mutable=told)
+            return out
 
         body = checkpointed(body, self.remat, in_scan=self.scan)
 
