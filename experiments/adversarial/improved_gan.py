@@ -61,7 +61,9 @@ def matching() -> list[Check]:
     rule, features = regularisers.feature_matching(1.0), lambda x, y: x
     assert rule.generator is not None
     term = rule.generator
-    of = lambda x: term(Case(lambda x, y: x[:, 0], real, x, None, None, None, None, features))  # type: ignore[arg-type]
+    none = jnp.zeros(6, jnp.int32)
+    case = Case(lambda x, y: x[:, 0], real, fake, none, none, None, features=features)
+    of = lambda x: term(case._replace(fake=x))
     wanted = np.broadcast_to(2 * (fake.mean(0) - real.mean(0)) / 6, (6, 3))
     return [
         below("error of feature matching's slope", np.abs(jax.grad(of)(fake) - wanted).max(), 1e-6)

@@ -1,6 +1,9 @@
-"""Halve and double images by a separable filter, as sums of shifted slices (no convolution)."""
+"""Filter, halve and double images by separable filters: sums of shifted slices, no convolution."""
 
 from __future__ import annotations
+
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 # Name -> whether to use the longer filter. "box" is [1, 1] / 2: average pooling and nearest
 # neighbour; "fir" is [1, 3, 3, 1] / 8 of StyleGAN2 and NCSN++ (Song et al. 2021, app. H).
 FILTERS = {"box": False, "fir": True}
+FIR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 
 
 def _pad(x: jax.Array, axis: int) -> jax.Array:
@@ -51,4 +55,22 @@ def double(x: jax.Array, filter: str = "box") -> jax.Array:
             x = jnp.stack([even, odd], axis + 1).reshape(shape)
         else:
             x = jnp.repeat(x, 2, axis)
+    return x
+
+
+def upfirdn(
+    x: jax.Array, taps: tuple[float, ...], up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
+) -> jax.Array:
+    """Insert up - 1 zeros after each row and column, pad (or cut), filter, keep one of `down`.
+
+    x [B, H, W, C]; taps [K] of a separable filter. A side of N becomes ceil((N up + pad - K + 1) /
+    down). As sums of shifted slices, so that it has every derivative.
+    """
+    for axis in (1, 2):
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (pad[0], pad[1] + up - 1, up - 1)
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+        count = x.shape[axis] - len(taps) + 1
+        parts = [jax.lax.slice_in_dim(x, n, n + count, down, axis) for n in range(len(taps))]
+        x = functools.reduce(jnp.add, map(operator.mul, taps[::-1], parts))
     return x

@@ -24,28 +24,10 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.nn.gan import doublings_of
 from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.resample import FIR, double, upfirdn
 
-TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 NORMAL, ZEROS, GAIN = nn.initializers.normal(1.0), nn.initializers.zeros, math.sqrt(2)
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-def upfirdn(
-    x: jax.Array, taps: tuple[float, ...], up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
-) -> jax.Array:
-    """Insert up - 1 zeros after each row and column, pad (or cut), filter, keep one of `down`.
-
-    x [B, H, W, C]; taps [K] of a separable filter. A side of N becomes ceil((N up + pad - K + 1) /
-    down). As sums of shifted slices, so that it has every derivative.
-    """
-    for axis in (1, 2):
-        edges = [(0, 0, 0)] * 4
-        edges[axis] = (pad[0], pad[1] + up - 1, up - 1)
-        x = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
-        count = x.shape[axis] - len(taps) + 1
-        slices = (jax.lax.slice_in_dim(x, n, n + count, down, axis) for n in range(len(taps)))
-        x = sum(tap * part for tap, part in zip(taps[::-1], slices, strict=True))  # type: ignore
-    return x
 
 
 def active(x: jax.Array) -> jax.Array:
@@ -80,7 +62,7 @@ class Dense(nn.Module):
 class Conv(nn.Module):
     """A convolution of equalised rate, of twice or half the resolution, modulated where styled.
 
-    up, down: filtered by `TAPS` after doubling, or before halving. demodulate: each output has the
+    up, down: filtered by `FIR` after doubling, or before halving. demodulate: each output has the
     second moment 1 where inputs have (eq. 3).
     """
 
@@ -112,13 +94,13 @@ class Conv(nn.Module):
         if self.up:
             edge, dilation = size - 1, 2
         if self.down:
-            x, edge, stride = upfirdn(x, TAPS, pad=(edge + 1, edge + 1)), 0, 2
+            x, edge, stride = upfirdn(x, FIR, pad=(edge + 1, edge + 1)), 0, 2
         x = jax.lax.conv_general_dilated(
             x, kernel.astype(self.dtype), (stride,) * 2, [(edge, edge)] * 2,
             lhs_dilation=(dilation,) * 2, dimension_numbers=LAYOUT,
         )  # fmt: skip
         if self.up:
-            x = upfirdn(x, tuple(2 * tap for tap in TAPS), pad=(1, 1))
+            x = upfirdn(x, tuple(2 * tap for tap in FIR), pad=(1, 1))
         x = x if after is None else x * after
         if noise is not None:
             x = x + (self.param("noise", ZEROS, ()) * noise).astype(self.dtype)
@@ -174,7 +156,7 @@ class Synthesis(nn.Module):
             out = Conv(self.channels, 1, demodulate=False, dtype=self.dtype, name=f"image{side}")
             made = out(h, styles[:, layer]).astype(jnp.float32)
             if image is not None:
-                image = upfirdn(image, tuple(2 * tap for tap in TAPS), up=2, pad=(2, 1))
+                image = double(image, "fir")
             image = made if image is None else image + made
             if side == self.side:
                 return image
@@ -271,8 +253,8 @@ class Discriminator(nn.Module):
     """Backbone module(x[B, H, H, C], *, train) -> float32 features [B, F].
 
     base, most: as the generator's. group: of how many neighbours in a batch the deviation is one
-    more channel of the last layers (0: none): real and fake images are not of one group where a
-    batch is a multiple of it. A slope at an image (R1) has how it moves that deviation, as there.
+    more channel of the last layers (0: none). A slope at an image (R1) has how it moves that
+    deviation, as the authors' has.
     """
 
     base: int = 32768

@@ -12,11 +12,14 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxgen.errors import UsageError
+from jaxgen.families.adversarial import head, latent, loss, regularisers
 from jaxgen.families.adversarial.method import STANDING, adversarial
+from jaxgen.families.adversarial.players import Discriminator, Players
 from jaxgen.method import Spec
 from jaxgen.method.learning import placed
 from jaxgen.method.streams import LEARNERS
-from jaxgen.nn.gan import MLPDiscriminator, MLPGenerator
+from jaxgen.nn import dcgan, stylegan2
+from jaxgen.nn.gan import ConvGenerator, MLPDiscriminator, MLPGenerator
 from jaxgen.run.setup import set_up
 from jaxgen.testing import check_sampler
 from jaxgen.training.ema import Averages
@@ -340,3 +343,23 @@ def test_an_optimizer_for_each_network():
     )
     assert any(jax.tree.leaves(moved))
     assert method.label_error is None and method.log_prob is None
+
+
+def test_a_deviation_among_neighbours_is_of_real_or_of_fake_images_and_has_slopes():
+    """A batch that is no multiple of the group: judged apart, as by halves, and R1 is taken."""
+    judge = Discriminator(stylegan2.Discriminator(base=16, most=4), head.unconditional())
+    assert judge.sloped and not judge.single
+    assert not Discriminator(dcgan.Discriminator(8), head.unconditional()).sloped
+    assert Discriminator(stylegan2.Discriminator(base=16, most=4, group=0), judge.head).single
+    spec = Spec((8, 8, 1), 3)
+    generator = ConvGenerator((8, 8, 1), 3, width=4, batch_norm=False)
+    players = Players(
+        spec=spec, generator=generator, judge=judge, loss=loss.hinge(), latent=latent.normal(4),
+        regularisers=(regularisers.r1(),), augment=None, statistics_decay=0.9,
+    )  # fmt: skip
+    params, _ = jax.jit(players.fresh)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8, 8, 1))
+    labels = jnp.zeros(6, jnp.int32)
+    both = players._judgements(params["discriminator"], {}, list(x), labels)[0].logits
+    own = [judge.apply({"params": params["discriminator"]}, a, labels).logits for a in x]
+    np.testing.assert_allclose(both, jnp.concatenate(own), atol=1e-6)

@@ -12,14 +12,13 @@ from scipy import signal
 
 from jaxgen.errors import UsageError
 from jaxgen.nn import resample
+from jaxgen.nn.resample import FIR, upfirdn
 from jaxgen.nn.stylegan2 import (
     LAYOUT,
-    TAPS,
     Conv,
     Discriminator,
     Generator,
     deviation,
-    upfirdn,
 )
 
 KEY = jax.random.key(0)
@@ -67,10 +66,10 @@ def test_the_filter_is_that_of_signal_processing(up, down, pad):
 
 def test_doubling_is_that_of_the_other_networks():
     x = jax.random.normal(KEY, (2, 4, 4, 3))
-    ours = upfirdn(x, tuple(2 * tap for tap in TAPS), up=2, pad=(2, 1))
+    ours = upfirdn(x, tuple(2 * tap for tap in FIR), up=2, pad=(2, 1))
     np.testing.assert_allclose(ours, resample.double(x, "fir"), atol=1e-6)
     np.testing.assert_allclose(
-        upfirdn(x, TAPS, down=2, pad=(1, 1)), resample.halve(x, "fir"), atol=1e-6
+        upfirdn(x, FIR, down=2, pad=(1, 1)), resample.halve(x, "fir"), atol=1e-6
     )
 
 
@@ -90,7 +89,7 @@ def test_modulation_is_a_kernel_of_each_example(up):
             x[n : n + 1], own, (1, 1), [(edge, edge)] * 2, lhs_dilation=(1 + up,) * 2,
             dimension_numbers=LAYOUT,
         )  # fmt: skip
-        y = upfirdn(y, tuple(2 * tap for tap in TAPS), pad=(1, 1)) if up else y
+        y = upfirdn(y, tuple(2 * tap for tap in FIR), pad=(1, 1)) if up else y
         ours = conv.apply({"params": params}, x[n : n + 1], style[n : n + 1])
         np.testing.assert_allclose(ours, y + params["bias"], atol=2e-5)
 

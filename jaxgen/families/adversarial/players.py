@@ -45,6 +45,14 @@ class Discriminator(nn.Module):
     @property
     def single(self) -> bool:
         """Whether each image is judged by itself."""
+        return self.sloped and not getattr(self.backbone, "group", 0)
+
+    @property
+    def sloped(self) -> bool:
+        """Whether slopes at images are penalised: by themselves, or with what moves their group.
+
+        The latter as the authors of StyleGAN2 do it.
+        """
         return not self.layers and not getattr(self.backbone, "batch_norm", False)
 
     @nn.compact
@@ -117,7 +125,8 @@ class Players:
             self._followed("discriminator", params, extra, metrics),
         )
         if extra and "augmentation" in extra:
-            state = self.augment.controller.follow(extra["augmentation"], metrics)  # type: ignore
+            assert self.augment is not None and self.augment.controller is not None
+            state = self.augment.controller.follow(extra["augmentation"], metrics)
             extra = {**extra, "augmentation": state}
         return params, extra, {k: v for k, v in metrics.items() if k != "seen"}
 
@@ -365,7 +374,7 @@ def _check_parts(
                 f"method.regularisers: {rule.name} compares an image with its augmentation; "
                 "set method.augmentation to one that changes images."
             )
-        if rule.single and not judge.single:
+        if rule.single and not judge.sloped:
             raise UsageError(
                 f"method.regularisers: {rule.name} is of the slope at each image by itself, and "
                 "this discriminator looks at the batch; leave out batch norm and minibatch layers."
