@@ -32,7 +32,7 @@ def setup_of(
 ) -> Setup:  # fmt: skip
     """The model's own config, to train on from it by Adam with wraps, for `images` images.
 
-    told: other sections, with dots for underscores' doubles (`model__conditions`).
+    told: further assignments to the config, `__` for a dot (`model__conditions`).
     """
     config = configs.ml_collections.ConfigDict(configs.to_dict(it.model.setup.config))
     sections: Section = dict(

@@ -7,7 +7,8 @@ biases: parameters trained, and the Frechet distance with the samples' contrast 
 rewards: samples are to have more ink. Mean reward before and after, beside that of the law
 p_ref exp(r / beta), which the model's own samples tell by their weights.
 contrast: the model against a frozen copy, on its own data. Scores without guidance, before and
-after: DDO in three rounds, CCA, and guidance by a worse copy (Self-NPO).
+after: DDO in three rounds, and CCA.
+tokens: one class's row of the label table, by a classifier. What another says of its samples.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jaxgen.run.model import balanced_labels
 SOLVED = dict(solver="heun", steps=10, guidance=1.0)
 FEW = dict(solver="heun", steps=5)
 DRAWN = dict(solver="ancestral.ddpm", steps=6)
-BETA, INK = 0.5, 12.0
+BETA, INK, CLASS = 0.5, 12.0, 8
 NAME = "experiments.studies.tuning"
 LAYERS = r"\b(qkv|proj|expand|contract)\.kernel$"
 """All kernels of the blocks but those of the modulation."""
@@ -149,7 +150,33 @@ def contrast(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
                 yield row | dict(seconds=time.monotonic() - begin)
 
 
-PARTS = {"adapters": adapters, "rewards": rewards, "contrast": contrast}
+def tokens(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
+    """Rows before and after class `CLASS` was tuned, for each seed; others: are theirs equal."""
+    labels, own = balanced_labels(samples, it.classes), it.model.setup.method
+    judged = dict(name="classifier", file=f"{workdir}/guide.safetensors")
+    wrap = dict(
+        name="tune.tokens", classes=(CLASS,), reward=judged, sample=FEW | dict(guidance=1.0)
+    )
+    setup = setup_of(it, workdir, [wrap | dict(last=2)], rate=2e-2, images=images)
+    train, mine = Trainer(setup.method, it.train), labels == CLASS
+    draws = [drawer(method, **SOLVED) for method in (own, setup.method)]
+    for seed in range(seeds):
+        state = train(begun(setup, seed), seed, images)
+        params = (it.model.weights(None), averaged(setup.method, state))
+        made = [draw(p, labels, seed) for draw, p in zip(draws, params, strict=True)]
+        for way, x in zip(("(as trained)", "tokens"), made, strict=True):
+            said = it.scorer.probabilities(x[mine])
+            yield dict(
+                way=way,
+                seed=seed,
+                agrees=float((said.argmax(1) == CLASS).mean()),
+                likelihood=float(np.log(said[:, CLASS]).mean()),
+                frechet=float(it.distance(x[mine], labels[mine])["value"]),
+                others=float((x[~mine] == made[0][~mine]).all()),
+            )
+
+
+PARTS = {"adapters": adapters, "rewards": rewards, "contrast": contrast, "tokens": tokens}
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:
