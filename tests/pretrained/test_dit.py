@@ -301,7 +301,7 @@ def test_the_command_writes_what_is_asked_and_says_what_is_missing(tmp_path):
 
 
 def test_it_is_a_model_like_any_other(tmp_path):
-    """Samples, codes classified, a plan, and a run of LoRA that begins at it and is sampled."""
+    """Samples, scores, a plan; codes classified; LoRA that begins at it, and a student of it."""
     file, out = written(tmp_path / "x.safetensors", rng_state()), tmp_path / "out"
     import_checkpoint(file, out, layout="dit", overrides=(HEADS, "sample.steps=2"))
     grid = tmp_path / "codes.npz"
@@ -317,8 +317,10 @@ def test_it_is_a_model_like_any_other(tmp_path):
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", labels=np.arange(10) % 5, **moments)
     here = f"--config.data.source.path={tmp_path}/{{split}}.npz"
-    code, _, err = run_here("classify", "--workdir", str(out), here, "--draws", "1")
-    assert code == 0, err
+    scored = ("evaluate", "--workdir", str(out), here, "--samples", "10", "--intervals", "0")
+    for command in (("classify", "--workdir", str(out), here, "--draws", "1"), scored):
+        code, _, err = run_here(*command)
+        assert code == 0, err
     config = record.saved_config(out)
     changes = (here.removeprefix("--config."), "data.batch_size=8")
     changes += ("train.images=16", "ema.half_life=(8,)", "evaluate.at_end=False")
@@ -328,3 +330,9 @@ def test_it_is_a_model_like_any_other(tmp_path):
     moved = trained.sample([0, 1]).images - load(out).sample([0, 1]).images
     assert np.isfinite(moved).all()
     assert jax.tree.leaves(trained.model.params["params"]["lora"])
+    config.networks = dict(teacher=str(out))
+    config.model.conditions = (("w", "number"),)
+    config.wrap = [dict(name="distill.guidance.guided")]
+    configs.override(config, ("sample.guidance=1.5",), TOP)
+    student = train(config, tmp_path / "student", init_from=str(out))
+    assert np.isfinite(student.sample([0, 1]).images).all()
