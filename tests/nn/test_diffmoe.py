@@ -81,6 +81,22 @@ def test_a_sample_depends_on_itself_alone_and_a_training_example_does_not():
     assert jnp.abs(apply(variables(), other, *args[1:])[0][:3] - out[:3]).max() > 1e-3
 
 
+def test_in_sampling_an_expert_takes_what_is_above_its_threshold():
+    """All tokens below every logit, none above, and then the blocks are attention alone."""
+    said, args = variables(), inputs(IMAGE, 3)
+
+    def at(level, change=lambda name, a: a):
+        def one(path, a):
+            name = jax.tree_util.keystr(path)
+            return jnp.full_like(a, level) if "threshold" in name else change(name, a)
+
+        return quick_jit(NET.apply)(jax.tree_util.tree_map_with_path(one, said), *args)
+
+    without = at(0.0, lambda name, a: jnp.zeros_like(a) if "experts" in name else a)
+    np.testing.assert_allclose(at(1e6), without, atol=1e-5)
+    assert np.abs(at(-1e6) - without).max() > 1e-2
+
+
 def gradient(layout):
     args = inputs(IMAGE, 4)
 

@@ -102,6 +102,17 @@ def test_an_image_depends_on_itself_alone_and_dispatch_is_the_same_again():
     np.testing.assert_array_equal(out, forward()(variables(), *args))
 
 
+def test_the_tap_has_each_images_shares_of_each_layer():
+    """[B, depth, 2, experts]: choices and probabilities, of each image by itself."""
+    args = inputs(IMAGE, 3)
+    apply = quick_jit(functools.partial(NET.apply, taps=(ROUTING,)))
+    found = apply(variables(), *args)[1][ROUTING]
+    assert found.shape == (3, 2, 2, 4)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    alone = apply(variables(), *(a[1:2] for a in args))[1][ROUTING]
+    np.testing.assert_allclose(found[1], alone[0], atol=1e-6)
+
+
 def noised(chosen, p):
     """What the term sees of a network of one layer, [B, 1, 2, experts]."""
     return types.SimpleNamespace(taps={ROUTING: jnp.stack([chosen, p], axis=1)[:, None]})
