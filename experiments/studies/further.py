@@ -50,14 +50,20 @@ def setup_of(
 
 
 def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> TrainState:
-    """A first state with the parameters of the model that it starts from, or these groups."""
+    """A first state with the parameters of the model that it starts from, or these groups.
+
+    Fresh where the setup starts from none; what is a copy of a group given is one of these.
+    """
     method = setup.method
-    assert setup.start is not None
-    first = start.initial(method, setup.start, setup.spec.classes, setup.modules)[0]
-    state = first(jax.jit(method.init)(jax.random.key(seed)))
+    state = jax.jit(method.init)(jax.random.key(seed))
+    if setup.start is not None:
+        first = start.initial(method, setup.start, setup.spec.classes, setup.modules)[0]
+        state = first(state)
     if params is None:
         return state
-    known = {**state.params, **{k: a for k, a in params.items() if k in state.params}}
+    copies = {g: params[of] for g, of in method.training.copies.items() if of in params}
+    given = {**jax.tree.map(jnp.copy, copies), **params}
+    known = {**state.params, **{k: a for k, a in given.items() if k in state.params}}
     averages = {name: {g: known[g] for g in a} for name, a in state.ema.items()}
     return state.replace(params=known, ema=averages)
 

@@ -14,6 +14,7 @@ from experiments.studies import (
     further,
     gallery,
     guidance,
+    students,
     tuning,
     unlearning,
 )
@@ -86,10 +87,14 @@ def test_studies_run_in_miniature(module, workdir, tmp_path, capsys):
     assert "| " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", tuning.PARTS)
-def test_parts_of_tuning_run_in_miniature(part, workdir, tmp_path, capsys):
-    out = tmp_path / "tuning.json"
-    tuning.main(["--workdir", str(workdir), "--tiny", "--part", part, "--out", str(out)])
+@pytest.mark.parametrize(
+    "module, part",
+    [(module, part) for module in (tuning, students) for part in module.PARTS],
+    ids=lambda m: m if isinstance(m, str) else m.__name__.rpartition(".")[2],
+)
+def test_parts_run_in_miniature(module, part, workdir, tmp_path, capsys):
+    out = tmp_path / "part.json"
+    module.main(["--workdir", str(workdir), "--tiny", "--part", part, "--out", str(out)])
     assert len(written(out)) >= 4
     assert "| way |" in capsys.readouterr().out
 
