@@ -16,7 +16,7 @@ LABELS = jnp.array([0, 1, 2, 3, 4, 1])  # 4: no label
 
 def live(groups):
     net = Routed(OF, groups, 4, 2)
-    params = net.init(jax.random.key(1), X, NOISE, LABELS)["params"]
+    params = jax.jit(net.init)(jax.random.key(1), X, NOISE, LABELS)["params"]
     return net, jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape),
                              params)  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_a_network_learns_from_its_own_examples_alone():
         out = net.apply({"params": params}, X, NOISE, LABELS)
         return (out[jnp.array([1, 5])] ** 2).sum()
 
-    grads = jax.grad(loss)(params)["students"]
+    grads = jax.jit(jax.grad(loss))(params)["students"]
     moved = [any(np.abs(a[n]).max() > 0 for a in jax.tree.leaves(grads)) for n in range(3)]
     assert moved == [False, True, False]
 
