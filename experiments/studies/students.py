@@ -29,7 +29,7 @@ KNOWN = (0, 1)
 """The classes that the student of two teachers has before it asks."""
 HALVES = {"a": (0, 1, 2, 3, 4), "b": (5, 6, 7, 8, 9)}
 """What either teacher knows."""
-FEW = dict(solver="heun", steps=5, guidance=1.0)
+FEW = dict(solver="ddim", steps=5, guidance=1.0)
 
 
 def several(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
@@ -94,7 +94,7 @@ def director(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
             yield dict(way=f"({name})", seed=seed) | it.scores(own(params, labels, seed))
     for name, options in ways.items():
         networks = dict.fromkeys(options["teachers"], workdir)
-        setup = setup_of(it, workdir, [wrap | options], rate=5e-4, images=images, networks=networks)
+        setup = setup_of(it, workdir, [wrap | options], rate=2e-3, images=images, networks=networks)
         train, draw = Trainer(setup.method, it.train), drawer(setup.method, **SOLVED)
         train.frozen = {n: teachers[n] for n in networks}
         for seed in range(seeds):
