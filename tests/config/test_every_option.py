@@ -116,6 +116,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "lit": _tiny(DIT | dict(name="lit.LiT", kernel=3)),
     "can": _tiny(DIT | dict(name="can.CAN", rank=2)),
     "diffit": _tiny(DIT | dict(name="diffit.DiffiT")),
+    "dis": _tiny(dict(name="dis.DiS", patch=4, width=8, depth=3, states=2)),
     "dico": _tiny(dict(name="dico.DiCo", width=8, depths=(1, 1, 1))),
     "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
@@ -531,6 +532,13 @@ MODELS = (
         "model",
         values=HIDDEN | dict(size="XL/4"),
         skip=SIZED | TAKES | dict(attention="maps with relative positions are the plain formula's"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "dis",
+        "model",
+        values=HIDDEN | dict(depth=5, states=3, kernel=2),
+        skip=SIZED,
         programs=NETWORK,
     ),
     Sweep(

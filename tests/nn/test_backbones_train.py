@@ -13,7 +13,10 @@ BACKBONES = {
     "tread": dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),)),
 }
 TERMS = {"diffmoe": ["capacity"], "dit_moe": ["balance"]}
-OWN = {"dico": dict(name="dico.DiCo", width=8, depths=(1, 1, 1), mlp_ratio=2.0)}
+OWN = {
+    "dico": dict(name="dico.DiCo", width=8, depths=(1, 1, 1), mlp_ratio=2.0),
+    "dis": dict(name="dis.DiS", patch=4, width=16, depth=3, states=2),
+}
 SMALL = dict(patch=4, width=16, heads=2)
 FEW = (
     "data.batch_size=16",
