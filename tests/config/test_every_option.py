@@ -60,6 +60,11 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "masked": _tiny(MASKED, "method=diffusion.masked_denoising"),
     "mean_flow": _tiny(MLP, "method=diffusion.mean_flow", "sample={}"),
     "shortcut": _tiny(MLP, "method=diffusion.shortcut", "sample={}"),
+    "pixel_flow": _tiny(
+        DIT | dict(patch=2),
+        "method=" + repr(dict(name="diffusion.pixel_flow", stages=2)),
+        "sample={}",
+    ),
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
@@ -241,6 +246,7 @@ METHODS = (
     Sweep("masked", "method", ("method.prediction=edm",), only=("sigma_data",)),
     Sweep("mean_flow", "method", values=DEFAULT),
     Sweep("shortcut", "method", values=DEFAULT),
+    Sweep("pixel_flow", "method", values=dict(times="log_normal", stages=1)),
     Sweep(
         "interpolants",
         "method",
@@ -320,6 +326,7 @@ SAMPLES = (
         skip=dict(branches=CODE, describe="a model that is told a description: slow tests"),
         programs=SAMPLER,
     ),
+    Sweep("pixel_flow", "sample", values=SOLVED | dict(solver="euler"), programs=SAMPLER),
     Sweep(
         "llamagen",
         "sample",
