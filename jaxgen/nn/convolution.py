@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,17 @@ def convolve(
     if lowering not in LOWERINGS:
         raise unknown("model.lowering", lowering, LOWERINGS)
     return LOWERINGS[lowering](x, kernel, pad, stride)
+
+
+def lowered(lowering: str) -> Callable[..., jax.Array]:
+    """`convolve` to images as large, by odd kernels, as nn.Conv takes `conv_general_dilated`."""
+
+    def same(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        rows, columns = (n // 2 for n in kernel.shape[:2])
+        pad = ((rows, rows), (columns, columns))
+        return convolve(x, kernel, pad=pad, lowering=lowering)
+
+    return same
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, lowering: str = "patches") -> jax.Array:

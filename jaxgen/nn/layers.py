@@ -130,14 +130,14 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def fill(module: Any, sizes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the fields of a module that are 0 what `sizes` says of its `size`; others stay.
+    """Give the fields of a module that are 0 (or ()) what `sizes` says of its `size`; others stay.
 
     For its `__post_init__`. Raises UsageError for a size that is not there.
     """
     if module.size not in sizes:
         raise unknown("model.size", module.size, sizes)
     for field, value in sizes[module.size].items():
-        if getattr(module, field) == 0:
+        if not getattr(module, field):
             setattr(module, field, value)
 
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.mesh import places, position, size
+from jaxgen.mesh import places, position
 from jaxgen.nn import dit
 from jaxgen.nn.convolution import depthwise
-from jaxgen.nn.parallel import split
+from jaxgen.nn.parallel import on_grid, split
 from jaxgen.nn.stack import Stack
 
 EPSILON = 1e-6
@@ -60,17 +60,11 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, v: jax.Array) -> jax.Array:
         """v [B, n, C], this device's tokens and channels -> the same."""
-        n, channels = v.shape[1:]
+        channels = v.shape[-1]
         init, shape = nn.initializers.lecun_normal(), (self.size, self.size, 1, channels)
         kernel = self.param("kernel", init, shape, jnp.float32).astype(v.dtype)
-        total = places()
-        if total is not None:
-            v = jax.lax.all_gather(v, "sequence", axis=1, tiled=True)[:, :total]
-        out = depthwise(v.reshape(len(v), *self.grid, channels), kernel, lowering=self.lowering)
-        out = out.reshape(v.shape)
-        if total is not None:
-            out = jnp.pad(out, ((0, 0), (0, n * size("sequence") - total), (0, 0)))
-            out = jax.lax.dynamic_slice_in_dim(out, position("sequence") * n, n, 1)
+        convolve = functools.partial(depthwise, kernel=kernel, lowering=self.lowering)
+        out = on_grid(v, self.grid, convolve)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return out + bias.astype(out.dtype)
 

@@ -36,6 +36,22 @@ def own_places(total: int) -> int:
     return -(-total // size("sequence")) if places() is not None else total
 
 
+def on_grid(v: jax.Array, grid: tuple[int, int], fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """fn(images [B, rows, columns, C]) -> [B, rows, columns, D] of tokens on a grid.
+
+    v [B, n, C], this device's tokens, padded ones too -> [B, n, D]; the others' come to it.
+    """
+    n, total = v.shape[1], places()
+    if total is not None:
+        v = jax.lax.all_gather(v, "sequence", axis=1, tiled=True)[:, :total]
+    out = fn(v.reshape(len(v), *grid, v.shape[-1]))
+    out = out.reshape(len(v), -1, out.shape[-1])
+    if total is not None:
+        out = jnp.pad(out, ((0, 0), (0, n * size("sequence") - total), (0, 0)))
+        out = jax.lax.dynamic_slice_in_dim(out, position("sequence") * n, n, 1)
+    return out
+
+
 class Columns(nn.Module):
     """A dense layer whose outputs are cut along `tensor`: this device's columns of it.
 

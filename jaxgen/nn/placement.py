@@ -23,6 +23,8 @@ TACTICS = (
     (r"blocks\.(time_qkv|relative)\.(kernel|bias)$", COLUMNS),
     (r"blocks\.(proj|contract|linear_proj)\.kernel$", ROWS),
     (r"blocks\.proj\.generator$", ROWS),
+    (r"blocks\.(forward|backward)\.(widen\.kernel|filter|bias|step|log_decay|direct)$", COLUMNS),
+    (r"blocks\.(forward|backward)\.narrow\.kernel$", ROWS),
 )
 """The first that matches decides. Columns: the last axis along `tensor`; rows: the last but one;
 experts: the one after the layers'."""

@@ -6,7 +6,8 @@ Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (2023), f
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -43,39 +44,44 @@ class Block(bert.Block):
         return super().__call__(x)
 
 
-class UViT(nn.Module):
-    """U-ViT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
+class LongSkips(nn.Module):
+    """Time, label and patches as tokens of a stack whose later half merges the earlier's outputs.
 
-    Arguments, taps (of patches) and shared fields as `jaxgen.nn.dit.DiT`'s; size: "S/2" to "H/8".
-    depth is odd: half of the layers, the middle one, and half that each merge the output of their
-    mirror image. Positions are of one image size. time_offset is added to what is embedded; in the
-    paper's code it is 1, as time_scale, epsilon 1e-5, GELU exact, and conv=False at the largest.
+    A subclass says its `table` of sizes and its block (`_block`). Arguments, taps (of patches) and
+    shared fields as `jaxgen.nn.dit.DiT`'s. depth is odd: half of the layers, the middle one, and
+    half that each merge the output of their mirror image. Positions are of one image size.
+    time_offset is added to what is embedded. conv: a 3x3 convolution of the output.
     """
 
+    table: ClassVar[Mapping[str, Mapping[str, int]]]
     num_classes: int
     out_channels: int
     size: str = "S/2"
     depth: int = 0
     width: int = 0
-    heads: int = 0
     patch: int = 0
-    mlp_ratio: float = 4.0
     dropout: float = 0.0
     time_scale: float = 1000.0
     dtype: str = "float32"
     scan: bool = True
     remat: str = "dots"
-    attention: str = "auto"
     conditions: Conditions = ()
     time_offset: float = 0.0
     epsilon: float = 1e-6
-    exact: bool = False
     conv: bool = True
 
     def __post_init__(self) -> None:
         """Take from `size` what no field says."""
-        fill(self, patched(SIZES))
+        fill(self, patched(self.table))
         super().__post_init__()
+
+    def _block(self, length: int, train: bool) -> Callable[..., nn.Module]:
+        """Makes a block, (x [B * length, width], skip [B, length, width] or none) -> x."""
+        raise NotImplementedError
+
+    def _time(self, numbers: jax.Array) -> jax.Array:
+        """Numbers [B] -> their tokens [B, width]."""
+        return sinusoidal(numbers, self.width)
 
     @nn.compact
     def __call__(
@@ -87,16 +93,13 @@ class UViT(nn.Module):
         self._check(taps)
         dense = functools.partial(nn.Dense, kernel_init=INIT, dtype=dtype)
         length, first, rows = shape[0] * shape[1] + 2, self.depth // 2 + 1, self.num_classes + 1
-        time = sinusoidal(self.time_scale * noise + self.time_offset, width).astype(dtype)
+        time = self._time(self.time_scale * noise + self.time_offset).astype(dtype)
         table = nn.Embed(rows, width, embedding_init=ROWS, dtype=dtype, name="labels")
         label = embed(condition, table, self.conditions, x.shape[0], width=width, dtype=dtype)
         h = dense(width, name="patch")(patchify(x.astype(dtype), self.patch))
         h = jnp.concatenate([time[:, None], label[:, None], h.reshape(x.shape[0], -1, width)], 1)
         h = h + self.param("positions", INIT, (length, width), jnp.float32).astype(dtype)
-        block = functools.partial(
-            Block, width, self.heads, self.mlp_ratio, length, self.dropout, train, dtype,
-            self.attention, qkv_bias=False, epsilon=self.epsilon, exact=self.exact,
-        )  # fmt: skip
+        block = self._block(length, train)
         stack = functools.partial(stacked, block, scan=self.scan, remat=self.remat)
         shallow = stack(first)(name="shallow_blocks")
         h, outputs = shallow(h.reshape(-1, width), places=length, every=True)
@@ -116,5 +119,29 @@ class UViT(nn.Module):
         check_taps(taps, self.depth)
         if self.depth < 3 or self.depth % 2 == 0:
             raise invalid("model.depth", self.depth, "odd numbers from 3: a middle and two halves")
+
+
+class UViT(LongSkips):
+    """U-ViT: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
+
+    As `LongSkips`, with attention and an MLP in each block; size: "S/2" to "H/8". In the paper's
+    code time_offset is 1, as time_scale, epsilon 1e-5, GELU exact, and conv=False at the largest.
+    """
+
+    table: ClassVar[Mapping[str, Mapping[str, int]]] = SIZES
+    heads: int = 0
+    mlp_ratio: float = 4.0
+    attention: str = "auto"
+    exact: bool = False
+
+    def _block(self, length: int, train: bool) -> Callable[..., nn.Module]:
+        return functools.partial(
+            Block, self.width, self.heads, self.mlp_ratio, length, self.dropout, train,
+            compute_dtype(self.dtype), self.attention, qkv_bias=False, epsilon=self.epsilon,
+            exact=self.exact,
+        )  # fmt: skip
+
+    def _check(self, taps: Taps) -> None:
+        super()._check(taps)
         if self.width % (2 * self.heads):
             raise invalid("model.width", self.width, f"multiples of 2 x heads = {2 * self.heads}")

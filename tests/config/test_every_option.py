@@ -60,6 +60,11 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "masked": _tiny(MASKED, "method=diffusion.masked_denoising"),
     "mean_flow": _tiny(MLP, "method=diffusion.mean_flow", "sample={}"),
     "shortcut": _tiny(MLP, "method=diffusion.shortcut", "sample={}"),
+    "pixel_flow": _tiny(
+        DIT | dict(patch=2),
+        "method=" + repr(dict(name="diffusion.pixel_flow", stages=2)),
+        "sample={}",
+    ),
     "cca": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.cca")])),
     "near": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="unlearn.near_access")])),
     "ddo": _tiny(MLP, TEACHER, "wrap=" + repr([dict(name="tune.contrast.ddo")])),
@@ -116,6 +121,8 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "lit": _tiny(DIT | dict(name="lit.LiT", kernel=3)),
     "can": _tiny(DIT | dict(name="can.CAN", rank=2)),
     "diffit": _tiny(DIT | dict(name="diffit.DiffiT")),
+    "dis": _tiny(dict(name="dis.DiS", patch=4, width=8, depth=3, states=2)),
+    "dico": _tiny(dict(name="dico.DiCo", width=8, depths=(1, 1, 1))),
     "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
         "configs/digits_gan.py",
@@ -239,6 +246,7 @@ METHODS = (
     Sweep("masked", "method", ("method.prediction=edm",), only=("sigma_data",)),
     Sweep("mean_flow", "method", values=DEFAULT),
     Sweep("shortcut", "method", values=DEFAULT),
+    Sweep("pixel_flow", "method", values=dict(times="log_normal", stages=1)),
     Sweep(
         "interpolants",
         "method",
@@ -318,6 +326,7 @@ SAMPLES = (
         skip=dict(branches=CODE, describe="a model that is told a description: slow tests"),
         programs=SAMPLER,
     ),
+    Sweep("pixel_flow", "sample", values=SOLVED | dict(solver="euler"), programs=SAMPLER),
     Sweep(
         "llamagen",
         "sample",
@@ -530,6 +539,20 @@ MODELS = (
         "model",
         values=HIDDEN | dict(size="XL/4"),
         skip=SIZED | TAKES | dict(attention="maps with relative positions are the plain formula's"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "dis",
+        "model",
+        values=HIDDEN | dict(depth=5, states=3, kernel=2),
+        skip=SIZED,
+        programs=NETWORK,
+    ),
+    Sweep(
+        "dico",
+        "model",
+        values=HIDDEN | dict(depths=(1, 2, 1), lowering="direct"),
+        skip=SIZED,
         programs=NETWORK,
     ),
     Sweep(

@@ -13,6 +13,10 @@ BACKBONES = {
     "tread": dict(name="tread.TREAD", depth=3, routes=((1, 2, 0.5),)),
 }
 TERMS = {"diffmoe": ["capacity"], "dit_moe": ["balance"]}
+OWN = {
+    "dico": dict(name="dico.DiCo", width=8, depths=(1, 1, 1), mlp_ratio=2.0),
+    "dis": dict(name="dis.DiS", patch=4, width=16, depth=3, states=2),
+}
 SMALL = dict(patch=4, width=16, heads=2)
 FEW = (
     "data.batch_size=16",
@@ -22,9 +26,9 @@ FEW = (
 )
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, *OWN])
 def test_it_trains_through_the_loop_and_is_drawn_from(name, tmp_path, capsys):
-    model = SMALL | BACKBONES[name]
+    model = OWN.get(name) or SMALL | BACKBONES[name]
     terms = TERMS.get(name, [])
     told = [f"--config.{a}" for a in (*FEW, f"model={model!r}", f"method.terms={terms!r}")]
     run = str(tmp_path / "run")

@@ -203,7 +203,7 @@ def build_sampler(
     if isinstance(guidance, (int, float)):
         guidance = [{"name": "cfg.cfg", "weight": guidance}]
     sections = list(guidance)
-    chosen = _build_solver(solver, path, steps)
+    chosen = build_solver(solver, path, steps)
 
     def denoiser(params: PyTree, labels: Any) -> Denoiser:
         held = {name: branch(params, labels) for name, branch in branches.items()}
@@ -260,7 +260,7 @@ def _has(branches: Mapping[str, Branch], name: str) -> bool:
     return True
 
 
-def _build_solver(section: Any, path: Path, steps: int) -> Solver:
+def build_solver(section: Any, path: Path, steps: int) -> Solver:
     """A solver section, given `path`, and `steps` where its signature asks for it."""
     name = section if isinstance(section, str) else dict(section).get("name", "")
     wanted = inspect.signature(resolve(name, ROOMS["solver"], "sample.solver")).parameters

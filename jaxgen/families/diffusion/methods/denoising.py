@@ -104,7 +104,7 @@ def denoising(
     ]
     _check_names(chosen)
     sampled: Times = part(times, ROOMS["times"], "method.times")
-    model = _sized(model, spec.shape[-1] * (2 if learned_variance else 1))
+    model = sized(model, spec.shape[-1] * (2 if learned_variance else 1))
     columns = tuple(name for name, *_ in getattr(model, "conditions", ()))
     description: Description | None = part(
         describe, ROOMS["describe"], "method.describe", spec=spec
@@ -248,7 +248,7 @@ def _told(model: Any, condition: tuple[Any, ...]) -> Any:
     return model.clone(conditions=(*model.conditions, condition))
 
 
-def _sized(model: Any, channels: int) -> Any:
+def sized(model: Any, channels: int) -> Any:
     """The model with the number of output channels that the prediction needs."""
     if getattr(model, "out_channels", channels) == channels:
         return model
