@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.mesh import places, size
 from jaxgen.nn.layers import compute_dtype
+from jaxgen.nn.long_skips import LongSkips
 from jaxgen.nn.parallel import Columns, Dropout, Rows, share
 from jaxgen.nn.stack import Taps
-from jaxgen.nn.uvit import LongSkips
 
 # The paper's table 1 (from memory): 28.4, 119.1, 229.4, 404.0 and 900.6 million parameters. Here,
 # without labels, 28.5, 119.2, 229.5, 404.2 and 900.8. S has the width of the authors' code.
@@ -140,9 +140,10 @@ class Block(nn.Module):
 class DiS(LongSkips):
     """DiS: module(x[B, H, W, C], noise[B], condition) -> float32 [B, H, W, out_channels].
 
-    As `nn.uvit.LongSkips`, with a state space of `states` numbers a channel, 2 x width channels,
-    behind a convolution of `kernel` tokens, in each block, and an MLP for the time's token. size:
-    "S/2" to "H/8". Norms are LayerNorms; the authors' are RMS norms, and their last is modulated.
+    As `nn.long_skips.LongSkips`, with a state space of `states` numbers a channel, 2 x width
+    channels, behind a convolution of `kernel` tokens, in each block, and an MLP for the time's
+    token. size: "S/2" to "H/8". Norms are LayerNorms; the authors' are RMS norms, and their last is
+    modulated.
     """
 
     table: ClassVar[Mapping[str, Mapping[str, int]]] = SIZES

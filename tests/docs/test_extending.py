@@ -32,6 +32,7 @@ LIMITS = {
     "distill/guidance": 120,
     "tune/lora": 100,
     "nn/uvit": 120,
+    "nn/long_skips": 120,
     "families/energy/method": 120,
     "unlearn/forget": 80,
 }
