@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from optax.contrib import MuonDimensionNumbers
 
 from jaxgen.errors import invalid
+from jaxgen.nn.placement import STACKED
 
 ScheduleName = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 OptimizerName = Literal["adamw", "adam", "muon", "sgd"]
+SEVERAL = re.compile(rf"{STACKED.pattern}|\bstudents\.")
+"""Parameters of layers or networks side by side, whose leading axes number them."""
+MUON_RMS = 0.2
+"""Of muon's steps over the learning rate, as those of Adam are about (Liu et al. 2025, eq. 4)."""
 
 
 def schedule(
@@ -71,7 +79,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The optax optimizer of a config: global-norm clipping, then the named optimizer.
 
-    weight_decay is decoupled and only `adamw` and `muon` have it; momentum is `sgd`'s alone.
+    weight_decay is decoupled and only `adamw` and `muon` have it; momentum is `sgd`'s alone. muon
+    orthogonalises the steps of kernels, each layer's its own, at the size that Adam's have (Liu et
+    al., "Muon is Scalable for LLM Training", 2025); all else is Adam's, with Nesterov's momentum.
     `images` and `batch_size` come from the run. Raises UsageError for values out of range.
     """
     if learning_rate <= 0:
@@ -93,8 +103,14 @@ def optimizer(
         "adamw": lambda: optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
         "adam": lambda: optax.adam(rate, b1=b1, b2=b2, eps=eps),
         "muon": lambda: optax.contrib.muon(
-            rate, adam_b1=b1, adam_b2=b2, eps=eps, weight_decay=weight_decay
-        ),
+            rate,
+            adam_b1=b1,
+            adam_b2=b2,
+            eps=eps,
+            weight_decay=weight_decay,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=MUON_RMS,
+        ),  # fmt: skip
         "sgd": lambda: optax.sgd(rate, momentum=momentum),
     }[name]()
     if clip_norm is None:
@@ -102,6 +118,22 @@ def optimizer(
     if clip_norm <= 0:
         raise invalid("config.optimizer.clip_norm", clip_norm, "a number > 0, or None")
     return optax.chain(optax.clip_by_global_norm(clip_norm), core)
+
+
+def matrices(params: Any) -> Any:
+    """Which axes of each parameter are a matrix's rows and columns; None: it is no kernel.
+
+    A convolution's rows are all its axes but the last.
+    """
+
+    def numbers(path: Any, a: Any) -> MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if a.ndim < 2 or not re.search(r"\bkernel$", name):
+            return None
+        rows = (a.ndim - 2,) if SEVERAL.search(name) else tuple(range(a.ndim - 1))
+        return MuonDimensionNumbers(rows, (a.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
 
 
 _schedule = schedule
