@@ -5,17 +5,17 @@ All happens in one process: a program is compiled once for all seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies.trained import Subject
+from experiments.studies.trained import Row, Subject, parser, subject, table, write
 from jaxgen import config as configs
 from jaxgen.data import normalise, to_host
-from jaxgen.method import Method, TrainState, sampling_params, update_with, with_frozen
+from jaxgen.method import Method, Spec, TrainState, sampling_params, update_with, with_frozen
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.run import start
 from jaxgen.run.setup import TOP, Setup, set_up
@@ -24,15 +24,18 @@ BATCH = 128
 ROWS = 128
 """Of a step's key: which rows of the data the batch has."""
 Section = dict[str, Any]
+Part = Callable[[Subject, str, int, int, int], Iterator[Row]]
+"""(the model, its workdir, seeds, images of training, samples) -> rows with "way" and "seed"."""
 
 
 def setup_of(
     it: Subject, workdir: str, wraps: Sequence[Section], *, rate: float, images: int,
-    schedule: str = "cosine", **told: Any,
+    schedule: str = "cosine", spec: Spec | None = None, **told: Any,
 ) -> Setup:  # fmt: skip
     """The model's own config, to train on from it by Adam with wraps, for `images` images.
 
-    told: further assignments to the config, `__` for a dot (`model__conditions`).
+    spec: of other data than the model's. told: further assignments to the config, `__` for a dot
+    (`model__conditions`).
     """
     config = configs.ml_collections.ConfigDict(configs.to_dict(it.model.setup.config))
     sections: Section = dict(
@@ -46,7 +49,7 @@ def setup_of(
     sections |= {"train.images": images, "data.batch_size": BATCH}
     sections |= {name.replace("__", "."): value for name, value in told.items()}
     configs.override(config, [f"{key}={value!r}" for key, value in sections.items()], TOP)
-    return set_up(config, spec=it.model.setup.spec, coding=it.model.setup.coding)
+    return set_up(config, spec=spec or it.model.setup.spec, coding=it.model.setup.coding)
 
 
 def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> TrainState:
@@ -72,8 +75,8 @@ class Trainer:
     """Updates of a method on random batches of a data set; compiled once for any number of them."""
 
     def __init__(self, method: Method, data: Mapping[str, np.ndarray]) -> None:
-        """data: "image" [N, H, W, C] and "label" [N], which the device holds."""
-        self.data = jnp.asarray(data["image"]), jnp.asarray(data["label"], jnp.int32)
+        """data: columns [N, ...] which the device holds, "image" and "label" among them."""
+        self.data = {name: jnp.asarray(column) for name, column in data.items()}
         self.frozen = method.frozen
 
         @jax.jit
@@ -81,8 +84,8 @@ class Trainer:
             def step(_: Any, state: TrainState) -> TrainState:
                 key = jax.random.fold_in(jax.random.key(seed), state.step)
                 rows = jax.random.fold_in(key, ROWS)
-                chosen = jax.random.randint(rows, (BATCH,), 0, len(data[1]))
-                batch = normalise({"image": data[0][chosen], "label": data[1][chosen]})
+                chosen = jax.random.randint(rows, (BATCH,), 0, len(data["label"]))
+                batch = normalise({name: column[chosen] for name, column in data.items()})
                 return update_with(method, state, batch, key, frozen)[0]
 
             return jax.lax.fori_loop(0, count, step, state)
@@ -94,19 +97,65 @@ class Trainer:
         return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // BATCH))
 
 
-def drawer(method: Method, **options: Any) -> Any:
-    """draw(params, labels, seed) -> images as bytes."""
+def sampled(method: Method, **options: Any) -> Any:
+    """draw(params, labels, seed) -> images as the sampler leaves them."""
     assert method.sampler is not None
     fn = jax.jit(method.sampler(**options).fn)
 
     def draw(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
         keys = jax.random.split(jax.random.key(seed), len(labels))
-        return quantise(to_host(fn(params, keys, jnp.asarray(labels, jnp.int32))))
+        return to_host(fn(params, keys, jnp.asarray(labels, jnp.int32)))
 
     return draw
+
+
+def drawer(method: Method, **options: Any) -> Any:
+    """draw(params, labels, seed) -> images as bytes."""
+    draw = sampled(method, **options)
+    return lambda *told: quantise(draw(*told))
 
 
 def averaged(method: Method, state: TrainState) -> dict[str, Any]:
     """What the method's functions take, by the first average."""
     average = next(iter(state.ema.values()))
     return with_frozen(method, sampling_params(method, state.params, average))
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """A line for each way: means over seeds and their standard deviation."""
+    lines: list[Row] = []
+    for name in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == name]
+        line: Row = {"way": name}
+        for key in own[0]:
+            values = np.array([row.get(key, np.nan) for row in own if key not in ("way", "seed")])
+            if len(values) and not np.isnan(values).all():
+                spread = f" +- {values.std(ddof=1):.2g}" if values.std() > 0 else ""
+                line[key] = f"{values.mean():.4g}{spread}"
+        lines.append(line)
+    keys = list(dict.fromkeys(key for line in lines for key in line))
+    return [{key: line.get(key, "-") for key in keys} for line in lines]
+
+
+def run_part(
+    parts: Mapping[str, tuple[Part, int]], about: str, out: str, arguments: Sequence[str] | None
+) -> None:
+    """Run a part as the command line says, print its table and write the numbers.
+
+    parts: each with its images of training.
+    """
+    asked = parser(about, out)
+    asked.add_argument("--part", choices=list(parts), required=True)
+    asked.add_argument("--images", type=int, help="of training, in place of the part's own")
+    asked.add_argument("--seeds", type=int, default=3)
+    given = asked.parse_args(arguments)
+    if given.tiny:
+        given.images, given.samples, given.seeds = 256, 100, 1
+    part, images = parts[given.part]
+    rows: list[Row] = []
+    model = subject(given.workdir)
+    for row in part(model, given.workdir, given.seeds, given.images or images, given.samples):
+        rows.append(row)
+        print(row, flush=True)
+    write(rows, given.out)
+    print(table(shown(rows)))

@@ -18,9 +18,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.studies.further import BATCH, Section, Trainer, averaged, begun, drawer, setup_of
-from experiments.studies.trained import Row, Subject, parser, subject, table, write
-from experiments.studies.tuning import SOLVED, shown
+from experiments.studies.further import (
+    BATCH,
+    Section,
+    Trainer,
+    averaged,
+    begun,
+    drawer,
+    run_part,
+    setup_of,
+)
+from experiments.studies.trained import Row, Subject
+from experiments.studies.tuning import SOLVED
 from jaxgen.run.model import balanced_labels
 
 SMALL = dict(name="dit.DiT", patch=2, width=32, depth=2, heads=2)
@@ -106,27 +115,12 @@ def director(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
                 yield row | dict(seconds=time.monotonic() - begin)
 
 
-PARTS = {"several": several, "director": director}
+PARTS = {"several": (several, 40_000), "director": (director, 12_800)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a part, print its table and write the numbers."""
-    asked = parser(__doc__ or "", "students.json")
-    asked.add_argument("--part", choices=list(PARTS), default="several")
-    asked.add_argument("--images", type=int, default=80_000, help="of training, for each stage")
-    asked.add_argument("--seeds", type=int, default=3)
-    given = asked.parse_args(arguments)
-    if given.tiny:
-        given.images, given.samples, given.seeds = 512, 100, 1
-    rows: list[Row] = []
-    found = PARTS[given.part](
-        subject(given.workdir), given.workdir, given.seeds, given.images, given.samples
-    )
-    for row in found:
-        rows.append(row)
-        print(row, flush=True)
-    write(rows, given.out)
-    print(table(shown(rows)))
+    run_part(PARTS, __doc__ or "", "students.json", arguments)
 
 
 if __name__ == "__main__":

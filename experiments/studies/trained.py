@@ -141,7 +141,7 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--workdir", required=True, help="of a trained diffusion model")
+    arguments.add_argument("--workdir", required=True, help="of a trained model")
     arguments.add_argument("--samples", type=int, default=1000, help="images a point")
     arguments.add_argument("--tiny", action="store_true", help="one row, of few images")
     arguments.add_argument(

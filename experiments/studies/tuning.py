@@ -21,8 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies.further import Section, Trainer, averaged, begun, drawer, setup_of
-from experiments.studies.trained import Row, Subject, parser, subject, table, write
+from experiments.studies.further import (
+    Part,
+    Section,
+    Trainer,
+    averaged,
+    begun,
+    drawer,
+    run_part,
+    setup_of,
+)
+from experiments.studies.trained import Row, Subject
 from jaxgen.data import normalise
 from jaxgen.run.model import balanced_labels
 
@@ -176,43 +185,18 @@ def tokens(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> 
             )
 
 
-PARTS = {"adapters": adapters, "rewards": rewards, "contrast": contrast, "tokens": tokens}
-
-
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """A line for each way: means over seeds and their standard deviation."""
-    lines: list[Row] = []
-    for name in dict.fromkeys(row["way"] for row in rows):
-        own = [row for row in rows if row["way"] == name]
-        line: Row = {"way": name}
-        for key in own[0]:
-            values = np.array([row.get(key, np.nan) for row in own if key not in ("way", "seed")])
-            if len(values) and not np.isnan(values).all():
-                spread = f" +- {values.std(ddof=1):.2g}" if values.std() > 0 else ""
-                line[key] = f"{values.mean():.4g}{spread}"
-        lines.append(line)
-    keys = list(dict.fromkeys(key for line in lines for key in line))
-    return [{key: line.get(key, "-") for key in keys} for line in lines]
+PARTS: dict[str, tuple[Part, int]] = {
+    "adapters": (adapters, 40_000),
+    "rewards": (rewards, 8_000),
+    "contrast": (contrast, 2_560),
+    "tokens": (tokens, 12_800),
+}
+"""Each part, and its images of training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a part, print its table and write the numbers."""
-    asked = parser(__doc__ or "", "tuning.json")
-    asked.add_argument("--part", choices=list(PARTS), default="adapters")
-    asked.add_argument("--images", type=int, default=10_000, help="of training, for each way")
-    asked.add_argument("--seeds", type=int, default=3)
-    given = asked.parse_args(arguments)
-    if given.tiny:
-        given.images, given.samples, given.seeds = 256, 100, 1
-    rows: list[Row] = []
-    found = PARTS[given.part](
-        subject(given.workdir), given.workdir, given.seeds, given.images, given.samples
-    )
-    for row in found:
-        rows.append(row)
-        print(row, flush=True)
-    write(rows, given.out)
-    print(table(shown(rows)))
+    run_part(PARTS, __doc__ or "", "tuning.json", arguments)
 
 
 if __name__ == "__main__":
