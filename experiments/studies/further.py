@@ -5,7 +5,8 @@ All happens in one process: a program is compiled once for all seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from experiments.studies.trained import Subject
 from jaxgen import config as configs
 from jaxgen.data import normalise, to_host
-from jaxgen.method import Method, TrainState, sampling_params, update_with, with_frozen
+from jaxgen.method import Method, Spec, TrainState, sampling_params, update_with, with_frozen
+from jaxgen.method.learning import copied
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.run import start
 from jaxgen.run.setup import TOP, Setup, set_up
@@ -23,16 +25,21 @@ from jaxgen.run.setup import TOP, Setup, set_up
 BATCH = 128
 ROWS = 128
 """Of a step's key: which rows of the data the batch has."""
+SOLVED = dict(solver="heun", steps=10, guidance=1.0)
+"""How samples are drawn that are scored."""
+SHORT = dict(solver="heun", steps=5, guidance=1.0)
+"""How they are drawn within a step of training."""
 Section = dict[str, Any]
 
 
 def setup_of(
     it: Subject, workdir: str, wraps: Sequence[Section], *, rate: float, images: int,
-    schedule: str = "cosine", **told: Any,
+    schedule: str = "cosine", spec: Spec | None = None, **told: Any,
 ) -> Setup:  # fmt: skip
     """The model's own config, to train on from it by Adam with wraps, for `images` images.
 
-    told: further assignments to the config, `__` for a dot (`model__conditions`).
+    spec: of other data than the model's (more classes, columns). told: further assignments to the
+    config, `__` for a dot (`model__conditions`).
     """
     config = configs.ml_collections.ConfigDict(configs.to_dict(it.model.setup.config))
     sections: Section = dict(
@@ -46,7 +53,7 @@ def setup_of(
     sections |= {"train.images": images, "data.batch_size": BATCH}
     sections |= {name.replace("__", "."): value for name, value in told.items()}
     configs.override(config, [f"{key}={value!r}" for key, value in sections.items()], TOP)
-    return set_up(config, spec=it.model.setup.spec, coding=it.model.setup.coding)
+    return set_up(config, spec=spec or it.model.setup.spec, coding=it.model.setup.coding)
 
 
 def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> TrainState:
@@ -58,6 +65,7 @@ def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> T
     if params is None:
         return state
     known = {**state.params, **{k: a for k, a in params.items() if k in state.params}}
+    known = copied(known, {} if method.training is None else method.training.copies)
     averages = {name: {g: known[g] for g in a} for name, a in state.ema.items()}
     return state.replace(params=known, ema=averages)
 
@@ -66,8 +74,8 @@ class Trainer:
     """Updates of a method on random batches of a data set; compiled once for any number of them."""
 
     def __init__(self, method: Method, data: Mapping[str, np.ndarray]) -> None:
-        """data: "image" [N, H, W, C] and "label" [N], which the device holds."""
-        self.data = jnp.asarray(data["image"]), jnp.asarray(data["label"], jnp.int32)
+        """data: "image" [N, H, W, C], "label" [N] and columns [N, ...], which the device holds."""
+        self.data = {name: jnp.asarray(array) for name, array in data.items()}
         self.frozen = method.frozen
 
         @jax.jit
@@ -75,8 +83,8 @@ class Trainer:
             def step(_: Any, state: TrainState) -> TrainState:
                 key = jax.random.fold_in(jax.random.key(seed), state.step)
                 rows = jax.random.fold_in(key, ROWS)
-                chosen = jax.random.randint(rows, (BATCH,), 0, len(data[1]))
-                batch = normalise({"image": data[0][chosen], "label": data[1][chosen]})
+                chosen = jax.random.randint(rows, (BATCH,), 0, len(data["label"]))
+                batch = normalise({name: array[chosen] for name, array in data.items()})
                 return update_with(method, state, batch, key, frozen)[0]
 
             return jax.lax.fori_loop(0, count, step, state)
@@ -87,17 +95,31 @@ class Trainer:
         """The state after updates on so many images, rounded up to a batch."""
         return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // BATCH))
 
+    def on(self, data: Mapping[str, np.ndarray]) -> Trainer:
+        """The same program, if it is of as many examples, on other data."""
+        other = copy.copy(self)
+        other.data = {name: jnp.asarray(array) for name, array in data.items()}
+        return other
+
 
 def drawer(method: Method, **options: Any) -> Any:
-    """draw(params, labels, seed) -> images as bytes."""
+    """draw(params, labels, seed, **told) -> images as bytes; told: columns by name, of each."""
     assert method.sampler is not None
     fn = jax.jit(method.sampler(**options).fn)
 
-    def draw(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+    def draw(params: Any, labels: np.ndarray, seed: int, **told: np.ndarray) -> np.ndarray:
         keys = jax.random.split(jax.random.key(seed), len(labels))
-        return quantise(to_host(fn(params, keys, jnp.asarray(labels, jnp.int32))))
+        condition: Any = jnp.asarray(labels, jnp.int32)
+        condition = {"label": condition, **told} if told else condition
+        return quantise(to_host(fn(params, keys, condition)))
 
     return draw
+
+
+def floats(method: Method, **options: Any) -> Callable[..., np.ndarray]:
+    """draw(params, labels, seed, **told) -> images in [-1, 1]."""
+    draw = drawer(method, **options)
+    return lambda *asked, **told: np.asarray(normalise({"image": draw(*asked, **told)})["image"])
 
 
 def averaged(method: Method, state: TrainState) -> dict[str, Any]:

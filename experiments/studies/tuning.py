@@ -21,12 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies.further import Section, Trainer, averaged, begun, drawer, setup_of
-from experiments.studies.trained import Row, Subject, parser, subject, table, write
+from experiments.studies.further import (
+    SOLVED,
+    Section,
+    Trainer,
+    averaged,
+    begun,
+    drawer,
+    floats,
+    setup_of,
+)
+from experiments.studies.trained import Row, Subject, parser, shown, subject, table, write
 from jaxgen.data import normalise
 from jaxgen.run.model import balanced_labels
 
-SOLVED = dict(solver="heun", steps=10, guidance=1.0)
 FEW = dict(solver="heun", steps=5)
 DRAWN = dict(solver="ancestral.ddpm", steps=6)
 BETA, INK, CLASS = 0.5, 12.0, 8
@@ -73,12 +81,6 @@ def adapters(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
             row = dict(way=name, seed=seed, trained=count)
             row |= scored(draw, averaged(method, state), seed)
             yield row | dict(seconds=time.monotonic() - begin)
-
-
-def floats(method: Any, **options: Any) -> Callable[..., np.ndarray]:
-    """draw(params, labels, seed) -> images in [-1, 1]."""
-    draw = drawer(method, **options)
-    return lambda *told: np.asarray(normalise({"image": draw(*told)})["image"])
 
 
 def rewards(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
@@ -177,22 +179,6 @@ def tokens(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> 
 
 
 PARTS = {"adapters": adapters, "rewards": rewards, "contrast": contrast, "tokens": tokens}
-
-
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """A line for each way: means over seeds and their standard deviation."""
-    lines: list[Row] = []
-    for name in dict.fromkeys(row["way"] for row in rows):
-        own = [row for row in rows if row["way"] == name]
-        line: Row = {"way": name}
-        for key in own[0]:
-            values = np.array([row.get(key, np.nan) for row in own if key not in ("way", "seed")])
-            if len(values) and not np.isnan(values).all():
-                spread = f" +- {values.std(ddof=1):.2g}" if values.std() > 0 else ""
-                line[key] = f"{values.mean():.4g}{spread}"
-        lines.append(line)
-    keys = list(dict.fromkeys(key for line in lines for key in line))
-    return [{key: line.get(key, "-") for key in keys} for line in lines]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
