@@ -10,6 +10,7 @@ prompts: a label for an image by gradients of the model's own error, hard (PEZ) 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,16 +35,16 @@ from jaxgen.method import denoiser_factory, minimise
 from jaxgen.method.columns import Column
 from jaxgen.steer.pez import nearest, pez
 
-NAME = "experiments.studies.controls"
+NAME, SMALL = "experiments.studies.controls", 32
 CLASS, BOLD, EACH = 1, 0.8, 8
 """Of inclusive: the class, the quantile of its ink above which an image is bold, images of each."""
 CODES, CODE = 20, 4
 """Of concepts: how many are told, and their size."""
-CONSISTENT = 3
+CONSISTENT = 2
 """Of control: images of training of the consistency model, over those of the branch."""
-PROBLEMS, DRAWS, STEPS, RATE = 3, 16, 40, 0.05
-"""Of prompts: images of each class, noises of an image, and the search's steps and rate."""
-SEARCHES = ("soft, nearest at last", "soft, best nearest", "hard (PEZ)", "all rows tried")
+PROBLEMS, DRAWS, STEPS, RATE = 40, 16, 60, 0.05
+"""Of prompts: how many of each kind, noises of an image, and the search's steps and rate."""
+SEARCHES = ("hard (PEZ)", "soft, then the nearest", "all tried")
 
 
 def ink(images: Any) -> Any:
@@ -59,8 +60,9 @@ def inclusive(it: Subject, workdir: str, seeds: int, images: int, samples: int) 
     of = names[CLASS]
     wrap = dict(name="tune.inclusive", classes=both, parent=of, last=2, sample=SHORT)
     start = dict(workdir=workdir, parents=dict.fromkeys(both, of))
-    setup = setup_of(it, workdir, [wrap], rate=2e-2, images=images, spec=spec, start=start)
-    draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train)
+    told: dict[str, Any] = dict(batch=SMALL, spec=spec, start=start)
+    setup = setup_of(it, workdir, [wrap], rate=2e-2, images=images, **told)
+    draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
     learnt, real = (h["image"][h["label"] == CLASS] for h in (it.train, it.test))
     limit = np.quantile(ink(learnt), BOLD)
     labels = np.repeat([it.classes, it.classes + 1, CLASS], [samples, samples, 2 * samples])
@@ -113,9 +115,9 @@ def concepts(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
     scale = dict(mean=plain.mean(0).tolist(), std=plain.std(0).tolist())
     seen = jax.jit(look(**scale))
     wrap = dict(name="tune.concepts", encoder=dict(name=f"{NAME}.look", **scale))
-    told = dict(model__conditions=(("code", "vector", CODE),))
-    setup = setup_of(it, workdir, [wrap], rate=2e-3, images=images, **told)
-    draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train)
+    told: dict[str, Any] = dict(batch=SMALL, model__conditions=(("code", "vector", CODE),))
+    setup = setup_of(it, workdir, [wrap], rate=1e-3, images=images, **told)
+    draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
     labels = np.resize(np.arange(it.classes), samples // it.classes * it.classes)
     number = np.arange(len(labels)) // it.classes % CODES
 
@@ -157,8 +159,10 @@ def control(it: Subject, workdir: str, seeds: int, images: int, samples: int) ->
     spec = dataclasses.replace(known.spec, columns={"coarse": Column(known.spec.shape, "float32")})
     model = dict(name="control.controlled", model=known.config.model.to_dict(), column="coarse")
     wraps: list[Any] = [dict(name="distill.consistency", teacher=None, steps=8), "tune.control"]
-    branch = setup_of(it, workdir, wraps, rate=1e-3, images=images, spec=spec, model=model)
-    train = Trainer(branch.method, {**it.train, "coarse": coarse(it.train["image"])})
+    told: dict[str, Any] = dict(batch=SMALL, spec=spec, model=model)
+    branch = setup_of(it, workdir, wraps, rate=2e-3, images=images, **told)
+    learnt = {**it.train, "coarse": coarse(it.train["image"])}
+    train = Trainer(branch.method, learnt, SMALL)
     draw = floats(branch.method, steps=1, guidance=1.0)
     rows = np.random.default_rng(0).permutation(len(it.test["label"]))[:samples]
     goal, labels = coarse(it.test["image"][rows]), it.test["label"][rows]
@@ -179,54 +183,68 @@ def control(it: Subject, workdir: str, seeds: int, images: int, samples: int) ->
 
 
 def prompts(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
-    """The share of test images whose class each search ends at, all begun at another class.
+    """The share of prompts whose words each search finds, all begun at others.
 
-    images and samples are not looked at: nothing is trained.
+    One label: of a test image. Two: of four images that the model draws when it is told the mean of
+    two rows, where many soft prompts are as good. images and samples are not looked at.
     """
     method, params = it.model.setup.method, it.model.weights(None)
-    draw, of = floats(method, **SOLVED), denoiser_factory(method)
-    assert of is not None
-    denoiser = of(guidance=())
-    rule, every = optax.adam(RATE), jnp.arange(STEPS)
+    draw, find = floats(method, **SOLVED), searches(it)
+    table = jnp.asarray(params["net"]["labels"]["embedding"])
+    for seed in range(seeds):
+        chance, found = np.random.default_rng(seed), dict[str, Row]()
+        order = np.stack([chance.permutation(it.classes) for _ in range(PROBLEMS)])
+        one = [chance.choice(np.flatnonzero(it.test["label"] == c)) for c in order[:, 0]]
+        mixed = []
+        for pair in order[:, :2]:
+            rows = table.at[0].set(table[pair].mean(0))
+            net = {**params["net"], "labels": {"embedding": rows}}
+            mixed.append(draw({**params, "net": net}, np.zeros(4, np.int32), seed))
+        given = {"one": it.test["image"][one][:, None], "two": np.stack(mixed)}
+        keys = jax.random.split(jax.random.key(seed), PROBLEMS)
+        for count, (name, x) in enumerate(given.items(), 1):
+            ways = find(params, jnp.asarray(x), jnp.asarray(order[:, -count:]), keys)
+            for way, words in zip(SEARCHES, map(np.asarray, ways), strict=True):
+                right = np.sort(words, 1) == np.sort(order[:, :count], 1)
+                row = found.setdefault(way, dict(way=way, seed=seed))
+                row[name] = float(right.all(1).mean())
+                if name == "one":
+                    row |= strip(draw(params, words[:10, 0], seed))
+        yield dict(way="(images)", seed=seed) | strip(given["one"][:10, 0])
+        yield from found.values()
 
-    def search(params: Any, image: jax.Array, first: jax.Array, key: jax.Array) -> Any:
+
+def searches(it: Subject) -> Callable[..., Any]:
+    """fn(params, images [P, n, ...], first [P, N], keys [P]) -> words [P, N] of each of `SEARCHES`.
+
+    All by the model's error at `DRAWS` times, of the images in turn, told the mean of N rows.
+    """
+    denoiser = denoiser_factory(it.model.setup.method)
+    assert denoiser is not None
+    told, rule, every = denoiser(guidance=()), optax.adam(RATE), jnp.arange(STEPS)
+
+    def search(params: Any, images: jax.Array, first: jax.Array, key: jax.Array) -> Any:
         table = params["net"]["labels"]["embedding"][: it.classes]
         keys, blank = jax.random.split(key, DRAWS), jnp.full(DRAWS, it.classes)
-        asked: Any = denoiser(params, blank)
-        noise = jax.random.normal(key, (DRAWS, *image.shape))
+        asked: Any = told(params, blank)
+        noise = jax.random.normal(key, (DRAWS, *images.shape[1:]))
         t = (jnp.arange(DRAWS) + 0.5) / DRAWS
-        pair = Prediction(jnp.broadcast_to(image, noise.shape), noise)
+        pair = Prediction(jnp.resize(images, noise.shape), noise)
         x, goal = pair.mix(asked.path, t), pair.velocity(asked.path, t)
 
         def loss(prompt: jax.Array) -> jax.Array:
-            told = asked.recondition(lambda y: jnp.broadcast_to(prompt, y.shape))
-            said = told(keys, x, t, told.init(x))[0].velocity(asked.path, t)
+            changed = asked.recondition(lambda y: jnp.broadcast_to(prompt.mean(0), y.shape))
+            said = changed(keys, x, t, changed.init(x))[0].velocity(asked.path, t)
             return ((said - goal) ** 2).mean()
 
-        def soft(prompt: jax.Array, number: jax.Array) -> jax.Array:
-            there = loss(table[nearest(prompt, table)])
-            return loss(prompt) + jax.lax.stop_gradient(there - loss(prompt))
-
-        begin = table[first][None]
+        begin = table[first]
         hard, _ = pez(loss, table, begin, rule, steps=STEPS)
-        last, _ = minimise(lambda prompt, _: loss(prompt), rule, begin, every)
-        best, _ = minimise(soft, rule, begin, every, best=True)
-        each = jax.lax.map(lambda row: loss(row[None]), table)
-        return nearest(last, table)[0], nearest(best, table)[0], hard[0], each.argmin()
+        soft, _ = minimise(lambda prompt, _: loss(prompt), rule, begin, every)
+        pairs = np.stack(list(itertools.combinations(range(it.classes), first.shape[0])))
+        tried = jax.lax.map(lambda words: loss(table[words]), jnp.asarray(pairs))
+        return hard, nearest(soft, table), jnp.asarray(pairs)[tried.argmin()]
 
-    run = jax.jit(lambda params, *each: jax.lax.map(lambda e: search(params, *e), each))
-    for seed in range(seeds):
-        chance = np.random.default_rng(seed)
-        labels = np.tile(np.arange(it.classes), PROBLEMS)
-        rows = [chance.choice(np.flatnonzero(it.test["label"] == c)) for c in labels]
-        first = (labels + chance.integers(1, it.classes, len(labels))) % it.classes
-        keys = jax.random.split(jax.random.key(seed), len(labels))
-        given = jnp.asarray(it.test["image"][rows])
-        yield dict(way="(images)", seed=seed) | strip(given[:10])
-        words = run(params, given, jnp.asarray(first), keys)
-        for way, found in zip(SEARCHES, map(np.asarray, words), strict=True):
-            row = dict(way=way, seed=seed, found=float((found == labels).mean()))
-            yield row | strip(draw(params, found[:10], seed))
+    return jax.jit(lambda params, *each: jax.lax.map(lambda e: search(params, *e), each))
 
 
 PARTS = {

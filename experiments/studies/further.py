@@ -34,7 +34,7 @@ Section = dict[str, Any]
 
 def setup_of(
     it: Subject, workdir: str, wraps: Sequence[Section], *, rate: float, images: int,
-    schedule: str = "cosine", spec: Spec | None = None, **told: Any,
+    schedule: str = "cosine", batch: int = BATCH, spec: Spec | None = None, **told: Any,
 ) -> Setup:  # fmt: skip
     """The model's own config, to train on from it by Adam with wraps, for `images` images.
 
@@ -50,7 +50,7 @@ def setup_of(
         sample={},
         ema={"half_life": (2000,)},
     )
-    sections |= {"train.images": images, "data.batch_size": BATCH}
+    sections |= {"train.images": images, "data.batch_size": batch}
     sections |= {name.replace("__", "."): value for name, value in told.items()}
     configs.override(config, [f"{key}={value!r}" for key, value in sections.items()], TOP)
     return set_up(config, spec=spec or it.model.setup.spec, coding=it.model.setup.coding)
@@ -73,19 +73,19 @@ def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> T
 class Trainer:
     """Updates of a method on random batches of a data set; compiled once for any number of them."""
 
-    def __init__(self, method: Method, data: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, method: Method, data: Mapping[str, np.ndarray], batch: int = BATCH) -> None:
         """data: "image" [N, H, W, C], "label" [N] and columns [N, ...], which the device holds."""
         self.data = {name: jnp.asarray(array) for name, array in data.items()}
-        self.frozen = method.frozen
+        self.frozen, self.batch = method.frozen, batch
 
         @jax.jit
         def run(state: TrainState, data: Any, frozen: Any, seed: jax.Array, count: Any) -> Any:
             def step(_: Any, state: TrainState) -> TrainState:
                 key = jax.random.fold_in(jax.random.key(seed), state.step)
                 rows = jax.random.fold_in(key, ROWS)
-                chosen = jax.random.randint(rows, (BATCH,), 0, len(data["label"]))
-                batch = normalise({name: array[chosen] for name, array in data.items()})
-                return update_with(method, state, batch, key, frozen)[0]
+                chosen = jax.random.randint(rows, (batch,), 0, len(data["label"]))
+                some = normalise({name: array[chosen] for name, array in data.items()})
+                return update_with(method, state, some, key, frozen)[0]
 
             return jax.lax.fori_loop(0, count, step, state)
 
@@ -93,7 +93,7 @@ class Trainer:
 
     def __call__(self, state: TrainState, seed: int, images: int) -> TrainState:
         """The state after updates on so many images, rounded up to a batch."""
-        return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // BATCH))
+        return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // self.batch))
 
     def on(self, data: Mapping[str, np.ndarray]) -> Trainer:
         """The same program, if it is of as many examples, on other data."""

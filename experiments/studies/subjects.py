@@ -38,10 +38,12 @@ from jaxgen.frozen import rewards
 from jaxgen.run.model import balanced_labels
 
 NAME = "experiments.studies.subjects"
+RATE, SMALL = 5e-4, 16
+"""Where there are few images: the learning rate, and the batch."""
 NEW, PARENT, FEW = "mirrored", 7, 6
 """Of dreambooth: the new class, the class that it comes from, and its images."""
-RELATED = 1.0
-"""The weight of both relations."""
+RELATED = (3.0, 10.0)
+"""Weights of both relations."""
 HEADS = r"\bblocks\.(qkv|proj)\.kernel$"
 REFERENCES, LOOK, WIDTH, LOUD, FURTHER = 4, 0.5, 0.15, 10.0, 640
 """Of preference: how many references, their contrast, how far one may be from it, the reward's
@@ -78,8 +80,8 @@ def dreambooth(it: Subject, workdir: str, seeds: int, images: int, samples: int)
         "with the prior": (images, [wrap]),
     }
     for way, (count, wraps) in ways.items():
-        setup = setup_of(it, workdir, wraps, rate=5e-4, images=images, **told)
-        draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train)
+        setup = setup_of(it, workdir, wraps, rate=RATE, images=images, batch=SMALL, **told)
+        draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
         for seed in range(seeds):
             own = {"image": chosen(learnt, FEW, seed), "label": np.full(FEW, label, np.int32)}
             state = begun(setup, seed)
@@ -104,16 +106,17 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
     real = measured("(test images)", 0, -it.test["image"], it.test["label"])
     few = -it.train["image"][one_each(it, range(it.classes), 0)]
     yield real | it.floor(samples) | strip(few)
-    related = dict(name="relations.relations", image=RELATED, high=RELATED)
-    terms = [related, dict(name="relations.detail")]
     ways: dict[str, tuple[int, list[Section]]] = {
         "(as trained)": (0, []),
         "without relations": (images, []),
-        "with relations": (images, terms),
     }
+    for weight in RELATED:
+        related = dict(name="relations.relations", image=weight, high=weight)
+        ways[f"relations, {weight:g}"] = (images, [related, dict(name="relations.detail")])
     for way, (count, added) in ways.items():
-        setup = setup_of(it, workdir, [], rate=5e-4, images=images, method__terms=added)
-        draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train)
+        told = dict(rate=RATE, images=images, batch=SMALL, method__terms=added)
+        setup = setup_of(it, workdir, [], **told)
+        draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
         for seed in range(seeds):
             rows = one_each(it, range(it.classes), seed)
             own = {"image": -it.train["image"][rows], "label": it.train["label"][rows]}
@@ -244,8 +247,8 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
 
 
 PARTS = {
-    "dreambooth": (dreambooth, 6_400, 300),
-    "domainstudio": (domainstudio, 6_400, 500),
+    "dreambooth": (dreambooth, 9_600, 300),
+    "domainstudio": (domainstudio, 12_800, 500),
     "hypernet": (hypernet, 19_200, 500),
     "preference": (preference, 10_240, 200),
 } | controls.PARTS
