@@ -40,9 +40,7 @@ CLASS, BOLD, EACH = 1, 0.8, 8
 """Of inclusive: the class, the quantile of its ink above which an image is bold, images of each."""
 CODES, CODE = 20, 4
 """Of concepts: how many are told, and their size."""
-CONSISTENT = 2
-"""Of control: images of training of the consistency model, over those of the branch."""
-PROBLEMS, DRAWS, STEPS, RATE = 40, 16, 60, 0.05
+PROBLEMS, DRAWS, STEPS, RATE = 20, 16, 60, 0.05
 """Of prompts: how many of each kind, noises of an image, and the search's steps and rate."""
 SEARCHES = ("hard (PEZ)", "soft, then the nearest", "all tried")
 
@@ -152,8 +150,8 @@ def coarse(images: Any) -> np.ndarray:
 def control(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:
     """How far the means of one-call samples are from those that they were told, of test images."""
     own = dict(name="distill.consistency", steps=50)
-    setup = setup_of(it, workdir, [own], rate=5e-4, images=CONSISTENT * images)
-    state = Trainer(setup.method, it.train)(begun(setup, 0), 0, CONSISTENT * images)
+    setup = setup_of(it, workdir, [own], rate=5e-4, images=images)
+    state = Trainer(setup.method, it.train)(begun(setup, 0), 0, images)
     base, plain = averaged(setup.method, state), floats(setup.method, steps=1, guidance=1.0)
     known = it.model.setup
     spec = dataclasses.replace(known.spec, columns={"coarse": Column(known.spec.shape, "float32")})
@@ -248,9 +246,9 @@ def searches(it: Subject) -> Callable[..., Any]:
 
 
 PARTS = {
-    "inclusive": (inclusive, 3_200, 250),
-    "concepts": (concepts, 12_800, 400),
-    "control": (control, 12_800, 400),
+    "inclusive": (inclusive, 4_800, 200),
+    "concepts": (concepts, 19_200, 400),
+    "control": (control, 19_200, 300),
     "prompts": (prompts, 1, 1),
 }
 """Of each: the function, images of training for each way, and samples."""

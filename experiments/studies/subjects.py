@@ -45,7 +45,7 @@ NEW, PARENT, FEW = "mirrored", 7, 6
 RELATED = (3.0, 10.0)
 """Weights of both relations."""
 HEADS = r"\bblocks\.(qkv|proj)\.kernel$"
-REFERENCES, LOOK, WIDTH, LOUD, FURTHER = 4, 0.5, 0.15, 10.0, 640
+REFERENCES, LOOK, WIDTH, LOUD, FURTHER = 4, 0.5, 0.15, 10.0, 160
 """Of preference: how many references, their contrast, how far one may be from it, the reward's
 factor, images between two looks."""
 
@@ -145,8 +145,8 @@ def hypernet(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
     """How the contrast of samples goes with that of references of other classes, and accuracy."""
     labels = balanced_labels(samples, it.classes)
     wrap = dict(name="tune.hypernet", match=HEADS, rank=2)
-    setup = setup_of(it, workdir, [wrap], rate=1e-3, images=images)
-    train = Trainer(setup.method, it.train)
+    setup = setup_of(it, workdir, [wrap], rate=1e-3, images=images, batch=SMALL)
+    train = Trainer(setup.method, it.train, SMALL)
     draw, own = floats(setup.method, **SOLVED), floats(it.model.setup.method, **SOLVED)
 
     def measured(way: str, seed: int, x: np.ndarray, told: np.ndarray) -> Row:
@@ -223,8 +223,9 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
                 reward=dict(name=f"{NAME}.harmony", file=files[0]), sample=SHORT)  # fmt: skip
     ways: dict[str, list[Section]] = {"references alone": [], "with preferences": [wrap]}
     for way, wraps in ways.items():
-        setup = setup_of(it, workdir, wraps, rate=1e-3, images=images, schedule="constant")
-        draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train)
+        told: Section = dict(images=images, batch=SMALL, schedule="constant")
+        setup = setup_of(it, workdir, wraps, rate=RATE, **told)
+        draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
         for seed in range(seeds):
             classes = np.random.default_rng(seed).permutation(it.classes)[:REFERENCES]
             rows = one_each(it, classes, seed)
@@ -247,10 +248,10 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
 
 
 PARTS = {
-    "dreambooth": (dreambooth, 9_600, 300),
-    "domainstudio": (domainstudio, 12_800, 500),
-    "hypernet": (hypernet, 19_200, 500),
-    "preference": (preference, 10_240, 200),
+    "dreambooth": (dreambooth, 9_600, 200),
+    "domainstudio": (domainstudio, 12_800, 300),
+    "hypernet": (hypernet, 6_400, 300),
+    "preference": (preference, 1_600, 100),
 } | controls.PARTS
 """Of each: the function, images of training for each way, and samples."""
 TITLES = {
