@@ -5,6 +5,7 @@ All happens in one process: a program is compiled once for all seeds.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies.trained import Row, Subject, parser, subject, table, write
+from experiments.studies.trained import Row, Subject, parser, shown, subject, table, write
 from jaxgen import config as configs
 from jaxgen.data import normalise, to_host
 from jaxgen.method import Method, Spec, TrainState, sampling_params, update_with, with_frozen
@@ -23,6 +24,10 @@ from jaxgen.run.setup import TOP, Setup, set_up
 BATCH = 128
 ROWS = 128
 """Of a step's key: which rows of the data the batch has."""
+SOLVED = dict(solver="heun", steps=10, guidance=1.0)
+"""How samples are drawn that are scored."""
+SHORT = dict(solver="heun", steps=5, guidance=1.0)
+"""How they are drawn within a step of training."""
 Section = dict[str, Any]
 Part = Callable[[Subject, str, int, int, int], Iterator[Row]]
 """(the model, its workdir, seeds, images of training, samples) -> rows with "way" and "seed"."""
@@ -30,12 +35,12 @@ Part = Callable[[Subject, str, int, int, int], Iterator[Row]]
 
 def setup_of(
     it: Subject, workdir: str, wraps: Sequence[Section], *, rate: float, images: int,
-    schedule: str = "cosine", spec: Spec | None = None, **told: Any,
+    schedule: str = "cosine", batch: int = BATCH, spec: Spec | None = None, **told: Any,
 ) -> Setup:  # fmt: skip
     """The model's own config, to train on from it by Adam with wraps, for `images` images.
 
-    spec: of other data than the model's. told: further assignments to the config, `__` for a dot
-    (`model__conditions`).
+    spec: of other data than the model's (more classes, columns). told: further assignments to the
+    config, `__` for a dot (`model__conditions`).
     """
     config = configs.ml_collections.ConfigDict(configs.to_dict(it.model.setup.config))
     sections: Section = dict(
@@ -46,7 +51,7 @@ def setup_of(
         sample={},
         ema={"half_life": (2000,)},
     )
-    sections |= {"train.images": images, "data.batch_size": BATCH}
+    sections |= {"train.images": images, "data.batch_size": batch}
     sections |= {name.replace("__", "."): value for name, value in told.items()}
     configs.override(config, [f"{key}={value!r}" for key, value in sections.items()], TOP)
     return set_up(config, spec=spec or it.model.setup.spec, coding=it.model.setup.coding)
@@ -74,19 +79,19 @@ def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> T
 class Trainer:
     """Updates of a method on random batches of a data set; compiled once for any number of them."""
 
-    def __init__(self, method: Method, data: Mapping[str, np.ndarray]) -> None:
-        """data: columns [N, ...] which the device holds, "image" and "label" among them."""
-        self.data = {name: jnp.asarray(column) for name, column in data.items()}
-        self.frozen = method.frozen
+    def __init__(self, method: Method, data: Mapping[str, np.ndarray], batch: int = BATCH) -> None:
+        """data: "image" [N, H, W, C], "label" [N] and columns [N, ...], which the device holds."""
+        self.data = {name: jnp.asarray(array) for name, array in data.items()}
+        self.frozen, self.batch = method.frozen, batch
 
         @jax.jit
         def run(state: TrainState, data: Any, frozen: Any, seed: jax.Array, count: Any) -> Any:
             def step(_: Any, state: TrainState) -> TrainState:
                 key = jax.random.fold_in(jax.random.key(seed), state.step)
                 rows = jax.random.fold_in(key, ROWS)
-                chosen = jax.random.randint(rows, (BATCH,), 0, len(data["label"]))
-                batch = normalise({name: column[chosen] for name, column in data.items()})
-                return update_with(method, state, batch, key, frozen)[0]
+                chosen = jax.random.randint(rows, (batch,), 0, len(data["label"]))
+                some = normalise({name: array[chosen] for name, array in data.items()})
+                return update_with(method, state, some, key, frozen)[0]
 
             return jax.lax.fori_loop(0, count, step, state)
 
@@ -94,47 +99,45 @@ class Trainer:
 
     def __call__(self, state: TrainState, seed: int, images: int) -> TrainState:
         """The state after updates on so many images, rounded up to a batch."""
-        return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // BATCH))
+        return self.run(state, self.data, self.frozen, jnp.uint32(seed), -(-images // self.batch))
+
+    def on(self, data: Mapping[str, np.ndarray]) -> Trainer:
+        """The same program, if it is of as many examples, on other data."""
+        other = copy.copy(self)
+        other.data = {name: jnp.asarray(array) for name, array in data.items()}
+        return other
 
 
 def sampled(method: Method, **options: Any) -> Any:
-    """draw(params, labels, seed) -> images as the sampler leaves them."""
+    """draw(params, labels, seed, **told) -> images as they are drawn; told: columns of each."""
     assert method.sampler is not None
     fn = jax.jit(method.sampler(**options).fn)
 
-    def draw(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+    def draw(params: Any, labels: np.ndarray, seed: int, **told: np.ndarray) -> np.ndarray:
         keys = jax.random.split(jax.random.key(seed), len(labels))
-        return to_host(fn(params, keys, jnp.asarray(labels, jnp.int32)))
+        condition: Any = jnp.asarray(labels, jnp.int32)
+        condition = {"label": condition, **told} if told else condition
+        return to_host(fn(params, keys, condition))
 
     return draw
 
 
 def drawer(method: Method, **options: Any) -> Any:
-    """draw(params, labels, seed) -> images as bytes."""
+    """draw(params, labels, seed, **told) -> images as bytes."""
     draw = sampled(method, **options)
-    return lambda *told: quantise(draw(*told))
+    return lambda *asked, **told: quantise(draw(*asked, **told))
+
+
+def floats(method: Method, **options: Any) -> Callable[..., np.ndarray]:
+    """draw(params, labels, seed, **told) -> images in [-1, 1]."""
+    draw = drawer(method, **options)
+    return lambda *asked, **told: np.asarray(normalise({"image": draw(*asked, **told)})["image"])
 
 
 def averaged(method: Method, state: TrainState) -> dict[str, Any]:
     """What the method's functions take, by the first average."""
     average = next(iter(state.ema.values()))
     return with_frozen(method, sampling_params(method, state.params, average))
-
-
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """A line for each way: means over seeds and their standard deviation."""
-    lines: list[Row] = []
-    for name in dict.fromkeys(row["way"] for row in rows):
-        own = [row for row in rows if row["way"] == name]
-        line: Row = {"way": name}
-        for key in own[0]:
-            values = np.array([row.get(key, np.nan) for row in own if key not in ("way", "seed")])
-            if len(values) and not np.isnan(values).all():
-                spread = f" +- {values.std(ddof=1):.2g}" if values.std() > 0 else ""
-                line[key] = f"{values.mean():.4g}{spread}"
-        lines.append(line)
-    keys = list(dict.fromkeys(key for line in lines for key in line))
-    return [{key: line.get(key, "-") for key in keys} for line in lines]
 
 
 def run_part(

@@ -34,9 +34,8 @@ from experiments.studies.further import (
     begun,
     sampled,
     setup_of,
-    shown,
 )
-from experiments.studies.trained import Row, Subject, parser, subject, table, write
+from experiments.studies.trained import Row, Subject, parser, shown, subject, table, write
 from jaxgen.config import ROOMS, part
 from jaxgen.method import Batch, Method, Spec, encoder_of, example_keys, minimise, training_of
 from jaxgen.metrics import cached

@@ -160,6 +160,24 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """A line for each way: means over seeds and their standard deviation, of what is a number."""
+    lines: list[Row] = []
+    for name in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == name]
+        line: Row = {"way": name}
+        for key in own[0]:
+            if key == "seed" or not isinstance(own[0][key], int | float):
+                continue
+            values = np.array([row.get(key, np.nan) for row in own])
+            if not np.isnan(values).all():
+                spread = f" +- {values.std(ddof=1):.2g}" if values.std() > 0 else ""
+                line[key] = f"{values.mean():.4g}{spread}"
+        lines.append(line)
+    keys = list(dict.fromkeys(key for line in lines for key in line))
+    return [{key: line.get(key, "-") for key in keys} for line in lines]
+
+
 def write(rows: Sequence[Row], out: str | Path) -> None:
     """The rows as JSON beside the figure `out`."""
     path = Path(out).with_suffix(".json")

@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.studies.further import (
+    SOLVED,
     Part,
     Section,
     Trainer,
     averaged,
     begun,
     drawer,
+    floats,
     run_part,
     setup_of,
 )
@@ -35,7 +37,6 @@ from experiments.studies.trained import Row, Subject
 from jaxgen.data import normalise
 from jaxgen.run.model import balanced_labels
 
-SOLVED = dict(solver="heun", steps=10, guidance=1.0)
 FEW = dict(solver="heun", steps=5)
 DRAWN = dict(solver="ancestral.ddpm", steps=6)
 BETA, INK, CLASS = 0.5, 12.0, 8
@@ -82,12 +83,6 @@ def adapters(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
             row = dict(way=name, seed=seed, trained=count)
             row |= scored(draw, averaged(method, state), seed)
             yield row | dict(seconds=time.monotonic() - begin)
-
-
-def floats(method: Any, **options: Any) -> Callable[..., np.ndarray]:
-    """draw(params, labels, seed) -> images in [-1, 1]."""
-    draw = drawer(method, **options)
-    return lambda *told: np.asarray(normalise({"image": draw(*told)})["image"])
 
 
 def rewards(it: Subject, workdir: str, seeds: int, images: int, samples: int) -> Iterator[Row]:

@@ -25,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 from experiments.studies.further import (
     BATCH,
+    SOLVED,
     Section,
     Trainer,
     averaged,
@@ -39,7 +40,6 @@ from jaxgen.run.setup import Setup
 
 BACK, LOOK, DRAWS = 0.8, 4, 8
 """Share of samples at which a class is back; updates between looks; draws of an error."""
-SOLVED = dict(solver="heun", steps=10, guidance=1.0)
 FEW = dict(solver="ddim", steps=6, guidance=1.0)
 
 

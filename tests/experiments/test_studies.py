@@ -9,6 +9,7 @@ import pytest
 
 from experiments.studies import (
     classifiers,
+    controls,
     distillation,
     few_steps,
     further,
@@ -16,7 +17,9 @@ from experiments.studies import (
     generators,
     guidance,
     sequences,
+    strips,
     students,
+    subjects,
     tuning,
     unlearning,
 )
@@ -160,6 +163,46 @@ def test_new_domains_are_undone_and_their_distance_is_of_laws():
     # The distance of two standard normal numbers is 2 / sqrt(pi) in the mean.
     lines = np.random.default_rng(1).normal(size=(500, 1))
     np.testing.assert_allclose(generators.variety(lines), 2 / np.pi**0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("part", subjects.PARTS)
+def test_parts_of_subjects_run_in_miniature(part, workdir, tmp_path, capsys):
+    out = tmp_path / "subjects.png"
+    write([dict(part="another", way="a", seed=0), dict(part=part, way="old", seed=0)], out)
+    subjects.main(["--workdir", str(workdir), "--tiny", "--part", part, "--out", str(out)])
+    rows = written(out)
+    assert [row["part"] for row in rows] == ["another"] + [part] * (len(rows) - 1)
+    ways = [row["way"] for row in rows[1:]]
+    assert len(set(ways)) >= 3 and "old" not in ways
+    # What is said to be untouched is, whatever was learnt.
+    assert all(row.get("untold", 1.0) == 1.0 for row in rows)
+    assert "| way |" in capsys.readouterr().out and out.stat().st_size > 1000
+
+
+def test_strips_are_the_images_as_text():
+    images = np.random.default_rng(0).integers(0, 17, (7, 8, 8, 1)) / 8 - 1
+    whole = strips.tiled(strips.strip(images)["strip"])
+    assert whole.shape == (17, 44)
+    np.testing.assert_allclose(whole[9:17, 9:17], (images[6, ..., 0] + 1) / 2)
+    assert np.isnan(whole[8]).all() and np.isnan(whole[9:, 18:]).all()
+
+
+def test_looks_in_closed_form():
+    image = np.full((1, 8, 8, 1), -1.0, np.float32)
+    image[0, :, 3] = 1.0
+    np.testing.assert_allclose(subjects.contrast(subjects.faded(image, 0.4)), 0.4, rtol=1e-6)
+    np.testing.assert_allclose(subjects.restored(subjects.faded(image, 0.4)), image, atol=1e-6)
+    slanted = np.full((1, 8, 8, 1), -1.0, np.float32)
+    slanted[0, range(8), range(8)] = 1.0
+    both = np.concatenate([image, slanted, slanted[:, :, ::-1]])
+    seen = controls.look(mean=(0.0, 0.0), std=(1.0, 1.0))(both)
+    np.testing.assert_allclose(seen[:, 0], 1 / 8, atol=2e-3)
+    np.testing.assert_allclose(seen[:, 1], [0, 1, -1], atol=0.05)
+    fours = np.arange(64.0).reshape(1, 8, 8, 1)
+    assert controls.coarse(fours)[0, :2, :2, 0].tolist() == [[4.5, 4.5], [4.5, 4.5]]
+    labels = np.array([0, 0, 0, 1, 1])
+    points = np.array([[0.0], [1.0], [2.0], [5.0], [7.0]])
+    np.testing.assert_allclose(subjects.variety(points, labels), (4 / 3 + 2) / 2)
 
 
 def test_rows_of_an_earlier_run_stay(workdir, tmp_path):
