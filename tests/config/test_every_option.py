@@ -58,6 +58,7 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "mlp": _tiny(MLP),
     "dit": _tiny(DIT),
     "masked": _tiny(MASKED, "method=diffusion.masked_denoising"),
+    "idempotent": _tiny(MLP, "method=energy.idempotent", "sample={}"),
     "mean_flow": _tiny(MLP, "method=diffusion.mean_flow", "sample={}"),
     "shortcut": _tiny(MLP, "method=diffusion.shortcut", "sample={}"),
     "pixel_flow": _tiny(
@@ -260,6 +261,7 @@ METHODS = (
         dict(groups=2, schedule="linear", weighting="elbo"),
     ),
     Sweep("jem", "method", values=dict(buffer=128)),
+    Sweep("idempotent", "method"),
     Sweep(
         "llamagen",
         "method",
@@ -377,6 +379,7 @@ SAMPLES = (
     ),
     Sweep("cvae", "sample", programs=SAMPLER),
     Sweep("jem", "sample", programs=SAMPLER),
+    Sweep("idempotent", "sample", programs=SAMPLER),
     Sweep("gflownet", "sample", programs=SAMPLER),
 )
 

@@ -1,5 +1,6 @@
-"""Energy-based models: p(x | y) in proportion to exp(-E(x, y)), sampled by Langevin chains."""
+"""Energy-based models: by Langevin chains from exp(-E), and idempotent networks."""
 
+from jaxgen.families.energy.idempotent import idempotent
 from jaxgen.families.energy.method import energy
 
-__all__ = ["energy"]
+__all__ = ["energy", "idempotent"]
