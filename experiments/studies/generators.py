@@ -329,11 +329,14 @@ def repulsion(it: Subject, workdir: str, seeds: int, images: int, samples: int) 
         # No score here looks at the labels of what is scored, but at whose test images it is for.
         kept = np.resize(np.delete(np.arange(it.classes), GONE), (~called).sum())
         rest = it.distance(x[~called], kept)["value"] if len(kept) > 1 else float("nan")
-        shown = dict(images=[x[:SHOWN], x[SHOWN : 2 * SHOWN]], framed=called[: 2 * SHOWN])
+        # What becomes of latents that made the digit.
+        which = made.setdefault(seed, np.flatnonzero(called)[: 2 * SHOWN])
+        shown = dict(images=[x[which[:SHOWN]], x[which[SHOWN:]]], framed=called[which])
         return dict(way=way, seed=seed, share=found, frechet=rest) | shown
 
     adapt = Trainer(method, few)
-    adapted = {}
+    adapted: dict[int, Any] = {}
+    made: dict[int, np.ndarray] = {}
     for seed in range(seeds):
         state = begun(setup, seed)
         yield row("(as trained)", seed, averaged(method, state))
@@ -387,7 +390,7 @@ PARTS: dict[str, tuple[Part, int]] = {
 """Each part, and its images of training (of `rewriting`: samples whose keys are looked at)."""
 
 PICTURED = {
-    "tokens": (f"class {CLASS} at the row of {OTHER}", "tuned, with diversity", "tuned, without"),
+    "tokens": (f"at the row of {OTHER}", "tuned, with diversity", "tuned, without"),
     "direction": ("(as trained)", "along the direction", "by nearness"),
     "expansion": ("(as trained)", "with replay", "without"),
     "rewriting": ("(as trained)", "rewritten", "by descent"),
@@ -395,11 +398,11 @@ PICTURED = {
 }
 """Of each part: the ways whose samples the figure has, before, with and without."""
 TITLES = {
-    "tokens": "one class's row,\nby a classifier",
+    "tokens": f"the row of class {CLASS},\nby a classifier",
     "direction": "bolder",
-    "expansion": "two domains more:\nthe old one, inverted,\nturned",
+    "expansion": "two domains more:\nthe old one, inverted,\nturned, both",
     "rewriting": f"a mark on the {MARKED}s:\nthese, and others",
-    "repulsion": f"{GONE}s unlearnt\n(framed: still called {GONE})",
+    "repulsion": f"{GONE}s unlearnt\n(framed: called {GONE})",
 }
 
 
@@ -408,8 +411,8 @@ def picture(pictures: Mapping[str, Mapping[str, Row]]) -> plt.Figure:
     parts = [name for name in PICTURED if name in pictures]
     heights = [len(next(iter(pictures[name].values()))["images"]) for name in parts]
     figure, axes = plt.subplots(
-        len(parts), 3, figsize=(13, 0.55 * sum(heights) + 0.55 * len(parts)), squeeze=False,
-        layout="constrained", gridspec_kw=dict(height_ratios=[h + 0.4 for h in heights]),
+        len(parts), 3, figsize=(13, 0.4 * sum(heights) + 0.4 * len(parts)), squeeze=False,
+        layout="constrained", gridspec_kw=dict(height_ratios=heights),
     )  # fmt: skip
     for row, name in zip(axes, parts, strict=True):
         for cell, way in zip(row, PICTURED[name], strict=True):
@@ -429,7 +432,7 @@ def montage(axes: plt.Axes, images: Sequence[np.ndarray], framed: Any = ()) -> N
         for x, image in enumerate(row):
             top, left = y * height + 1, x * wide + 1
             canvas[top : top + height - 2, left : left + wide - 2] = -image[..., 0]
-            if len(framed) and framed[y * len(row) + x]:
+            if len(framed) and framed[y * SHOWN + x]:
                 corner, size = (left - 1, top - 1), (wide - 1, height - 1)
                 axes.add_patch(plt.Rectangle(corner, *size, fill=False, color="C3", lw=1.5))
     axes.imshow(canvas, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
