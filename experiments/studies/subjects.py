@@ -45,7 +45,7 @@ NEW, PARENT, FEW = "mirrored", 7, 6
 RELATED = (3.0, 10.0)
 """Weights of both relations."""
 HEADS = r"\bblocks\.(qkv|proj)\.kernel$"
-REFERENCES, LOOK, WIDTH, LOUD, FURTHER = 4, 0.5, 0.15, 10.0, 480
+REFERENCES, LOOK, WIDTH, LOUD, FURTHER = 4, 0.5, 0.15, 10.0, 160
 """Of preference: how many references, their contrast, how far one may be from it, the reward's
 factor, images between two looks."""
 
@@ -224,7 +224,7 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
     ways: dict[str, list[Section]] = {"references alone": [], "with preferences": [wrap]}
     for way, wraps in ways.items():
         told: Section = dict(images=images, batch=SMALL, schedule="constant")
-        setup = setup_of(it, workdir, wraps, rate=2 * RATE, **told)
+        setup = setup_of(it, workdir, wraps, rate=RATE, **told)
         draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
         for seed in range(seeds):
             classes = np.random.default_rng(seed).permutation(it.classes)[:REFERENCES]
@@ -251,7 +251,7 @@ PARTS = {
     "dreambooth": (dreambooth, 9_600, 200),
     "domainstudio": (domainstudio, 12_800, 200),
     "hypernet": (hypernet, 6_400, 300),
-    "preference": (preference, 3_840, 60),
+    "preference": (preference, 1_600, 60),
 } | controls.PARTS
 """Of each: the function, images of training for each way, and samples."""
 TITLES = {
