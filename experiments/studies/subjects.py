@@ -103,7 +103,7 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
         row = dict(way=way, seed=seed, brightness=float(x.mean()))
         return row | dict(variety=variety(it.scorer.features(-x), labels))
 
-    real = measured("(test images)", 0, -it.test["image"], it.test["label"])
+    real = measured("(images)", 0, -it.test["image"], it.test["label"])
     few = -it.train["image"][one_each(it, range(it.classes), 0)]
     yield real | it.floor(samples) | strip(few)
     ways: dict[str, tuple[int, list[Section]]] = {
@@ -244,6 +244,8 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
             assert best is not None
             for said, (held, at) in {"best": best, "last": (params, count)}.items():
                 row = measured(f"{way}, {said}", seed, draw(held, labels, seed), at)
+                if said == "best":
+                    del row["strip"]
                 yield row | dict(curve=curve)
 
 
