@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,7 @@ WIDE, SIDE = 5, 8
 """Images beside each other in a panel; their side."""
 
 
-def strip(images: np.ndarray) -> Row:
+def strip(images: Any) -> Row:
     """{"strip": a text for each of images [N, 8, 8, 1] in [-1, 1], of its 64 levels}."""
     levels = np.clip(np.round(8 * (np.asarray(images) + 1)), 0, 16).astype(int)
     return {"strip": ["".join(DIGITS[n] for n in x) for x in levels.reshape(len(levels), -1)]}

@@ -114,7 +114,7 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
         related = dict(name="relations.relations", image=weight, high=weight)
         ways[f"relations, {weight:g}"] = (images, [related, dict(name="relations.detail")])
     for way, (count, added) in ways.items():
-        told = dict(rate=RATE, images=images, batch=SMALL, method__terms=added)
+        told: Section = dict(rate=RATE, images=images, batch=SMALL, method__terms=added)
         setup = setup_of(it, workdir, [], **told)
         draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
         for seed in range(seeds):
@@ -126,7 +126,7 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
             yield measured(way, seed, x, labels) | it.scores(-x) | strip(x[first])
 
 
-def one_each(it: Subject, classes: Sequence[int], seed: int) -> np.ndarray:
+def one_each(it: Subject, classes: Any, seed: int) -> np.ndarray:
     """A row of the training half for each of these classes."""
     chance = np.random.default_rng(seed)
     return np.array([chance.choice(np.flatnonzero(it.train["label"] == c)) for c in classes])
@@ -159,7 +159,7 @@ def hypernet(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
 
     for seed in range(seeds):
         chance = np.random.default_rng(seed)
-        many = {name: np.repeat(half, 8, 0) for name, half in it.train.items()}
+        many: Section = {name: np.repeat(half, 8, 0) for name, half in it.train.items()}
         many["image"] = faded(many["image"], chance.uniform(0.2, 1, len(many["label"])))
         # References of another class than the sample's: the label says nothing of them.
         rows = [chance.choice(np.flatnonzero(it.test["label"] != c)) for c in labels]
@@ -211,11 +211,12 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
     labels = balanced_labels(samples, it.classes)
     files = [f"{workdir}/{name}.safetensors" for name in ("guide", "classifier")]
     known, judge = (jax.jit(harmony(file=file)) for file in files)
+    likeness: Any = look()
     step = min(FURTHER, images)
 
     def measured(way: str, seed: int, x: np.ndarray, at: int) -> Row:
         row = dict(way=way, seed=seed, reward=float(judge(x, labels).mean()) / LOUD)
-        row["look"] = float(jnp.exp(look()(x, labels)).mean())
+        row["look"] = float(jnp.exp(likeness(x, labels)).mean())
         row["accuracy"] = it.scorer.accuracy(np.asarray(restored(x)), labels)
         return row | {"after": at} | strip(x[:10])
 
