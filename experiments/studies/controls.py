@@ -247,7 +247,7 @@ def searches(it: Subject) -> Callable[..., Any]:
 
 PARTS = {
     "inclusive": (inclusive, 4_800, 200),
-    "concepts": (concepts, 19_200, 400),
+    "concepts": (concepts, 19_200, 300),
     "control": (control, 19_200, 300),
     "prompts": (prompts, 1, 1),
 }

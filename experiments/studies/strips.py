@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,15 +16,15 @@ WIDE, SIDE = 5, 8
 """Images beside each other in a panel; their side."""
 
 
-def strip(images: np.ndarray) -> Row:
+def strip(images: Any) -> Row:
     """{"strip": a text for each of images [N, 8, 8, 1] in [-1, 1], of its 64 levels}."""
     levels = np.clip(np.round(8 * (np.asarray(images) + 1)), 0, 16).astype(int)
     return {"strip": ["".join(DIGITS[n] for n in x) for x in levels.reshape(len(levels), -1)]}
 
 
 def tiled(texts: Sequence[str]) -> np.ndarray:
-    """What `strip` wrote as one picture, `WIDE` images wide, in [0, 1]; NaN between and after."""
-    high = -(-len(texts) // WIDE)
+    """What `strip` wrote as a picture in [0, 1], `WIDE` wide, two or more high; NaN elsewhere."""
+    high = max(-(-len(texts) // WIDE), 2)
     whole = np.full((high * (SIDE + 1) - 1, WIDE * (SIDE + 1) - 1), np.nan)
     for n, text in enumerate(texts):
         top, left = (SIDE + 1) * (n // WIDE), (SIDE + 1) * (n % WIDE)
@@ -45,7 +46,8 @@ def picture(rows: Sequence[Row], titles: dict[str, str]) -> plt.Figure:
     for number, (part, line) in enumerate(lines.items()):
         for ax, row in zip(axes[number], line, strict=False):
             ax.imshow(tiled(row["strip"]), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(row["way"].strip("()"), fontsize=8, pad=3)
+            said = row["way"][1:-1] if row["way"].startswith("(") else row["way"]
+            ax.set_title(said, fontsize=8, pad=3)
         axes[number, 0].text(0, 1.38, titles[part], transform=axes[number, 0].transAxes,
                              fontsize=9, fontweight="bold")  # fmt: skip
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, wspace=0.08, hspace=0.65)

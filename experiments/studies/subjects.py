@@ -103,7 +103,7 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
         row = dict(way=way, seed=seed, brightness=float(x.mean()))
         return row | dict(variety=variety(it.scorer.features(-x), labels))
 
-    real = measured("(test images)", 0, -it.test["image"], it.test["label"])
+    real = measured("(images)", 0, -it.test["image"], it.test["label"])
     few = -it.train["image"][one_each(it, range(it.classes), 0)]
     yield real | it.floor(samples) | strip(few)
     ways: dict[str, tuple[int, list[Section]]] = {
@@ -114,7 +114,7 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
         related = dict(name="relations.relations", image=weight, high=weight)
         ways[f"relations, {weight:g}"] = (images, [related, dict(name="relations.detail")])
     for way, (count, added) in ways.items():
-        told = dict(rate=RATE, images=images, batch=SMALL, method__terms=added)
+        told: Section = dict(rate=RATE, images=images, batch=SMALL, method__terms=added)
         setup = setup_of(it, workdir, [], **told)
         draw, train = floats(setup.method, **SOLVED), Trainer(setup.method, it.train, SMALL)
         for seed in range(seeds):
@@ -126,7 +126,7 @@ def domainstudio(it: Subject, workdir: str, seeds: int, images: int, samples: in
             yield measured(way, seed, x, labels) | it.scores(-x) | strip(x[first])
 
 
-def one_each(it: Subject, classes: Sequence[int], seed: int) -> np.ndarray:
+def one_each(it: Subject, classes: Any, seed: int) -> np.ndarray:
     """A row of the training half for each of these classes."""
     chance = np.random.default_rng(seed)
     return np.array([chance.choice(np.flatnonzero(it.train["label"] == c)) for c in classes])
@@ -159,7 +159,7 @@ def hypernet(it: Subject, workdir: str, seeds: int, images: int, samples: int) -
 
     for seed in range(seeds):
         chance = np.random.default_rng(seed)
-        many = {name: np.repeat(half, 8, 0) for name, half in it.train.items()}
+        many: Section = {name: np.repeat(half, 8, 0) for name, half in it.train.items()}
         many["image"] = faded(many["image"], chance.uniform(0.2, 1, len(many["label"])))
         # References of another class than the sample's: the label says nothing of them.
         rows = [chance.choice(np.flatnonzero(it.test["label"] != c)) for c in labels]
@@ -211,11 +211,12 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
     labels = balanced_labels(samples, it.classes)
     files = [f"{workdir}/{name}.safetensors" for name in ("guide", "classifier")]
     known, judge = (jax.jit(harmony(file=file)) for file in files)
+    likeness: Any = look()
     step = min(FURTHER, images)
 
     def measured(way: str, seed: int, x: np.ndarray, at: int) -> Row:
         row = dict(way=way, seed=seed, reward=float(judge(x, labels).mean()) / LOUD)
-        row["look"] = float(jnp.exp(look()(x, labels)).mean())
+        row["look"] = float(jnp.exp(likeness(x, labels)).mean())
         row["accuracy"] = it.scorer.accuracy(np.asarray(restored(x)), labels)
         return row | {"after": at} | strip(x[:10])
 
@@ -244,14 +245,16 @@ def preference(it: Subject, workdir: str, seeds: int, images: int, samples: int)
             assert best is not None
             for said, (held, at) in {"best": best, "last": (params, count)}.items():
                 row = measured(f"{way}, {said}", seed, draw(held, labels, seed), at)
+                if said == "best":
+                    del row["strip"]
                 yield row | dict(curve=curve)
 
 
 PARTS = {
     "dreambooth": (dreambooth, 9_600, 200),
-    "domainstudio": (domainstudio, 12_800, 300),
+    "domainstudio": (domainstudio, 12_800, 200),
     "hypernet": (hypernet, 6_400, 300),
-    "preference": (preference, 1_600, 100),
+    "preference": (preference, 1_600, 60),
 } | controls.PARTS
 """Of each: the function, images of training for each way, and samples."""
 TITLES = {
