@@ -122,6 +122,14 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "can": _tiny(DIT | dict(name="can.CAN", rank=2)),
     "diffit": _tiny(DIT | dict(name="diffit.DiffiT")),
     "dis": _tiny(dict(name="dis.DiS", patch=4, width=8, depth=3, states=2)),
+    "ascan": _tiny(
+        dict(name="ascan.AsCAN", width=8, head_channels=4, stages=("C", "T", "C"), attention="xla")
+    ),
+    "dimr": _tiny(
+        dict(name="dimr.DiMR", patch=2, depths=(1, 1), widths=(8, 4), heads=2, attention="xla")
+    ),
+    "iwin": _tiny(DIT | dict(name="iwin.Iwin", patch=2, window=2)),
+    "gsdm": _tiny(DIT | dict(name="gsdm.GSDM", edges=((0, 1), (1, 2)))),
     "dico": _tiny(dict(name="dico.DiCo", width=8, depths=(1, 1, 1))),
     "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
@@ -546,6 +554,36 @@ MODELS = (
         "model",
         values=HIDDEN | dict(depth=5, states=3, kernel=2),
         skip=SIZED,
+        programs=NETWORK,
+    ),
+    Sweep(
+        "ascan",
+        "model",
+        values=HIDDEN | dict(stages=("C", "CT", "C"), head_channels=8, lowering="direct"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "dimr",
+        "model",
+        values=HIDDEN | dict(depths=(2, 1), widths=(8, 8), patch=1, kernel=3, lowering="direct"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "iwin",
+        "model",
+        values=HIDDEN | dict(patch=4, window=1, kernel=5, lowering="direct"),
+        skip=SIZED | TAKES | dict(rope="refused: windows are of distant patches"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "gsdm",
+        "model",
+        values=HIDDEN | dict(edges=((0, 3),), kinds=(0, 0, 1, 1)),
+        skip=SIZED
+        | TAKES
+        | dict(
+            attention="maps of a graph are the plain formula's", rope="refused: there are no places"
+        ),
         programs=NETWORK,
     ),
     Sweep(
