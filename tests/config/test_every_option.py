@@ -100,6 +100,10 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         MLP | dict(conditions=(("code", "vector", 2),)),
         "wrap=" + repr([dict(name="tune.concepts")]),
     ),
+    "priors": _tiny(
+        MLP | dict(conditions=(("prior", "vector", 2),)),
+        "wrap=" + repr([dict(name="tune.priors", width=16, depth=1, heads=2)]),
+    ),
     "hypernet": _tiny(MLP, "wrap=" + repr([dict(name="tune.hypernet")])),
     "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
@@ -781,6 +785,12 @@ WRAPS = (
         "wrap.0",
         values=dict(encoder="tests.option_kit.doubled", match="out\\.kernel$"),
         programs=UPDATE,
+    ),
+    Sweep(
+        "priors",
+        "wrap.0",
+        values=dict(stages=3, first=0.25, patch=4, width=8, depth=2, heads=4),
+        programs=PASSES,
     ),
     Sweep("concepts", "wrap.0", values=dict(encoder="tests.option_kit.doubled"), programs=UPDATE),
     Sweep(
