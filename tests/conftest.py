@@ -70,6 +70,7 @@ UNOPTIMISED = {
     "test_diffusion_couplings.py",
     "test_diffusion_descriptions.py",
     "test_diffusion_jumps.py",
+    "test_diffusion_nested.py",
     "test_diffusion_loss.py",
     "test_diffusion_solvers.py",
     "test_diffusion_umd.py",

@@ -6,6 +6,9 @@ fn(x [B, *shape]) -> [B, D] traced by JAX. Your own is a section with its dotted
 
 from __future__ import annotations
 
+import jax
+
+from jaxgen.errors import invalid
 from jaxgen.method import Encoder
 from jaxgen.metrics.extractors import classifier as classifiers
 
@@ -13,6 +16,19 @@ from jaxgen.metrics.extractors import classifier as classifiers
 def flat() -> Encoder:
     """The example itself, flattened."""
     return Encoder(lambda params, x: x.reshape(x.shape[0], -1))
+
+
+def pooled(*, side: int) -> Encoder:
+    """Means over side x side equal cells of images [B, H, W, C], flattened."""
+
+    def means(params: None, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        if side < 1 or height % side or width % side:
+            raise invalid("encoder.side", side, f"a divisor of {height} and {width}")
+        cells = x.reshape(batch, side, height // side, side, width // side, channels)
+        return cells.mean((2, 4)).reshape(batch, -1)
+
+    return Encoder(means)
 
 
 def classifier(*, file: str) -> Encoder:

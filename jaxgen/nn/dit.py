@@ -216,7 +216,7 @@ class DiT(nn.Module):
 
         c = self._condition(noise, condition, dtype)
         h = self._embed(patchify(x.astype(dtype), self.patch), c)
-        positions = sin_cos_2d(rows, columns, self.width).astype(dtype)
+        positions = self._positions(rows, columns).astype(dtype)
         h = (h.reshape(images, rows * columns, self.width) + positions).reshape(-1, self.width)
         angles = rope_2d(rows, columns, self.width // self.heads) if self.rope else None
         h, tapped = self._through(h, c, angles, (rows, columns), taps, train)
@@ -227,6 +227,10 @@ class DiT(nn.Module):
         """Patches [B * N, patch^2 C] -> tokens [B * N, width]."""
         init, dtype = nn.initializers.xavier_uniform(), compute_dtype(self.dtype)
         return nn.Dense(self.width, kernel_init=init, dtype=dtype, name="patch")(patches)
+
+    def _positions(self, rows: int, columns: int) -> jax.Array:
+        """What is added to the tokens of a grid, [rows * columns, width]."""
+        return sin_cos_2d(rows, columns, self.width)
 
     def _blocks(self, train: bool, shape: tuple[int, int]) -> Stack:
         return blocks_of(self, self.depth, self.width, self.heads, train)

@@ -101,6 +101,10 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
         MLP | dict(conditions=(("code", "vector", 2),)),
         "wrap=" + repr([dict(name="tune.concepts")]),
     ),
+    "priors": _tiny(
+        MLP | dict(conditions=(("prior", "vector", 2),)),
+        "wrap=" + repr([dict(name="tune.priors", width=16, depth=1, heads=2)]),
+    ),
     "hypernet": _tiny(MLP, "wrap=" + repr([dict(name="tune.hypernet")])),
     "inclusive": _tiny(MLP, "wrap=" + repr([INCLUSIVE])),
     "diffusion_tokens": _tiny(MLP, "wrap=" + repr([TOKENS | dict(sample=SHORT)])),
@@ -123,6 +127,14 @@ CASES: Mapping[str, tuple[str, list[str]]] = {
     "can": _tiny(DIT | dict(name="can.CAN", rank=2)),
     "diffit": _tiny(DIT | dict(name="diffit.DiffiT")),
     "dis": _tiny(dict(name="dis.DiS", patch=4, width=8, depth=3, states=2)),
+    "ascan": _tiny(
+        dict(name="ascan.AsCAN", width=8, head_channels=4, stages=("C", "T", "C"), attention="xla")
+    ),
+    "dimr": _tiny(
+        dict(name="dimr.DiMR", patch=2, depths=(1, 1), widths=(8, 4), heads=2, attention="xla")
+    ),
+    "iwin": _tiny(DIT | dict(name="iwin.Iwin", patch=2, window=2)),
+    "gsdm": _tiny(DIT | dict(name="gsdm.GSDM", edges=((0, 1), (1, 2)))),
     "dico": _tiny(dict(name="dico.DiCo", width=8, depths=(1, 1, 1))),
     "dit_moe": _tiny(DIT | dict(name="dit_moe.DiTMoE", experts=4)),
     "biggan": (
@@ -552,6 +564,36 @@ MODELS = (
         programs=NETWORK,
     ),
     Sweep(
+        "ascan",
+        "model",
+        values=HIDDEN | dict(stages=("C", "CT", "C"), head_channels=8, lowering="direct"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "dimr",
+        "model",
+        values=HIDDEN | dict(depths=(2, 1), widths=(8, 8), patch=1, kernel=3, lowering="direct"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "iwin",
+        "model",
+        values=HIDDEN | dict(patch=4, window=1, kernel=5, lowering="direct"),
+        skip=SIZED | TAKES | dict(rope="refused: windows are of distant patches"),
+        programs=NETWORK,
+    ),
+    Sweep(
+        "gsdm",
+        "model",
+        values=HIDDEN | dict(edges=((0, 3),), kinds=(0, 0, 1, 1)),
+        skip=SIZED
+        | TAKES
+        | dict(
+            attention="maps of a graph are the plain formula's", rope="refused: there are no places"
+        ),
+        programs=NETWORK,
+    ),
+    Sweep(
         "dico",
         "model",
         values=HIDDEN | dict(depths=(1, 2, 1), lowering="direct"),
@@ -746,6 +788,12 @@ WRAPS = (
         "wrap.0",
         values=dict(encoder="tests.option_kit.doubled", match="out\\.kernel$"),
         programs=UPDATE,
+    ),
+    Sweep(
+        "priors",
+        "wrap.0",
+        values=dict(stages=3, first=0.25, patch=4, width=8, depth=2, heads=4),
+        programs=PASSES,
     ),
     Sweep("concepts", "wrap.0", values=dict(encoder="tests.option_kit.doubled"), programs=UPDATE),
     Sweep(

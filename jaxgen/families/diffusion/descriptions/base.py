@@ -11,12 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.method import Sampler, fold
+from jaxgen.method import Sampler, fold, normal
 from jaxgen.method.chain import Chain, State
+from jaxgen.method.streams import OTHER
 
 PyTree = Any
 DRAW = 2
 """Descriptions draw below fold_in(key, 2); samplers of images use 0 and 1."""
+
+BLUR = 2**16
+"""An example's stream below `OTHER`: the noise on its description."""
 
 NAME = "description"
 """The condition's name."""
@@ -30,7 +34,9 @@ class Description:
     labels [B]) -> descriptions to sample with. calls: evaluations of a network that a draw costs.
     Where a draw has parameters to learn: init(key) -> params, and loss(params, descriptions,
     labels, keys [B]) -> [B], added to the denoiser's own. frozen: the arrays that `of` and `draw`
-    need (an encoder's, a database), which become arguments of the programs; None: none.
+    need (an encoder's, a database), which become arguments of the programs; None: none. noise: the
+    standard deviation of what is added to vectors in training, one or [D], so that they say less;
+    `loss` sees them with it, so that draws have it too.
     """
 
     of: Callable[[PyTree, jax.Array], jax.Array]
@@ -39,6 +45,14 @@ class Description:
     init: Callable[[jax.Array], PyTree] | None = None
     loss: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array] | None = None
     frozen: PyTree = None
+    noise: float | np.ndarray = 0.0
+
+    def told(self, frozen: PyTree, x: jax.Array, keys: jax.Array) -> jax.Array:
+        """The descriptions of examples x [B, ...] with keys [B], in training."""
+        found = jax.lax.stop_gradient(self.of(frozen, x))
+        if not np.any(self.noise):
+            return found
+        return found + self.noise * normal(fold(fold(keys, OTHER), BLUR), found.shape[1:])
 
     def example(self, x: jax.Array) -> jax.Array:
         """Zeros in the shape of the descriptions of x."""

@@ -65,7 +65,7 @@ class Draws:
         eps = self.eps(x0, keys)
         return eps, path.mix(x0, eps, t), target(kind, x0, eps, t, path, sigma_data=sigma_data)
 
-    def condition(self, x0: jax.Array, batch: Batch, frozen: PyTree) -> Any:
+    def condition(self, x0: jax.Array, batch: Batch, frozen: PyTree, keys: jax.Array) -> Any:
         """What the network is told of each example before any of it is dropped."""
         missing = [name for name in self.columns if name not in batch]
         if missing:
@@ -73,7 +73,7 @@ class Draws:
             raise invalid("model.conditions", missing[0], allowed)
         columns = {name: batch[name] for name in self.columns}
         if self.describe is not None:
-            return {NAME: jax.lax.stop_gradient(self.describe.of(frozen, x0)), **columns}
+            return {NAME: self.describe.told(frozen, x0, keys), **columns}
         return {"label": batch["label"], **columns} if columns else batch["label"]
 
     def dropped(self, told: Any, keys: jax.Array) -> Any:
@@ -138,7 +138,7 @@ def noised_batch(
     step = jax.random.fold_in(key, STEP_TIME)
     t, importance = draws.times.draw(fold(keys, TIME), step, batch["index"], path, extra["times"])
     eps, x, wanted = draws.at(path, kind, x0, keys, t, network.sigma_data)
-    told = draws.condition(x0, batch, params.get("frozen", {}).get("describe"))
+    told = draws.condition(x0, batch, params.get("frozen", {}).get("describe"), keys)
     condition = draws.dropped(told, keys)
     asked = taps_of(terms)
     output, variance, taps = network.tapped(
