@@ -153,7 +153,7 @@ def run_part(
     asked.add_argument("--seeds", type=int, default=3)
     given = asked.parse_args(arguments)
     if given.tiny:
-        given.images, given.samples, given.seeds = 256, 100, 1
+        given.images, given.samples, given.seeds = 256, 700, 1
     part, images = parts[given.part]
     rows: list[Row] = []
     model = subject(given.workdir)

@@ -448,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--seeds", type=int, default=3)
     given = asked.parse_args(arguments)
     if given.tiny:
-        given.images, given.samples, given.seeds = 320, 100, 1
+        given.images, given.samples, given.seeds = 320, 700, 1
     if "repulsion" in given.part and given.plain is None:
         asked.error("--plain: the part repulsion needs a model without labels")
     rows: list[Row] = []

@@ -130,7 +130,7 @@ def test_studies_run_in_miniature(module, workdir, tmp_path, capsys):
 def test_parts_run_in_miniature(module, part, workdir, tmp_path, capsys):
     out = tmp_path / "part.json"
     module.main(["--workdir", str(workdir), "--tiny", "--part", part, "--out", str(out)])
-    assert len(written(out)) >= 4
+    assert len({row["way"] for row in written(out)}) >= 2
     assert "| way |" in capsys.readouterr().out
 
 
