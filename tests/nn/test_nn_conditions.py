@@ -81,7 +81,7 @@ def test_plain_labels_run_the_program_that_they_ran(name, monkeypatch):
     assert functools.reduce(lambda tree, key: tree[key], path, variables["params"]).shape == shape
     assert "conditions" not in variables["params"]
     own = str(jax.make_jaxpr(module.apply)(variables, *args))
-    for file in ("dit", "edm2", "exits", "mlp", "unet", "uvit"):
+    for file in ("dit", "edm2", "exits", "long_skips", "mlp", "stages", "unet"):
         plain = lambda condition, table, *_, **options: table(condition)
         monkeypatch.setattr(importlib.import_module(f"jaxgen.nn.{file}"), "embed", plain)
     assert own == str(jax.make_jaxpr(module.apply)(variables, *args))
