@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxgen.mesh import places, position, size
 from jaxgen.nn import dit
 from jaxgen.nn.layers import compute_dtype, fill
-from jaxgen.nn.lit import Depthwise
+from jaxgen.nn.parallel import Depthwise
 from jaxgen.nn.stack import Stack, stacked
 from jaxgen.nn.stages import Stages
 

@@ -16,11 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import invalid
-from jaxgen.mesh import places, size
 from jaxgen.nn import dit
 from jaxgen.nn.layers import compute_dtype, normalise
-from jaxgen.nn.parallel import Dropout, split
+from jaxgen.nn.parallel import Dropout, biased_attention, split, whole_examples_only
 from jaxgen.nn.stack import Stack
 
 
@@ -51,15 +49,12 @@ class Block(dit.Block):
         angles: jax.Array | None,
         alone: jax.Array | None,
     ) -> jax.Array:
-        if places() is not None:
-            raise invalid("config.mesh.sequence", size("sequence"), "1 with relative positions")
+        whole_examples_only("with relative positions")
         time = self._columns(3 * self.width, "time_qkv")(condition)
         qkv, options = self._qkv(x, len(condition), angles)
         q, k, v = split(qkv + time[:, None], **options)
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
         bias = Relative(options["heads"], self.grid, name="relative")()
-        weights = nn.softmax(scores * q.shape[-1] ** -0.5 + bias).astype(v.dtype)
-        h = weights @ v
+        h = biased_attention(q, k, v, bias)
         if alone is not None:
             h = jnp.where(alone, v, h)
         return self._rows("proj")(h.transpose(0, 2, 1, 3).reshape(-1, qkv.shape[-1] // 3))

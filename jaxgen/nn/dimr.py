@@ -18,8 +18,7 @@ from jaxgen.errors import invalid
 from jaxgen.nn import dit
 from jaxgen.nn.conditions import Conditions, embed
 from jaxgen.nn.layers import compute_dtype, normalise
-from jaxgen.nn.lit import Depthwise
-from jaxgen.nn.parallel import Columns, Dropout, Rows
+from jaxgen.nn.parallel import Columns, Depthwise, Dropout, Rows
 from jaxgen.nn.positions import sin_cos_2d
 from jaxgen.nn.resample import double
 from jaxgen.nn.stack import stacked

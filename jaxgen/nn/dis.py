@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.mesh import places, size
+from jaxgen.mesh import size
 from jaxgen.nn.layers import compute_dtype
 from jaxgen.nn.long_skips import LongSkips
-from jaxgen.nn.parallel import Columns, Dropout, Rows, share
+from jaxgen.nn.parallel import Columns, Dropout, Rows, share, whole_examples_only
 from jaxgen.nn.stack import Taps
 
 # The paper's table 1 (from memory): 28.4, 119.1, 229.4, 404.0 and 900.6 million parameters. Here,
@@ -113,8 +113,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array | None = None) -> jax.Array:
         """x [B * length, width], skip [B, length, width] -> x [B * length, width]."""
-        if places() is not None:
-            raise invalid("config.mesh.sequence", size("sequence"), "1 with state spaces")
+        whole_examples_only("with state spaces")
         if skip is not None:
             both = jnp.concatenate([x, skip.reshape(x.shape)], axis=-1)
             x = nn.Dense(self.width, dtype=self.dtype, name="skip")(both)

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import invalid
-from jaxgen.mesh import places, size
 from jaxgen.nn import dit
-from jaxgen.nn.parallel import split
+from jaxgen.nn.parallel import biased_attention, split, whole_examples_only
 from jaxgen.nn.stack import Stack
 
 Edges = tuple[tuple[int, int], ...]
@@ -36,14 +35,11 @@ class Block(dit.Block):
         angles: jax.Array | None,
         alone: jax.Array | None,
     ) -> jax.Array:
-        if places() is not None:
-            raise invalid("config.mesh.sequence", size("sequence"), "1 with a graph")
+        whole_examples_only("with a graph")
         qkv, options = self._qkv(x, len(condition), angles)
         q, k, v = split(qkv, **options)
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
         joined = adjacency(self.nodes, self.edges)
-        weights = nn.softmax(jnp.where(joined, scores * q.shape[-1] ** -0.5, -jnp.inf))
-        h = weights.astype(v.dtype) @ v
+        h = biased_attention(q, k, v, np.where(joined, 0.0, -np.inf))
         if alone is not None:
             h = jnp.where(alone, v, h)
         return self._project(h.transpose(0, 2, 1, 3).reshape(-1, qkv.shape[-1] // 3), condition)

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.errors import invalid
-from jaxgen.mesh import places, size
 from jaxgen.nn import dit
-from jaxgen.nn.lit import Depthwise
-from jaxgen.nn.parallel import self_attention, values
+from jaxgen.nn.parallel import Depthwise, self_attention, values, whole_examples_only
 from jaxgen.nn.stack import Stack
 
 
@@ -35,8 +33,7 @@ class Block(dit.Block):
         angles: jax.Array | None,
         alone: jax.Array | None,
     ) -> jax.Array:
-        if places() is not None:
-            raise invalid("config.mesh.sequence", size("sequence"), "1 with windows")
+        whole_examples_only("with windows")
         qkv, options = self._qkv(x, len(condition), angles)
         windows = interleaved(qkv, self.grid, self.window)
         h = self_attention(windows, **options, implementation=self.implementation)

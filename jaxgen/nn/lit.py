@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jaxgen.errors import invalid
 from jaxgen.mesh import places, position
 from jaxgen.nn import dit
-from jaxgen.nn.convolution import depthwise
-from jaxgen.nn.parallel import on_grid, split
+from jaxgen.nn.parallel import Depthwise, split
 from jaxgen.nn.stack import Stack
 
 EPSILON = 1e-6
@@ -48,25 +47,6 @@ class Block(dit.Block):
         h, v = (a.transpose(0, 2, 1, 3).reshape(images, -1, qkv.shape[-1] // 3) for a in (h, v))
         h = h + Depthwise(self.kernel, self.grid, self.lowering, name="depthwise")(v)
         return self._rows("linear_proj")(h.reshape(-1, h.shape[-1]))
-
-
-class Depthwise(nn.Module):
-    """A depthwise convolution of tokens [B, n, C] on their grid."""
-
-    size: int
-    grid: tuple[int, int]
-    lowering: str
-
-    @nn.compact
-    def __call__(self, v: jax.Array) -> jax.Array:
-        """v [B, n, C], this device's tokens and channels -> the same."""
-        channels = v.shape[-1]
-        init, shape = nn.initializers.lecun_normal(), (self.size, self.size, 1, channels)
-        kernel = self.param("kernel", init, shape, jnp.float32).astype(v.dtype)
-        convolve = functools.partial(depthwise, kernel=kernel, lowering=self.lowering)
-        out = on_grid(v, self.grid, convolve)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return out + bias.astype(out.dtype)
 
 
 def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

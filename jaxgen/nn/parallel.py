@@ -1,4 +1,5 @@
-"""Parts of a network that know into how many pieces they are cut: dense layers, attention, dropout.
+"""Parts of a network that know into how many pieces they are cut: dense layers, attention, dropout,
+convolutions of tokens on their grid.
 
 Tensor parallelism: Shoeybi et al., "Megatron-LM" (2019), section 3: the first of two dense layers
 is cut by columns, the second by rows, and one sum over devices follows. Sequence parallelism: each
@@ -9,15 +10,18 @@ layers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.errors import invalid
 from jaxgen.mesh import BATCH, exchange, places, position, size
+from jaxgen.nn.convolution import depthwise
 from jaxgen.ops import Mask, attention, attention_with_lse, fused_attention, merge
 from jaxgen.ops.partial import EMPTY
 from jaxgen.ops.rotary import rms_norm, rotate
@@ -50,6 +54,42 @@ def on_grid(v: jax.Array, grid: tuple[int, int], fn: Callable[[jax.Array], jax.A
         out = jnp.pad(out, ((0, 0), (0, n * size("sequence") - total), (0, 0)))
         out = jax.lax.dynamic_slice_in_dim(out, position("sequence") * n, n, 1)
     return out
+
+
+def whole_examples_only(what: str) -> None:
+    """Raises UsageError, saying what needs it, where an example's tokens are cut."""
+    if places() is not None:
+        raise invalid("config.mesh.sequence", size("sequence"), f"1 {what}")
+
+
+def biased_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | np.ndarray
+) -> jax.Array:
+    """softmax(q k^T / sqrt(D) + bias) v of [B, heads, N, D] by the plain formula.
+
+    bias: [N, N] or [heads, N, N], -inf where a query does not look.
+    """
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    return nn.softmax(scores * q.shape[-1] ** -0.5 + bias).astype(v.dtype) @ v
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution of tokens [B, n, C] on their grid."""
+
+    size: int
+    grid: tuple[int, int]
+    lowering: str
+
+    @nn.compact
+    def __call__(self, v: jax.Array) -> jax.Array:
+        """v [B, n, C], this device's tokens and channels -> the same."""
+        channels = v.shape[-1]
+        init, shape = nn.initializers.lecun_normal(), (self.size, self.size, 1, channels)
+        kernel = self.param("kernel", init, shape, jnp.float32).astype(v.dtype)
+        convolve = functools.partial(depthwise, kernel=kernel, lowering=self.lowering)
+        out = on_grid(v, self.grid, convolve)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        return out + bias.astype(out.dtype)
 
 
 class Columns(nn.Module):
@@ -189,8 +229,7 @@ def received(q: jax.Array, k: jax.Array) -> jax.Array:
     The map of queries and keys [B, heads, N, D], its mean over heads (of all devices), summed over
     queries. Raises UsageError where tokens are cut along `sequence`.
     """
-    if places() is not None:
-        raise invalid("config.mesh.sequence", size("sequence"), "1, to read attention maps")
+    whole_examples_only("to read attention maps")
     scores = q.astype(jnp.float32) @ k.astype(jnp.float32).mT * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1).sum(-2).mean(1)
     return jax.lax.pmean(weights, "tensor") if size("tensor") > 1 else weights

@@ -20,7 +20,7 @@ OptimizerName = Literal["adamw", "adam", "muon", "sgd"]
 SEVERAL = re.compile(rf"{STACKED.pattern}|\bstudents\.")
 """Parameters of layers or networks side by side, whose leading axes number them."""
 MUON_RMS = 0.2
-"""Of muon's steps over the learning rate, as those of Adam are about (Liu et al. 2025, eq. 4)."""
+"""Of muon's steps over the learning rate, as those of Adam are about (Liu et al. 2025)."""
 
 
 def schedule(

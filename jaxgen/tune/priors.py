@@ -99,7 +99,8 @@ def priors(
     compressor = Compressor(size, width, depth, heads, patch)
 
     def code(params: PyTree, x: jax.Array) -> jax.Array:
-        return compressor.apply({"params": params["prior"]}, x)  # type: ignore[return-value]
+        found: Any = compressor.apply({"params": params["prior"]}, x)
+        return found
 
     def fresh(key: jax.Array) -> tuple[dict[str, PyTree], PyTree]:
         params, extra = training.fresh(key)
@@ -119,11 +120,11 @@ def priors(
         made = known(**options)
 
         def fn(params: PyTree, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            nothing = jnp.full((len(keys), size), jnp.nan)
-            x: jax.Array = made.fn(params, keys, {"label": labels, PRIOR: nothing})  # type: ignore[arg-type]
+            told: Any = {"label": labels, PRIOR: jnp.full((len(keys), size), jnp.nan)}
+            x = made.fn(params, keys, told)
             for stage in range(1, stages):
-                own = fold(fold(keys, STAGE), stage)
-                x = made.fn(params, own, {"label": labels, PRIOR: code(params, x)})  # type: ignore[arg-type]
+                told = {"label": labels, PRIOR: code(params, x)}
+                x = made.fn(params, fold(fold(keys, STAGE), stage), told)
             return x
 
         return Sampler(fn, stages * made.calls, stages * made.steps)
