@@ -13,9 +13,15 @@ import pytest
 from jaxgen import testing
 from jaxgen.errors import UsageError
 from jaxgen.method import is_constant
+from jaxgen.nn.ascan import AsCAN
+from jaxgen.nn.dico import DiCo
+from jaxgen.nn.dimr import DiMR
+from jaxgen.nn.dis import DiS
 from jaxgen.nn.dit import DiT
 from jaxgen.nn.edm2 import EDM2
 from jaxgen.nn.flops import multiply_adds
+from jaxgen.nn.gsdm import GSDM
+from jaxgen.nn.iwin import Iwin
 from jaxgen.nn.mlp import MLP
 from jaxgen.nn.unet import ADM, NCSNpp
 from jaxgen.nn.uvit import UViT
@@ -39,6 +45,12 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "adm": (ADM(**SMALL_UNET, head_channels=6), IMAGE),
     "edm2": (EDM2(**SMALL_UNET, head_channels=6), IMAGE),
     "uvit": (UViT(5, 2, depth=3, width=16, heads=2, patch=2, remat="none"), IMAGE),
+    "ascan": (AsCAN(5, 2, width=8, head_channels=4, stages=("C", "T", "C")), IMAGE),
+    "dico": (DiCo(5, 2, width=8, depths=(1, 1, 1), mlp_ratio=2.0), IMAGE),
+    "dimr": (DiMR(5, 2, depths=(1, 1), widths=(8, 8), heads=2), IMAGE),
+    "dis": (DiS(5, 2, depth=3, width=32, patch=2, states=4), IMAGE),
+    "gsdm": (GSDM(5, 2, depth=2, width=16, heads=2, patch=2, edges=((0, 1), (1, 2))), IMAGE),
+    "iwin": (Iwin(5, 2, depth=2, width=16, heads=2, patch=2, window=2), IMAGE),
     "dit_variants": (SMALL_DIT.clone(qk_norm=True, rope=True, swiglu=True), IMAGE),
 }
 
