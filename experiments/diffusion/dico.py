@@ -27,7 +27,7 @@ def seen(params: Any) -> jax.Array:
     """How many pixels of x the middle pixel of the last block's output depends on."""
 
     def middle(x: jax.Array) -> jax.Array:
-        tokens = NET.apply({"params": params}, x, *INPUTS[1:], taps=(3,))[1][3]  # type: ignore[index]
+        tokens = NET.apply({"params": params}, x, *INPUTS[1:], taps=(3,))[1][3]
         return tokens.reshape(*SHAPE[:2], -1)[5, 5].sum()
 
     return (jnp.abs(quick_jit(jax.grad(middle))(INPUTS[0])).sum((0, 3)) > 0).sum()
@@ -40,7 +40,7 @@ def checks() -> list[Check]:
     apply = quick_jit(lambda params: NET.apply(params, *INPUTS, taps=(1, 3)))
     results = []
     for name, variables in (("fresh", fresh), ("live", live)):
-        out, taps = apply(variables)  # type: ignore[misc]
+        out, taps = apply(variables)
         found = (
             below(f"output of a {name} network", jnp.abs(out).max(), 0.0),
             below(f"what blocks of a {name} one add", jnp.abs(taps[3] - taps[1]).max(), 0.0),

@@ -37,7 +37,7 @@ def moved(params: Any, silent: bool = False) -> jax.Array:
         }
     x = drawn(5, 1, *SHAPE)
     apply = quick_jit(lambda t: NET.apply({"params": params}, x, t, jnp.zeros(1, jnp.int32)))
-    return jnp.abs(apply(jnp.full(1, 0.1)) - apply(jnp.full(1, 0.9))).max()  # type: ignore[operator]
+    return jnp.abs(apply(jnp.full(1, 0.1)) - apply(jnp.full(1, 0.9))).max()
 
 
 def still(norm: Any) -> Any:

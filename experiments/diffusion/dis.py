@@ -45,9 +45,7 @@ def convolution(x: jax.Array, decay: jax.Array, enter: jax.Array, leave: jax.Arr
     k = jnp.arange(LENGTH)[:, None, None]
     kernel = jnp.einsum("kse,s,s->ke", jnp.exp(k * decay), enter, leave)
     padded = jnp.pad(x, ((0, 0), (LENGTH - 1, 0), (0, 0)))
-    return sum(  # type: ignore[return-value]
-        kernel[n] * padded[:, LENGTH - 1 - n : 2 * LENGTH - 1 - n] for n in range(LENGTH)
-    )
+    return sum(kernel[n] * padded[:, LENGTH - 1 - n : 2 * LENGTH - 1 - n] for n in range(LENGTH))
 
 
 def both_ways() -> tuple[jax.Array, jax.Array]:
@@ -58,7 +56,7 @@ def both_ways() -> tuple[jax.Array, jax.Array]:
     swapped = {**params, "forward": params["backward"], "backward": params["forward"]}
     apply = quick_jit(lambda p, x: block.apply({"params": p}, x))
     wanted = apply(params, x)[::-1]
-    return tuple(jnp.abs(apply(p, x[::-1]) - wanted).max() for p in (swapped, params))  # type: ignore[return-value]
+    return tuple(jnp.abs(apply(p, x[::-1]) - wanted).max() for p in (swapped, params))
 
 
 def checks() -> list[Check]:

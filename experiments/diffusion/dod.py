@@ -48,7 +48,7 @@ def drawn() -> tuple[Any, Any]:
 
     params = jax.jit(run, compiler_options=IN_HASTE)(data)
     keys = jax.random.split(jax.random.key(2), COUNT)
-    stages = [m.sampler(steps=8).fn(params, keys, labels) for m in of]  # type: ignore[misc]
+    stages = [m.sampler(steps=8).fn(params, keys, labels) for m in of]
     return [np.asarray(x).reshape(COUNT, 16) for x in stages], np.asarray(labels)
 
 

@@ -49,7 +49,7 @@ def ends(stage: Stage) -> tuple[np.ndarray, np.ndarray, int]:
         )
         for k in range(2)
     ]
-    return *(np.concatenate(pair, 1) for pair in parts), side  # type: ignore[return-value]
+    return *(np.concatenate(pair, 1) for pair in parts), side
 
 
 class Exact(nn.Module):

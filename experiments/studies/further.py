@@ -17,6 +17,7 @@ from experiments.studies.trained import Row, Subject, parser, shown, subject, ta
 from jaxgen import config as configs
 from jaxgen.data import normalise, to_host
 from jaxgen.method import Method, Spec, TrainState, sampling_params, update_with, with_frozen
+from jaxgen.method.learning import copied
 from jaxgen.metrics.sets.quantise import quantise
 from jaxgen.run import start
 from jaxgen.run.setup import TOP, Setup, set_up
@@ -60,7 +61,7 @@ def setup_of(
 def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> TrainState:
     """A first state with the parameters of the model that it starts from, or these groups.
 
-    Fresh where the setup starts from none; what is a copy of a group given is one of these.
+    Fresh where the setup starts from none; what begins as a copy of a group is one of these.
     """
     method = setup.method
     state = jax.jit(method.init)(jax.random.key(seed))
@@ -69,9 +70,8 @@ def begun(setup: Setup, seed: int, params: Mapping[str, Any] | None = None) -> T
         state = first(state)
     if params is None:
         return state
-    copies = {g: params[of] for g, of in method.training.copies.items() if of in params}
-    given = {**jax.tree.map(jnp.copy, copies), **params}
-    known = {**state.params, **{k: a for k, a in given.items() if k in state.params}}
+    known = {**state.params, **{k: a for k, a in params.items() if k in state.params}}
+    known = copied(known, method.training.copies)
     averages = {name: {g: known[g] for g in a} for name, a in state.ema.items()}
     return state.replace(params=known, ema=averages)
 

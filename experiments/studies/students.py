@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.studies.further import (
     BATCH,
+    SOLVED,
     Section,
     Trainer,
     averaged,
@@ -29,7 +30,6 @@ from experiments.studies.further import (
     setup_of,
 )
 from experiments.studies.trained import Row, Subject
-from experiments.studies.tuning import SOLVED
 from jaxgen.run.model import balanced_labels
 
 SMALL = dict(name="dit.DiT", patch=2, width=32, depth=2, heads=2)
