@@ -11,7 +11,7 @@ from jaxgen.errors import UsageError
 from jaxgen.mesh import Layout, using
 from jaxgen.nn.iwin import Iwin, interleaved, together
 from jaxgen.training.sharding import make_mesh
-from tests.nn_kit import check_on_mesh, inputs, live_variables
+from tests.nn_kit import check_on_mesh, inputs, live_variables, quick_jit
 
 IMAGE = (8, 12, 2)
 NET = Iwin(5, 2, depth=1, width=16, heads=2, patch=2, window=2, remat="none")
@@ -24,6 +24,25 @@ def test_a_window_is_of_distant_patches_and_goes_back():
     # Rows 2 apart, columns 3 apart.
     np.testing.assert_array_equal(windows[1, :, 0], [1, 4, 13, 16])
     np.testing.assert_array_equal(together(windows, (4, 6), 2), numbers)
+
+
+def test_without_its_convolution_a_patch_learns_of_its_own_window_alone():
+    net = NET.clone(num_classes=1, out_channels=2)
+    params = live_variables(net, IMAGE)["params"]
+    params["blocks"]["depthwise"] = jax.tree.map(jnp.zeros_like, params["blocks"]["depthwise"])
+    x = inputs(IMAGE, 1)[0]
+
+    def tokens(x):
+        """After the block, [24]."""
+        told = x, jnp.full(1, 0.5), jnp.zeros(1, jnp.int32)
+        return net.apply({"params": params}, *told, taps=(1,))[1][1][0].sum(-1)
+
+    slopes = np.abs(quick_jit(jax.jacobian(tokens))(x)[:, 0])
+    # Of each patch's elements, by rows and columns of patches.
+    links = slopes.reshape(4, 6, 4, 2, 6, 2, 2).max((3, 5, 6)) > 0
+    row, column, other_row, other_column = np.indices(links.shape)
+    same = (row % 2 == other_row % 2) & (column % 3 == other_column % 3)
+    np.testing.assert_array_equal(links, same)
 
 
 def test_it_is_the_same_on_a_mesh():
