@@ -59,6 +59,19 @@ def variables():
     return live_variables(NET, IMAGE)
 
 
+def test_every_level_of_the_u_is_joined_with_what_it_was_on_the_way_down():
+    net = NET.clone(depths=(1, 1, 1, 1, 1))
+    shape = (4, 8, 2)
+    params, args = live_variables(net, shape), inputs(shape, 2)
+    loss = lambda params: jnp.square(net.apply(params, *args)).sum()
+    grads = quick_jit(jax.grad(loss))(params)["params"]
+    for level, width in ((0, 8), (1, 16)):
+        # What came down lies behind what comes up.
+        kernel = grads[f"join_{level}"]["kernel"][0, 0]
+        assert kernel.shape[0] == 2 * width
+        assert (jnp.abs(kernel).max(1) > 0).all()
+
+
 def test_taps_are_of_every_stage():
     out, taps = quick_jit(functools.partial(NET.apply, taps=(1, 2, 3)))(variables(), *inputs(IMAGE))
     assert out.shape == (3, *IMAGE) and out.dtype == jnp.float32
