@@ -14,7 +14,7 @@ from jaxgen.method import Spec
 from jaxgen.nn.mlp import MLP
 from jaxgen.testing import check_sampler
 from jaxgen.training.ema import Averages
-from tests.nn_kit import live_params, quick_jit
+from tests.nn_kit import live_params, quick_jit, random_like
 
 SPEC = Spec((4, 4, 1), 2)
 CELLS = (dict(name="pooled", side=1), dict(name="pooled", side=2))
@@ -38,6 +38,18 @@ def test_levels_lie_side_by_side_and_each_has_its_scale_and_noise():
     told = plain.told(plain.frozen, many, jax.random.split(jax.random.key(1), 4000))
     np.testing.assert_array_equal(told[:, 0].std(), 0)
     np.testing.assert_allclose(told[:, 1:].std(0), 0.5, atol=0.03)
+
+
+def test_a_level_is_drawn_by_what_was_drawn_above_it_and_not_the_other_way():
+    describe = nested(SPEC, **SMALL)
+    params = random_like(jax.eval_shape(describe.init, jax.random.key(0)), 0.5)
+    keys, labels = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
+    draw = quick_jit(lambda params: describe.draw(params, describe.frozen, keys, labels))
+    changed = lambda name: {**params, name: jax.tree.map(lambda a: -a, params[name])}
+    before, above, below = (draw(p) for p in (params, changed("level_0"), changed("level_1")))
+    moved = jnp.abs(above - before) > 1e-5
+    assert moved[:, :1].all() and moved[:, 1:].any(1).all()
+    np.testing.assert_array_equal(below[:, :1], before[:, :1])
 
 
 def test_it_trains_and_samples_each_image_from_its_key():

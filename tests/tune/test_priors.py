@@ -42,6 +42,16 @@ def test_the_compressor_learns_with_the_denoiser_and_each_image_has_its_key():
     check_sampler(quick_jit(sampler.fn), params, jnp.arange(4, dtype=jnp.int32) % 2, atol=1e-4)
 
 
+def test_a_later_stage_is_told_what_the_compressor_says_of_the_sample_before():
+    keys, labels = jax.random.split(jax.random.key(2), 4), jnp.arange(4, dtype=jnp.int32) % 2
+    params = live_params(build())
+    other = {**params, "prior": jax.tree.map(lambda a: -a, params["prior"])}
+    for stages in (1, 2):
+        fn = quick_jit(build(stages=stages).sampler(solver="euler", steps=2, guidance=1.0).fn)
+        one, two = (fn(p, keys, labels) for p in (params, other))
+        assert (jnp.abs(one - two).max((1, 2, 3)) > 1e-5).all() == (stages == 2)
+
+
 def test_what_does_not_fit_is_a_usage_error():
     for make, match in (
         (lambda: build(told=()), "config.model.conditions"),
